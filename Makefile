@@ -1,0 +1,42 @@
+.PHONY: help demo test lint format clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+help:
+	@echo "make demo    train a tiny video teacher, distil it with DMD and with Salt, compare"
+	@echo "make test    run all tests"
+	@echo "make lint    ruff (check, format) and mypy --strict over src"
+	@echo "make format  let ruff mend what it can"
+	@echo "make clean   remove .venv, outputs and caches"
+	@echo "Options of the demo go into ARGS: make demo ARGS='--seed 1'"
+
+# torch first: left to the resolver, a plain 'torch' may pull gigabytes of CUDA packages.
+$(STAMP): pyproject.toml requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements-dev.txt)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m examples.tiny_video $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache

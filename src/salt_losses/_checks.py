@@ -1,0 +1,217 @@
+"""Argument checks shared by the public functions: every message names the argument, what came
+and what is wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Times: TypeAlias = "float | Tensor"
+
+
+def describe(value: object) -> str:
+    """`value` as an error message shows it: type, and shape and dtype for a tensor."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def values_readable(tensor: Tensor) -> bool:
+    """Whether looking at the values costs no host synchronisation and breaks no tracing."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype a loss is computed in: float32 at least, float64 where an input has it."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def check_float_tensor(name: str, value: object, *, min_dim: int = 1) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a floating-point tensor; got {describe(value)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor; got {describe(value)}")
+    if value.dim() < min_dim:
+        raise ValueError(
+            f"{name} must have at least {min_dim} dimension{'s' if min_dim > 1 else ''}; "
+            f"got {describe(value)}"
+        )
+    if value.numel() == 0:
+        raise ValueError(f"{name} must not be empty; got {describe(value)}")
+    return value
+
+
+def check_like(name: str, value: object, like_name: str, like: Tensor) -> Tensor:
+    """A float tensor with the shape and device of `like`. Its dtype may differ."""
+    tensor = check_float_tensor(name, value)
+    if tensor.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {like_name}, {list(like.shape)}; "
+            f"got {list(tensor.shape)}"
+        )
+    check_device(name, tensor, like_name, like)
+    return tensor
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be on the device of {like_name}, {like.device}; got {tensor.device}"
+        )
+
+
+def check_choice(name: str, value: object, known: Sequence[object]) -> None:
+    if not any(value is k or (isinstance(value, str) and value == k) for k in known):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
+
+
+def check_number(
+    name: str, value: object, *, low: float = -math.inf, above: float = -math.inf
+) -> float:
+    """A finite real number, `>= low` and `> above`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {describe(value)}")
+    number = float(value)
+    if not math.isfinite(number) or number < low or number <= above:
+        if above > -math.inf:
+            wanted = f"a finite number above {above:g}"
+        elif low > -math.inf:
+            wanted = f"a finite number of at least {low:g}"
+        else:
+            wanted = "a finite number"
+        raise ValueError(f"{name} must be {wanted}; got {value!r}")
+    return number
+
+
+def check_count(name: str, value: object, *, low: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer; got {describe(value)}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}; got {value}")
+    return value
+
+
+def as_times(name: str, t: object, x: Tensor, x_name: str = "x") -> Tensor:
+    """`t` as a tensor `[B]` or `[B, F]` on the device of `x`, its values checked where readable.
+
+    A float becomes `[B]` in float64, so that differences of times stay exact until they meet `x`.
+    """
+    if isinstance(t, (int, float)) and not isinstance(t, bool):
+        if not 0.0 <= float(t) <= 1.0:
+            raise ValueError(f"{name} must be a noise level in [0, 1]; got {t!r}")
+        # MPS and other devices without float64 hold times in float32.
+        dtype = torch.float32 if x.device.type == "mps" else torch.float64
+        return torch.full(x.shape[:1], float(t), dtype=dtype, device=x.device)
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        raise TypeError(f"{name} must be a float or a floating-point tensor; got {describe(t)}")
+    if t.dim() not in (1, 2) or t.shape != x.shape[: t.dim()]:
+        wanted = f"[{x.shape[0]}]"
+        if x.dim() > 1:
+            wanted += f" or {list(x.shape[:2])}"
+        raise ValueError(
+            f"{name} must be a float or of shape {wanted}, the leading dimensions of {x_name}; "
+            f"got shape {list(t.shape)}"
+        )
+    check_device(name, t, x_name, x)
+    check_unit_interval(name, t)
+    return t
+
+
+def check_unit_interval(name: str, t: Tensor) -> None:
+    if values_readable(t):
+        bad = ~((t >= 0) & (t <= 1))
+        if bad.any():
+            index = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name} must be noise levels in [0, 1]; got {t[tuple(index)].item():g} "
+                f"at index {_index(index)}"
+            )
+
+
+def check_order(
+    low_name: str, low: Tensor, high_name: str, high: Tensor, where: Tensor | None = None
+) -> None:
+    """`low < high` elementwise (where `where`); with no `where`, `low <= high`."""
+    if values_readable(low) and values_readable(high):
+        bad = low > high if where is None else (low >= high) & where
+        if bad.any():
+            index = bad.nonzero()[0].tolist()
+            relation = "must not lie above" if where is None else "must lie below"
+            raise ValueError(
+                f"{low_name} {relation} {high_name}; got {low_name}={low[tuple(index)].item():g}, "
+                f"{high_name}={high[tuple(index)].item():g} at index {_index(index)}"
+            )
+
+
+def _index(index: list[int]) -> str:
+    return str(index[0]) if len(index) == 1 else str(tuple(index))
+
+
+def spread(t: Tensor, x: Tensor) -> Tensor:
+    """`[B]` or `[B, F]` times, shaped to broadcast against `x` and in its compute dtype."""
+    t = t.to(compute_dtype(x.dtype))
+    return t.reshape(t.shape + (1,) * (x.dim() - t.dim()))
+
+
+def as_grid(name: str, times: object, device: torch.device) -> Tensor:
+    """A grid of at least two strictly decreasing noise levels, as a tensor on `device`."""
+    if not isinstance(times, Tensor):
+        return torch.tensor(grid_floats(name, times), dtype=torch.float64, device=device)
+    if not times.is_floating_point():
+        raise TypeError(f"{name} must hold floating-point noise levels; got {describe(times)}")
+    if times.dim() != 1:
+        raise ValueError(
+            f"{name} must be a grid of noise levels, [K + 1]; got shape {list(times.shape)}"
+        )
+    if values_readable(times) or times.shape[0] < 2:
+        _check_grid(name, times.tolist())
+    return times.to(device)
+
+
+def grid_floats(name: str, times: object) -> list[float]:
+    """The same grid as Python floats. A tensor that is not on the CPU has to be waited for."""
+    if isinstance(times, Tensor):
+        grid: list[float] = as_grid(name, times, times.device).tolist()
+    elif isinstance(times, Sequence) and not isinstance(times, str):
+        grid = [_as_float(name, t) for t in times]
+    else:
+        raise TypeError(f"{name} must be a tensor or a sequence of floats; got {describe(times)}")
+    _check_grid(name, grid)
+    return grid
+
+
+def _check_grid(name: str, grid: list[float]) -> None:
+    if len(grid) < 2:
+        raise ValueError(f"{name} must hold at least two noise levels; got {grid}")
+    if not all(0.0 <= t <= 1.0 for t in grid):
+        raise ValueError(f"{name} must be noise levels in [0, 1]; got {grid}")
+    if not all(s < t for t, s in pairwise(grid)):
+        raise ValueError(f"{name} must be strictly decreasing; got {grid}")
+
+
+def _as_float(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must hold floats; got {describe(value)}")
+    return float(value)
+
+
+def as_mask(mask: object, x: Tensor, x_name: str) -> Tensor:
+    """A boolean mask with the shape of `x` or of its leading dimensions, shaped to broadcast."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a boolean tensor; got {describe(mask)}")
+    if mask.dim() == 0 or mask.shape != x.shape[: mask.dim()]:
+        raise ValueError(
+            f"mask must have the shape of {x_name}, {list(x.shape)}, or of its leading "
+            f"dimensions; got shape {list(mask.shape)}"
+        )
+    check_device("mask", mask, x_name, x)
+    return mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim()))

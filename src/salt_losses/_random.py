@@ -1,0 +1,85 @@
+"""Draws that never touch the global random stream, in eager mode and under `torch.compile`.
+
+`torch.compile` cannot take a `torch.Generator` into a graph (torch 2.13). While it traces, the
+generator is looked up in a registry by an opaque operator instead; the trace is guarded on the
+generator's identity, so another generator means another trace.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._checks import describe
+
+# Strong references on purpose: an id that a compiled graph knows must not be used again.
+_generators: dict[int, torch.Generator] = {}
+_FRESH = 0
+
+torch.library.define(
+    "salt_losses::draw",
+    "(int[] shape, ScalarType dtype, Device device, bool normal, int key) -> Tensor",
+    # Keeps the compiler from merging two draws that look alike.
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+
+
+@torch.library.impl("salt_losses::draw", "BackendSelect")
+def _draw_op(
+    shape: list[int], dtype: torch.dtype, device: torch.device, normal: bool, key: int
+) -> Tensor:
+    return _draw(shape, dtype, device, normal, _generators.get(key))
+
+
+@torch.library.register_fake("salt_losses::draw")  # type: ignore[untyped-decorator]
+def _draw_fake(
+    shape: list[int], dtype: torch.dtype, device: torch.device, normal: bool, key: int
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _register(generator: torch.Generator) -> int:
+    _generators[id(generator)] = generator
+    return id(generator)
+
+
+def _draw(
+    shape: list[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    normal: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if generator is None:
+        generator = torch.Generator(device)
+        generator.seed()
+    sample = torch.randn if normal else torch.rand
+    return sample(shape, dtype=dtype, device=device, generator=generator)
+
+
+def check_generator(generator: object, device: torch.device) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None; got {describe(generator)}")
+    if not torch.compiler.is_compiling() and generator.device.type != device.type:
+        raise ValueError(
+            f"generator must be on the device of the draw, {device.type}; "
+            f"got one on {generator.device.type}"
+        )
+
+
+def draw(
+    shape: torch.Size, like: Tensor, generator: torch.Generator | None, *, normal: bool
+) -> Tensor:
+    """Uniform [0, 1) or standard normal values with the dtype and device of `like`.
+
+    Without a generator the draw is seeded afresh by the operating system: it is not reproducible,
+    and it leaves the global stream where it was.
+    """
+    if torch.compiler.is_compiling():
+        key = _FRESH if generator is None else _register(generator)
+        op = torch.ops.salt_losses.draw
+        return op(list(shape), like.dtype, like.device, normal, key)  # type: ignore[no-any-return]
+    return _draw(list(shape), like.dtype, like.device, normal, generator)

@@ -1,0 +1,218 @@
+"""Distribution matching distillation: the update direction, its surrogate loss, the critic's loss
+(eq. 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ._checks import (
+    as_mask,
+    check_choice,
+    check_count,
+    check_float_tensor,
+    check_like,
+    check_number,
+    compute_dtype,
+)
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance as the DMD trainers write it: `cond + scale * (cond - uncond)`.
+
+    Args:
+        cond, uncond: conditional and unconditional predictions (x0 or velocity), same shape.
+        scale: guidance scale; 0 returns `cond` (other codebases call this a scale of 1).
+
+    Returns:
+        The guided prediction, the shape of `cond`.
+
+    Raises:
+        TypeError, ValueError: predictions that differ in shape or device, a scale that is no
+            finite number.
+
+    Example:
+        >>> import torch
+        >>> guide(torch.tensor([2.0]), torch.tensor([1.0]), 3.0)
+        tensor([5.])
+    """
+    check_float_tensor("cond", cond)
+    check_like("uncond", uncond, "cond", cond)
+    return cond + (cond - uncond) * check_number("scale", scale)
+
+
+@torch.no_grad()
+def dmd_grad(
+    fake_x0: Tensor,
+    real_x0: Tensor,
+    generated: Tensor,
+    *,
+    normalize: str | None = "sample",
+    frames_per_block: int | None = None,
+) -> Tensor:
+    """The DMD update direction (eq. 4), `(fake_x0 - real_x0) / n`.
+
+    The difference of the two scores at one noised sample, written with the x0-predictions that
+    both networks make of it. Non-finite entries become 0.
+
+    Args:
+        fake_x0: x0-prediction of the fake score (the critic), `[B, ...]`.
+        real_x0: x0-prediction of the real score (the teacher), guided; same shape.
+        generated: the generator's sample that was noised, same shape.
+        normalize: what n is. `"sample"`: the mean of `|generated - real_x0|` over everything but
+            the batch (in float32 bit-identical to Self Forcing's on finite values). `"block"`:
+            that mean for each block of frames, for `[B, F, ...]`. `None`: 1.
+        frames_per_block: frames of a block; with `normalize="block"` only. Must divide F.
+
+    Returns:
+        The detached direction, the shape of `generated`, in float32 (float64 where an input is).
+
+    Raises:
+        TypeError, ValueError: inputs that differ in shape or device, have fewer than 2 dimensions,
+            an unknown `normalize`, or a `frames_per_block` that is missing or does not fit.
+
+    Example:
+        >>> import torch
+        >>> fake, real = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 1.0]])
+        >>> dmd_grad(fake, real, generated=torch.tensor([[2.0, 4.0]]))
+        tensor([[1., 0.]])
+    """
+    check_float_tensor("generated", generated, min_dim=2)
+    check_like("fake_x0", fake_x0, "generated", generated)
+    check_like("real_x0", real_x0, "generated", generated)
+    check_choice("normalize", normalize, ("sample", "block", None))
+    _check_frames_per_block(normalize, frames_per_block, generated)
+
+    dtype = compute_dtype(fake_x0.dtype, real_x0.dtype, generated.dtype)
+    grad = _subtract(fake_x0, real_x0, dtype)
+    if normalize is not None:
+        distance = _subtract(generated, real_x0, dtype).abs_()
+        first = 1
+        if normalize == "block":
+            grad, distance = (
+                rearrange(u, "b (n f) ... -> b n f ...", f=frames_per_block)
+                for u in (grad, distance)
+            )
+            first = 2
+        grad = grad.div_(distance.mean(dim=list(range(first, distance.dim())), keepdim=True))
+    return grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).view(generated.shape)
+
+
+def _subtract(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """`a - b` in `dtype`, in one new tensor."""
+    return a - b if a.dtype == b.dtype == dtype else a.to(dtype, copy=True).sub_(b)
+
+
+def _check_frames_per_block(
+    normalize: str | None, frames_per_block: int | None, generated: Tensor
+) -> None:
+    if normalize != "block":
+        if frames_per_block is not None:
+            raise ValueError(
+                f"frames_per_block is for normalize='block' only; got {frames_per_block!r} "
+                f"with normalize={normalize!r}"
+            )
+        return
+    if frames_per_block is None:
+        raise ValueError("frames_per_block must be given with normalize='block'")
+    check_count("frames_per_block", frames_per_block)
+    if generated.dim() < 3 or generated.shape[1] % frames_per_block:
+        raise ValueError(
+            f"frames_per_block must divide the frames of generated, [B, F, ...]; "
+            f"got {frames_per_block} for shape {list(generated.shape)}"
+        )
+
+
+class _DMDLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, generated: Tensor, grad: Tensor, mask: Tensor | None) -> Tensor:
+        count = torch.tensor(grad.numel(), dtype=grad.dtype, device=grad.device)
+        if mask is not None:
+            count = mask.expand_as(grad).sum().clamp(min=1).to(grad.dtype)
+            grad = grad.masked_fill(~mask, 0.0)
+        ctx.save_for_backward(grad, count)
+        ctx.dtype = generated.dtype
+        # A norm reads grad once and allocates nothing.
+        half: Tensor = 0.5 * torch.linalg.vector_norm(grad).square()
+        return half / count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None]:
+        grad, count = ctx.saved_tensors
+        return (grad * (grad_output / count)).to(ctx.dtype), None, None
+
+
+def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The surrogate whose gradient w.r.t. `generated` is `grad / number of elements`.
+
+    It stands for `0.5 * mse(generated, stop_gradient(generated - grad))`, value and gradient, but
+    never forms that difference, so that the rounding of `generated - grad` is not an issue and no
+    float64 copies are needed.
+
+    Args:
+        generated: the generator's sample `[B, ...]`, on the autograd graph.
+        grad: the update direction from `dmd_grad`, same shape; taken as a constant.
+        mask: boolean, the shape of `generated` or of its leading dimensions; elements that are
+            False count for nothing. With no element left, the loss is 0.
+
+    Returns:
+        0-dim tensor: half the mean of `grad ** 2` over the (unmasked) elements, in float32 at
+        least.
+
+    Raises:
+        TypeError, ValueError: inputs that differ in shape or device, a mask that is not boolean or
+            does not fit.
+
+    Example:
+        >>> import torch
+        >>> generated = torch.zeros(1, 2, requires_grad=True)
+        >>> dmd_loss(generated, torch.tensor([[1.0, 3.0]])).backward()
+        >>> generated.grad
+        tensor([[0.5000, 1.5000]])
+    """
+    check_float_tensor("generated", generated)
+    check_like("grad", grad, "generated", generated)
+    grad = grad.detach().to(compute_dtype(generated.dtype, grad.dtype))
+    expanded = None if mask is None else as_mask(mask, generated, "generated")
+    loss: Tensor = _DMDLoss.apply(generated, grad, expanded)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def critic_loss(
+    velocity_pred: Tensor, generated: Tensor, noise: Tensor, *, mask: Tensor | None = None
+) -> Tensor:
+    """The fake score's flow-matching loss: mean of `(velocity_pred - (noise - generated)) ** 2`.
+
+    Args:
+        velocity_pred: the critic's velocity at `add_noise(generated, noise, t)`, `[B, ...]`.
+        generated: the generator's sample, same shape; taken as a constant.
+        noise: the noise it was mixed with, same shape; taken as a constant.
+        mask: boolean, the shape of `generated` or of its leading dimensions; elements that are
+            False count for nothing. With no element left, the loss is 0.
+
+    Returns:
+        0-dim tensor, in float32 at least.
+
+    Raises:
+        TypeError, ValueError: inputs that differ in shape or device, a mask that is not boolean or
+            does not fit.
+
+    Example:
+        >>> import torch
+        >>> critic_loss(torch.ones(1, 4), generated=torch.zeros(1, 4), noise=torch.ones(1, 4) * 3)
+        tensor(4.)
+    """
+    check_float_tensor("velocity_pred", velocity_pred)
+    check_like("generated", generated, "velocity_pred", velocity_pred)
+    check_like("noise", noise, "velocity_pred", velocity_pred)
+    dtype = compute_dtype(velocity_pred.dtype, generated.dtype, noise.dtype)
+    target = _subtract(noise.detach(), generated.detach(), dtype)
+    error = (velocity_pred - target).square()
+    if mask is None:
+        return error.mean()
+    keep = as_mask(mask, velocity_pred, "velocity_pred").expand_as(error)
+    return torch.where(keep, error, 0.0).sum() / keep.sum().clamp(min=1)

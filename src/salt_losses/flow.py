@@ -1,0 +1,128 @@
+"""The rectified-flow path: `x_t = (1 - t) * x0 + t * noise`, with `v = dx/dt = noise - x0`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._checks import (
+    Times,
+    as_times,
+    check_float_tensor,
+    check_like,
+    check_order,
+    spread,
+    values_readable,
+)
+
+
+def add_noise(x0: Tensor, noise: Tensor, t: Times) -> Tensor:
+    """The state at noise level `t`: `x_t = (1 - t) * x0 + t * noise`.
+
+    Args:
+        x0: clean samples `[B, ...]`.
+        noise: standard normal noise, the shape of `x0`.
+        t: noise level in [0, 1] (1 is pure noise): a float, `[B]` or `[B, F]`.
+
+    Returns:
+        `x_t`, the shape and dtype of `x0`; computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, device, or `t` outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> x0, noise = torch.zeros(2, 3), torch.ones(2, 3)
+        >>> add_noise(x0, noise, torch.tensor([0.25, 1.0]))
+        tensor([[0.2500, 0.2500, 0.2500],
+                [1.0000, 1.0000, 1.0000]])
+    """
+    check_float_tensor("x0", x0)
+    check_like("noise", noise, "x0", x0)
+    t_ = spread(as_times("t", t, x0, "x0"), x0)
+    return ((1 - t_) * x0 + t_ * noise).to(x0.dtype)
+
+
+def velocity_to_x0(x_t: Tensor, v: Tensor, t: Times) -> Tensor:
+    """The clean sample that a velocity points to: `x0 = x_t - t * v`.
+
+    Args:
+        x_t: states `[B, ...]`.
+        v: velocities, the shape of `x_t`.
+        t: noise level of `x_t` in [0, 1]: a float, `[B]` or `[B, F]`.
+
+    Returns:
+        `x0`, the shape and dtype of `x_t`; computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, device, or `t` outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> velocity_to_x0(torch.tensor([[0.5]]), torch.tensor([[2.0]]), 0.25)
+        tensor([[0.]])
+    """
+    check_float_tensor("x_t", x_t)
+    check_like("v", v, "x_t", x_t)
+    t_ = spread(as_times("t", t, x_t, "x_t"), x_t)
+    return (x_t - t_ * v).to(x_t.dtype)
+
+
+def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
+    """The velocity that leads from `x_t` to `x0`: `v = (x_t - x0) / t`.
+
+    Args:
+        x_t: states `[B, ...]`.
+        x0: clean samples, the shape of `x_t`.
+        t: noise level of `x_t` in (0, 1]: a float, `[B]` or `[B, F]`. At 0 the velocity is not
+            determined: checked for floats and CPU tensors, NaN or infinite elsewhere.
+
+    Returns:
+        `v`, the shape and dtype of `x_t`; computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, device, or `t` outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> x0_to_velocity(torch.tensor([[0.5]]), torch.tensor([[0.0]]), 0.25)
+        tensor([[2.]])
+    """
+    check_float_tensor("x_t", x_t)
+    check_like("x0", x0, "x_t", x_t)
+    times = as_times("t", t, x_t, "x_t")
+    _check_positive(times)
+    return ((x_t - x0) / spread(times, x_t)).to(x_t.dtype)
+
+
+def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:
+    """One Euler update from noise level `t` down to `s` (eq. 5): `x_s = x_t - (t - s) * v`.
+
+    Args:
+        x: states `[B, ...]` at noise level `t`.
+        v: velocities at `(x, t)`, the shape of `x`.
+        t, s: noise levels, `0 <= s <= t <= 1`: floats, `[B]` or `[B, F]`.
+
+    Returns:
+        `x_s`, the shape and dtype of `x`; computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape or device, a time outside
+            [0, 1], or `s` above `t`.
+
+    Example:
+        >>> import torch
+        >>> euler_step(torch.tensor([[1.0]]), torch.tensor([[2.0]]), 0.75, 0.5)
+        tensor([[0.5000]])
+    """
+    check_float_tensor("x", x)
+    check_like("v", v, "x", x)
+    t_, s_ = as_times("t", t, x), as_times("s", s, x)
+    if t_.dim() != s_.dim():  # a [B] next to a [B, F]: align from the left
+        t_, s_ = (u if u.dim() == 2 else u[:, None].expand(x.shape[:2]) for u in (t_, s_))
+    check_order("s", s_, "t", t_)
+    return (x - spread(t_ - s_, x) * v).to(x.dtype)
+
+
+def _check_positive(t: Tensor) -> None:
+    if values_readable(t) and (t == 0).any():
+        raise ValueError("t must be above 0: the velocity is not determined at noise level 0")

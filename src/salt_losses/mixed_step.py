@@ -1,0 +1,249 @@
+"""Which step count, which terms, which grids: the plan of each training iteration (sec. 3.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checks import check_count, check_number, describe
+from .schedule import step_schedule
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepPlan:
+    """What one iteration does. Grids are float64 CPU tensors of noise levels, 1.0 ... 0.0.
+
+    Attributes:
+        iteration: the iteration that the plan is for, from 0.
+        num_steps: K, the rollout's step count.
+        times: T(K), `[K + 1]`.
+        use_sc: whether the self-consistency term is on (K in `sc_steps`).
+        use_align: whether the reference alignment is on.
+        reference_steps: step count of the reference rollout; `None` without alignment.
+        reference_times: its grid; `None` without alignment.
+        train_times: the grid of `max(step_counts)`, where `t_m` is from (eq. 9).
+        inference_times: the grid of `inference_steps`, where `t_e` is from (eq. 9).
+    """
+
+    iteration: int
+    num_steps: int
+    times: Tensor
+    use_sc: bool
+    use_align: bool
+    reference_steps: int | None
+    reference_times: Tensor | None
+    train_times: Tensor
+    inference_times: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StepPlan):
+            return NotImplemented
+        return all(
+            torch.equal(a, b)
+            if isinstance(a, Tensor) and isinstance(b, Tensor)
+            else a is b or a == b
+            for a, b in (
+                (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.iteration, self.num_steps, self.use_sc, self.use_align))
+
+
+class MixedStepScheduler:
+    """Draws a step count K for each iteration, and says which terms of eq. 13 are on.
+
+    The plan is a pure function of `(seed, iteration)`: every rank gets the same one without
+    talking, and a resumed run gets the one it would have had. Python's and PyTorch's global random
+    streams are not touched.
+
+    The step counts, their probabilities and the warm-up are the paper's (app. B), as are K = 8 for
+    the self-consistency term and the references 2 -> 4 and 4 -> 8. `align_prob` is ours.
+
+    Args:
+        step_counts: the step counts K to train on, distinct.
+        probs: their probabilities; sum to 1.
+        shift: time shift of all grids (see `shift_time`).
+        sc_steps: step counts at which the self-consistency term is on.
+        align_reference: low step count -> step count of its reference rollout, a larger multiple.
+        align_warmup: iterations before the alignment may switch on.
+        align_prob: probability of the alignment, after the warm-up, at the step counts that have
+            a reference.
+        inference_steps: step count of the grid that `t_e` is from. Divides `max(step_counts)`
+            where `sc_steps` is not empty.
+        seed: makes the plans.
+
+    Raises:
+        TypeError, ValueError: settings of the wrong type, that contradict each other, or
+            probabilities that do not sum to 1.
+
+    Example:
+        >>> scheduler = MixedStepScheduler(seed=0)
+        >>> plan = scheduler.step()
+        >>> plan.iteration, plan.num_steps in (2, 4, 8), plan.use_sc == (plan.num_steps == 8)
+        (0, True, True)
+    """
+
+    def __init__(
+        self,
+        step_counts: Sequence[int] = (2, 4, 8),
+        probs: Sequence[float] = (0.2, 0.4, 0.4),
+        *,
+        shift: float = 1.0,
+        sc_steps: Sequence[int] = (8,),
+        align_reference: Mapping[int, int] = {2: 4, 4: 8},
+        align_warmup: int = 600,
+        align_prob: float = 0.5,
+        inference_steps: int = 4,
+        seed: int = 0,
+    ) -> None:
+        self.step_counts = _counts("step_counts", step_counts)
+        if not self.step_counts:
+            raise ValueError("step_counts must hold at least one step count; got none")
+        self.probs = _probabilities(probs, len(self.step_counts))
+        self.shift = check_number("shift", shift, above=0.0)
+        self.sc_steps = _counts("sc_steps", sc_steps)
+        self.align_reference = _references(align_reference)
+        self.align_warmup = check_count("align_warmup", align_warmup, low=0)
+        self.align_prob = check_number("align_prob", align_prob, low=0.0)
+        if self.align_prob > 1:
+            raise ValueError(f"align_prob must be a probability in [0, 1]; got {align_prob!r}")
+        self.inference_steps = check_count("inference_steps", inference_steps)
+        if self.sc_steps and max(self.step_counts) % self.inference_steps:
+            raise ValueError(
+                f"inference_steps must divide the largest step count, {max(self.step_counts)}, "
+                f"so that the inference grid is part of the training grid; got {inference_steps}"
+            )
+        # Any integer: Python's random seeds from its decimal text.
+        self.seed = check_count("seed", seed, low=-(2**63))
+        self.iteration = 0
+
+    def plan(self, iteration: int) -> StepPlan:
+        """The plan of `iteration` (from 0), whatever was asked before."""
+        check_count("iteration", iteration, low=0)
+        # Seeding from text hashes it with SHA-512: the same on every machine and Python version.
+        rng = random.Random(f"salt-losses {self.seed} {iteration}")
+        num_steps = _choose(self.step_counts, self.probs, rng.random())
+        aligned = (
+            rng.random() < self.align_prob
+            and iteration >= self.align_warmup
+            and num_steps in self.align_reference
+        )
+        reference_steps = self.align_reference[num_steps] if aligned else None
+        return StepPlan(
+            iteration=iteration,
+            num_steps=num_steps,
+            times=step_schedule(num_steps, self.shift),
+            use_sc=num_steps in self.sc_steps,
+            use_align=aligned,
+            reference_steps=reference_steps,
+            reference_times=(
+                None if reference_steps is None else step_schedule(reference_steps, self.shift)
+            ),
+            train_times=step_schedule(max(self.step_counts), self.shift),
+            inference_times=step_schedule(self.inference_steps, self.shift),
+        )
+
+    def step(self) -> StepPlan:
+        """The plan of the next iteration; counts it."""
+        plan = self.plan(self.iteration)
+        self.iteration += 1
+        return plan
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next iteration and all settings."""
+        return {"iteration": self.iteration, "settings": self._settings()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: it is no state of a `MixedStepScheduler`, or one with other settings: the
+                message names those that differ. Nothing is changed then.
+        """
+        if not isinstance(state_dict, Mapping) or set(state_dict) != {"iteration", "settings"}:
+            got = sorted(state_dict) if isinstance(state_dict, Mapping) else describe(state_dict)
+            raise ValueError(
+                "state_dict must be the state of a MixedStepScheduler, with keys 'iteration' and "
+                f"'settings'; got {got}"
+            )
+        ours, theirs = self._settings(), dict(state_dict["settings"])
+        differ = [
+            f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
+            for name in {**ours, **theirs}
+            if name not in ours or name not in theirs or ours[name] != theirs[name]
+        ]
+        if differ:
+            raise ValueError(f"state_dict is from other settings: {', '.join(differ)}")
+        self.iteration = check_count("state_dict['iteration']", state_dict["iteration"], low=0)
+
+    def _settings(self) -> dict[str, Any]:
+        """Lists and dicts of plain values, as they come back from JSON or `torch.load` alike."""
+        return {
+            "step_counts": list(self.step_counts),
+            "probs": list(self.probs),
+            "shift": self.shift,
+            "sc_steps": list(self.sc_steps),
+            "align_reference": [list(pair) for pair in sorted(self.align_reference.items())],
+            "align_warmup": self.align_warmup,
+            "align_prob": self.align_prob,
+            "inference_steps": self.inference_steps,
+            "seed": self.seed,
+        }
+
+
+def _choose(step_counts: Sequence[int], probs: Sequence[float], u: float) -> int:
+    total = 0.0
+    for count, prob in zip(step_counts, probs):
+        total += prob
+        if u < total:
+            return count
+    # The sum may round to just below 1: the last one that can occur.
+    return max(zip(step_counts, probs), key=lambda pair: pair[1])[0]
+
+
+def _counts(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of step counts; got {describe(value)}")
+    counts = tuple(check_count(f"{name}[{i}]", v) for i, v in enumerate(value))
+    if len(set(counts)) != len(counts):
+        raise ValueError(f"{name} must be distinct; got {list(counts)}")
+    return counts
+
+
+def _probabilities(value: object, length: int) -> tuple[float, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"probs must be a sequence of probabilities; got {describe(value)}")
+    probs = tuple(check_number(f"probs[{i}]", v, low=0.0) for i, v in enumerate(value))
+    if len(probs) != length:
+        raise ValueError(
+            f"probs must hold one probability for each of the {length} step_counts; "
+            f"got {len(probs)}"
+        )
+    if abs(sum(probs) - 1.0) > 1e-6:
+        raise ValueError(f"probs must sum to 1; got {list(probs)}, which sum to {sum(probs):g}")
+    return probs
+
+
+def _references(value: object) -> dict[int, int]:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"align_reference must map step counts to step counts; got {describe(value)}"
+        )
+    references = {}
+    for low, high in value.items():
+        check_count("align_reference's key", low)
+        check_count(f"align_reference[{low}]", high)
+        if high <= low or high % low:
+            raise ValueError(
+                f"align_reference[{low}] must be a larger multiple of {low}, "
+                f"so that the grids nest; got {high}"
+            )
+        references[low] = high
+    return references

@@ -1,0 +1,245 @@
+"""The semigroup defect: how far a direct update is from two composed ones (eq. 5-8, 14-16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import (
+    as_mask,
+    as_times,
+    check_choice,
+    check_float_tensor,
+    check_like,
+    check_order,
+    compute_dtype,
+    describe,
+    grid_floats,
+    spread,
+)
+from ._random import check_generator
+from .flow import euler_step
+from .sampling import VelocityFn, consistency_step, velocity_at
+from .shortcut import SAME_TIME, ShortcutTriple
+
+
+def semigroup_defect_loss(
+    velocity_fn: VelocityFn,
+    x_s: Tensor,
+    triple: ShortcutTriple,
+    *,
+    v_s: Tensor | None = None,
+    mask: Tensor | None = None,
+    stop_grad: str | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """The self-consistency loss (eq. 8): `|x^(1) - x^(2)|^2` at `t_e`.
+
+    `x^(1)` is one Euler update from `t_s` to `t_e` (eq. 6), `x^(2)` two by way of `t_m` (eq. 7).
+    They share their first leg, so `x^(1) - x^(2) = (t_m - t_e) * (v_m - v_s)` exactly, with `v_m`
+    the velocity at `t_m`. It is computed in that form: no two nearly equal states are subtracted,
+    and the accuracy survives bfloat16.
+
+    Args:
+        velocity_fn: `velocity_fn(x, t)` with `x` like `x_s` and `t` `[B]` or `[B, F]` (float32,
+            float64 for a float64 `x_s`) returns the velocity. Conditioning is its closure.
+        x_s: states `[B, ...]` at `t_s`.
+        triple: from `shortcut_triple_sampler`; its tensors are `[B]` or `[B, F]`.
+        v_s: the velocity at `(x_s, t_s)`, if at hand. Then `velocity_fn` is called once, at `t_m`;
+            otherwise twice. The number of calls never depends on values.
+        mask: boolean, the shape of `x_s` or of its leading dimensions; elements that are False
+            count for nothing.
+        stop_grad: `None`: both endpoints carry gradient, as in the paper. `"direct"` or
+            `"composed"`: that endpoint is a constant.
+        reduction: `"mean"`: mean over the elements of feasible samples. `"norm"`: eq. 8 literally,
+            the mean over feasible samples of the squared norm. `"none"`: for each sample the mean
+            over its elements, `[B]`. Infeasible samples count for nothing, and are 0 in `"none"`;
+            with none feasible the result is 0 and still has a gradient path.
+            With `[B, F]` times a frame is feasible or not, and `"norm"` averages over frames.
+
+    Returns:
+        0-dim tensor, `[B]` with `reduction="none"`; in float32 at least.
+
+    Raises:
+        TypeError, ValueError: inputs that differ in shape or device, times out of order, unknown
+            names, a `velocity_fn` that returns another shape.
+
+    Example:
+        >>> import torch
+        >>> from salt_losses import shortcut_triple_sampler
+        >>> triple = shortcut_triple_sampler(torch.tensor([1.0]), [1.0, 0.5, 0.0], [1.0, 0.0])
+        >>> straight = lambda x, t: torch.ones_like(x)
+        >>> semigroup_defect_loss(straight, torch.zeros(1, 2), triple)
+        tensor(0.)
+    """
+    check_float_tensor("x_s", x_s)
+    if not callable(velocity_fn):
+        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    if v_s is not None:
+        check_like("v_s", v_s, "x_s", x_s)
+    check_choice("stop_grad", stop_grad, (None, "direct", "composed"))
+    check_choice("reduction", reduction, ("mean", "norm", "none"))
+    t_s, t_m, t_e, feasible = _check_triple(triple, x_s)
+    keep = None if mask is None else as_mask(mask, x_s, "x_s")
+
+    if v_s is None:
+        v_s = velocity_at(velocity_fn, x_s, t_s)
+    x_m = (x_s - spread(t_s - t_m, x_s) * v_s).to(x_s.dtype)
+    if stop_grad == "composed":
+        with torch.no_grad():
+            v_m = velocity_at(velocity_fn, x_m.detach(), t_m)
+    else:
+        v_m = velocity_at(velocity_fn, x_m, t_m)
+
+    gap = _difference(v_m, v_s.detach() if stop_grad == "direct" else v_s)
+    leg = spread(t_m - t_e, x_s)
+    if stop_grad is not None:
+        # Value 0. It carries the gradient of the leg that one endpoint no longer shares:
+        # d x^(2) = d x_m - leg * d v_m with x^(1) fixed, d x^(1) = d x_m - leg * d v_s otherwise.
+        first_leg = x_m - x_m.detach()
+        gap = gap + (first_leg if stop_grad == "composed" else -first_leg) / leg.where(leg > 0, 1.0)
+    squared, count = _squared_and_count(gap, leg, feasible, keep)
+    return _reduce(squared, count, feasible, reduction)
+
+
+def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not isinstance(triple, tuple) or len(triple) != 4:
+        raise TypeError(
+            f"triple must be a ShortcutTriple(t_s, t_m, t_e, feasible); got {describe(triple)}"
+        )
+    times = [
+        as_times(f"triple.{name}", t, x_s, "x_s")
+        for name, t in zip(("t_s", "t_m", "t_e"), triple[:3])
+    ]
+    t_s, t_m, t_e = times
+    feasible = triple[3]
+    if not isinstance(feasible, Tensor) or feasible.dtype != torch.bool:
+        raise TypeError(f"triple.feasible must be a boolean tensor; got {describe(feasible)}")
+    if not t_s.shape == t_m.shape == t_e.shape == feasible.shape:
+        raise ValueError(
+            "triple must hold tensors of one shape; got "
+            + ", ".join(f"{n} {list(t.shape)}" for n, t in zip(ShortcutTriple._fields, triple))
+        )
+    check_order("t_m", t_m, "t_s", t_s, where=feasible)
+    check_order("t_e", t_e, "t_m", t_m, where=feasible)
+    return t_s, t_m, t_e, feasible
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """`a - b` in float32 at least, in one new tensor."""
+    dtype = compute_dtype(a.dtype, b.dtype)
+    return a - b if a.dtype == dtype else a.to(dtype).sub_(b)
+
+
+def _squared_and_count(
+    gap: Tensor, leg: Tensor, feasible: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Per time (`[B]` or `[B, F]`): the squared norm of `leg * gap`, and its number of elements."""
+    lead = feasible.dim()
+    if keep is None:
+        count = torch.full_like(feasible, gap[(0,) * lead].numel(), dtype=gap.dtype)
+    else:
+        count = keep.expand_as(gap).reshape(*feasible.shape, -1).sum(-1).to(gap.dtype)
+        gap = gap.masked_fill(~keep, 0.0)
+    flat = gap.reshape(*feasible.shape, -1)
+    # norm, then square: reads the gap once, where square, then sum, would write it as well.
+    squared = (leg.reshape(feasible.shape) * torch.linalg.vector_norm(flat, dim=-1)).square()
+    zero = torch.zeros_like(count)
+    return torch.where(feasible, squared, zero), torch.where(feasible, count, zero)
+
+
+def _reduce(squared: Tensor, count: Tensor, feasible: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return squared.sum() / count.sum().clamp(min=1)
+    if reduction == "norm":
+        return squared.sum() / feasible.sum().clamp(min=1)
+    if feasible.dim() == 2:
+        squared, count = squared.sum(1), count.sum(1)
+    return squared / count.clamp(min=1)
+
+
+class SemigroupDefect(NamedTuple):
+    """`per_interval`: `[K]`, NaN where an interval holds no training point; `mean`: 0-dim."""
+
+    per_interval: Tensor
+    mean: Tensor
+
+
+@torch.no_grad()
+def semigroup_defect(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    inference_times: Tensor | Sequence[float],
+    train_times: Tensor | Sequence[float],
+    *,
+    solver: str = "consistency",
+    generator: torch.Generator | None = None,
+) -> SemigroupDefect:
+    """How badly a sampler's own steps compose (eq. 16), measured along its path.
+
+    For each interval `(t_s, t_e)` of the inference grid, at the states that the solver visits:
+    `|x^(1) - x^(2)|^2 / (|x^(1) - x_s|^2 + 1e-8)`, the mean over the batch and over every training
+    point `t_m` strictly inside the interval. It is relative to the distance moved, so a model that
+    hardly moves gains nothing.
+
+    Args:
+        velocity_fn: as in `semigroup_defect_loss`.
+        noise: initial states `[B, ...]` at the first inference time.
+        inference_times: the sampler's grid `[K + 1]`, strictly decreasing.
+        train_times: the fine grid, `[M + 1]`, strictly decreasing. (Under `torch.compile` both
+            grids are sequences of floats, as they decide how many calls are made.)
+        solver: `"consistency"` (denoise, then noise again) or `"euler"`.
+        generator: noise of the consistency solver, on the device of `noise`. Without one it is
+            seeded afresh; the global stream is never used.
+
+    Returns:
+        `SemigroupDefect(per_interval, mean)`; the mean leaves out NaN intervals.
+
+    Raises:
+        TypeError, ValueError: an unknown solver, grids that are empty or not strictly decreasing,
+            a generator on another device.
+
+    Example:
+        >>> import torch
+        >>> decay = lambda x, t: x  # dx/dt = x: curved, so one Euler step is not two
+        >>> result = semigroup_defect(decay, torch.ones(1, 1), [1.0, 0.0], [1.0, 0.5, 0.0])
+        >>> result.mean
+        tensor(0.0625)
+    """
+    check_float_tensor("noise", noise)
+    check_choice("solver", solver, ("consistency", "euler"))
+    check_generator(generator, noise.device)
+    if not callable(velocity_fn):
+        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    times = grid_floats("inference_times", inference_times)
+    fine = grid_floats("train_times", train_times)
+
+    x, intervals = noise, []
+    for t_s, t_e in pairwise(times):
+        v_s = velocity_at(velocity_fn, x, t_s)
+        inside = [t_m for t_m in fine if t_e + SAME_TIME < t_m < t_s - SAME_TIME]
+        defects = [_defect(velocity_fn, x, v_s, t_s, t_m, t_e) for t_m in inside]
+        nan = torch.full((), float("nan"), dtype=compute_dtype(x.dtype), device=x.device)
+        intervals.append(torch.stack(defects).mean() if defects else nan)
+        if solver == "euler":
+            x = euler_step(x, v_s, t_s, t_e)
+        else:
+            x = consistency_step(x, v_s, t_s, t_e, generator)
+    per_interval = torch.stack(intervals)
+    return SemigroupDefect(per_interval, per_interval.nanmean())
+
+
+def _defect(
+    velocity_fn: VelocityFn, x_s: Tensor, v_s: Tensor, t_s: float, t_m: float, t_e: float
+) -> Tensor:
+    x_m = euler_step(x_s, v_s, t_s, t_m)
+    v_m = velocity_at(velocity_fn, x_m, t_m)
+    dtype = compute_dtype(v_m.dtype)
+    apart = (t_m - t_e) * _difference(v_m, v_s).flatten(1).norm(dim=1)
+    moved = (t_s - t_e) * v_s.to(dtype).flatten(1).norm(dim=1)
+    defect: Tensor = (apart.square() / (moved.square() + 1e-8)).mean()
+    return defect
