@@ -9,6 +9,7 @@ from .dmd import critic_loss, dmd_grad, dmd_loss, guide
 from .flow import add_noise, euler_step, velocity_to_x0, x0_to_velocity
 from .mixed_step import MixedStepScheduler, StepPlan
 from .objective import SaltConfig, salt_loss
+from .relational import relational_align_loss
 from .sampling import consistency_sample, euler_sample
 from .schedule import shift_time, step_schedule
 from .semigroup import SemigroupDefect, semigroup_defect, semigroup_defect_loss
@@ -30,6 +31,7 @@ __all__ = [
     "euler_sample",
     "euler_step",
     "guide",
+    "relational_align_loss",
     "salt_loss",
     "semigroup_defect",
     "semigroup_defect_loss",

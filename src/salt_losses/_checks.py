@@ -15,9 +15,12 @@ Times: TypeAlias = "float | Tensor"
 
 
 def describe(value: object) -> str:
-    """`value` as an error message shows it: type, and shape and dtype for a tensor."""
+    """`value` as an error message shows it: no contents of tensors, however deep they hide."""
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor of shape {list(value.shape)}"
+    if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
+        return f"a {type(value).__name__} of {len(value)}"
     return f"{value!r} ({type(value).__name__})"
 
 
@@ -132,7 +135,7 @@ def check_unit_interval(name: str, t: Tensor) -> None:
         if bad.any():
             index = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"{name} must be noise levels in [0, 1]; got {t[tuple(index)].item():g} "
+                f"{name} must hold noise levels in [0, 1]; got {t[tuple(index)].item():g} "
                 f"at index {_index(index)}"
             )
 
@@ -142,7 +145,12 @@ def check_order(
 ) -> None:
     """`low < high` elementwise (where `where`); with no `where`, `low <= high`."""
     if values_readable(low) and values_readable(high):
-        bad = low > high if where is None else (low >= high) & where
+        if where is None:
+            # In the coarser dtype: one noise level in float32 and in float64 is one noise level.
+            coarse = min(low.dtype, high.dtype, key=lambda dtype: dtype.itemsize)
+            bad = low.to(coarse) > high.to(coarse)
+        else:
+            bad = (low >= high) & where
         if bad.any():
             index = bad.nonzero()[0].tolist()
             relation = "must not lie above" if where is None else "must lie below"
@@ -165,21 +173,31 @@ def spread(t: Tensor, x: Tensor) -> Tensor:
 def as_grid(name: str, times: object, device: torch.device) -> Tensor:
     """A grid of at least two strictly decreasing noise levels, as a tensor on `device`."""
     if not isinstance(times, Tensor):
-        return torch.tensor(grid_floats(name, times), dtype=torch.float64, device=device)
+        times = torch.tensor(grid_floats(name, times), dtype=torch.float64, device="cpu")
     if not times.is_floating_point():
         raise TypeError(f"{name} must hold floating-point noise levels; got {describe(times)}")
     if times.dim() != 1:
         raise ValueError(
             f"{name} must be a grid of noise levels, [K + 1]; got shape {list(times.shape)}"
         )
-    if values_readable(times) or times.shape[0] < 2:
+    if times.device.type not in ("cpu", device.type):
+        where = "the CPU" if device.type == "cpu" else f"the CPU or on {device}"
+        raise ValueError(f"{name} must be on {where}; got {times.device}")
+    if times.shape[0] < 2:
+        raise ValueError(
+            f"{name} must hold at least two noise levels; got shape {list(times.shape)}"
+        )
+    if values_readable(times):
         _check_grid(name, times.tolist())
-    return times.to(device)
+    # From the CPU the host need not wait: the driver copies the few bytes before it returns.
+    return times.to(device, non_blocking=times.device.type == "cpu")
 
 
 def grid_floats(name: str, times: object) -> list[float]:
     """The same grid as Python floats. A tensor that is not on the CPU has to be waited for."""
     if isinstance(times, Tensor):
+        if times.is_meta:
+            raise ValueError(f"{name} must hold values; got a tensor on the meta device")
         grid: list[float] = as_grid(name, times, times.device).tolist()
     elif isinstance(times, Sequence) and not isinstance(times, str):
         grid = [_as_float(name, t) for t in times]
@@ -193,7 +211,7 @@ def _check_grid(name: str, grid: list[float]) -> None:
     if len(grid) < 2:
         raise ValueError(f"{name} must hold at least two noise levels; got {grid}")
     if not all(0.0 <= t <= 1.0 for t in grid):
-        raise ValueError(f"{name} must be noise levels in [0, 1]; got {grid}")
+        raise ValueError(f"{name} must hold noise levels in [0, 1]; got {grid}")
     if not all(s < t for t, s in pairwise(grid)):
         raise ValueError(f"{name} must be strictly decreasing; got {grid}")
 

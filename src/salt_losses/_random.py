@@ -1,25 +1,27 @@
 """Draws that never touch the global random stream, in eager mode and under `torch.compile`.
 
-`torch.compile` cannot take a `torch.Generator` into a graph (torch 2.13). While it traces, the
-generator is looked up in a registry by an opaque operator instead; the trace is guarded on the
-generator's identity, so another generator means another trace.
+`torch.compile` cannot take a `torch.Generator` into a graph (torch 2.13). While it traces, each
+draw gets a key instead, by which an opaque operator looks its generator up; the trace is guarded on
+the generator's identity, so another generator means another trace.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
 
 from ._checks import describe
 
-# Strong references on purpose: an id that a compiled graph knows must not be used again.
-_generators: dict[int, torch.Generator] = {}
-_FRESH = 0
+# Strong references on purpose: an identity that a graph is guarded on must not be used again.
+_generators: dict[int, torch.Generator | None] = {}
+_keys = itertools.count()
 
 torch.library.define(
     "salt_losses::draw",
     "(int[] shape, ScalarType dtype, Device device, bool normal, int key) -> Tensor",
-    # Keeps the compiler from merging two draws that look alike.
+    # Keeps the compiler from drawing again in backward.
     tags=(torch.Tag.nondeterministic_seeded,),
 )
 
@@ -28,7 +30,7 @@ torch.library.define(
 def _draw_op(
     shape: list[int], dtype: torch.dtype, device: torch.device, normal: bool, key: int
 ) -> Tensor:
-    return _draw(shape, dtype, device, normal, _generators.get(key))
+    return _draw(shape, dtype, device, normal, _generators[key])
 
 
 @torch.library.register_fake("salt_losses::draw")  # type: ignore[untyped-decorator]
@@ -39,9 +41,11 @@ def _draw_fake(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _register(generator: torch.Generator) -> int:
-    _generators[id(generator)] = generator
-    return id(generator)
+def _register(generator: torch.Generator | None) -> int:
+    # A key for each draw: the partitioner of the backward graph merges calls with equal arguments.
+    key = next(_keys)
+    _generators[key] = generator
+    return key
 
 
 def _draw(
@@ -79,7 +83,7 @@ def draw(
     and it leaves the global stream where it was.
     """
     if torch.compiler.is_compiling():
-        key = _FRESH if generator is None else _register(generator)
         op = torch.ops.salt_losses.draw
+        key = _register(generator)
         return op(list(shape), like.dtype, like.device, normal, key)  # type: ignore[no-any-return]
     return _draw(list(shape), like.dtype, like.device, normal, generator)

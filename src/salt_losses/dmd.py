@@ -127,17 +127,19 @@ def _check_frames_per_block(
 
 
 class _DMDLoss(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, generated: Tensor, grad: Tensor, mask: Tensor | None) -> Tensor:
-        count = torch.tensor(grad.numel(), dtype=grad.dtype, device=grad.device)
-        if mask is not None:
-            count = mask.expand_as(grad).sum().clamp(min=1).to(grad.dtype)
-            grad = grad.masked_fill(~mask, 0.0)
-        ctx.save_for_backward(grad, count)
-        ctx.dtype = generated.dtype
+    def forward(generated: Tensor, grad: Tensor, count: Tensor) -> Tensor:
         # A norm reads grad once and allocates nothing.
         half: Tensor = 0.5 * torch.linalg.vector_norm(grad).square()
         return half / count
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        generated, grad, count = inputs
+        ctx.save_for_backward(grad, count)
+        ctx.dtype = generated.dtype
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -177,8 +179,14 @@ def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> 
     check_float_tensor("generated", generated)
     check_like("grad", grad, "generated", generated)
     grad = grad.detach().to(compute_dtype(generated.dtype, grad.dtype))
-    expanded = None if mask is None else as_mask(mask, generated, "generated")
-    loss: Tensor = _DMDLoss.apply(generated, grad, expanded)  # type: ignore[no-untyped-call]
+    if mask is None:
+        # Filled on the device: torch.tensor would copy, and make the host wait.
+        count = torch.full((), grad.numel(), dtype=grad.dtype, device=grad.device)
+    else:
+        keep = as_mask(mask, generated, "generated")
+        count = keep.expand_as(grad).sum().clamp(min=1).to(grad.dtype)
+        grad = grad.masked_fill(~keep, 0.0)
+    loss: Tensor = _DMDLoss.apply(generated, grad, count)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -211,8 +219,9 @@ def critic_loss(
     check_like("noise", noise, "velocity_pred", velocity_pred)
     dtype = compute_dtype(velocity_pred.dtype, generated.dtype, noise.dtype)
     target = _subtract(noise.detach(), generated.detach(), dtype)
-    error = (velocity_pred - target).square()
+    error = velocity_pred - target
     if mask is None:
-        return error.mean()
+        return error.square().mean()
     keep = as_mask(mask, velocity_pred, "velocity_pred").expand_as(error)
-    return torch.where(keep, error, 0.0).sum() / keep.sum().clamp(min=1)
+    # Masked before the square: a NaN there would come back in the gradient, as 0 * NaN.
+    return error.masked_fill(~keep, 0.0).square().sum() / keep.sum().clamp(min=1)

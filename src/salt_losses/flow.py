@@ -10,6 +10,7 @@ from ._checks import (
     check_float_tensor,
     check_like,
     check_order,
+    compute_dtype,
     spread,
     values_readable,
 )
@@ -91,7 +92,8 @@ def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
     check_like("x0", x0, "x_t", x_t)
     times = as_times("t", t, x_t, "x_t")
     _check_positive(times)
-    return ((x_t - x0) / spread(times, x_t)).to(x_t.dtype)
+    difference = x_t.to(compute_dtype(x_t.dtype)) - x0
+    return (difference / spread(times, x_t)).to(x_t.dtype)
 
 
 def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:

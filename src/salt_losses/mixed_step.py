@@ -167,13 +167,16 @@ class MixedStepScheduler:
             ValueError: it is no state of a `MixedStepScheduler`, or one with other settings: the
                 message names those that differ. Nothing is changed then.
         """
-        if not isinstance(state_dict, Mapping) or set(state_dict) != {"iteration", "settings"}:
+        known = {"iteration", "settings"}
+        if not isinstance(state_dict, Mapping) or set(state_dict) != known:
             got = sorted(state_dict) if isinstance(state_dict, Mapping) else describe(state_dict)
             raise ValueError(
                 "state_dict must be the state of a MixedStepScheduler, with keys 'iteration' and "
                 f"'settings'; got {got}"
             )
-        ours, theirs = self._settings(), dict(state_dict["settings"])
+        ours, theirs = self._settings(), state_dict["settings"]
+        if not isinstance(theirs, Mapping):
+            raise ValueError(f"state_dict['settings'] must be a mapping; got {describe(theirs)}")
         differ = [
             f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
             for name in {**ours, **theirs}

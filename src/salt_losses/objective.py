@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
-from ._checks import check_choice, check_count, check_number, describe
+from ._checks import check_choice, check_count, check_device, check_number, describe
 from .mixed_step import MixedStepScheduler, StepPlan
 
 
@@ -147,7 +147,7 @@ def salt_loss(
         ("align", align, plan.use_align, config.align_weight),
     ):
         if term is not None:
-            _scalar(name, term)
+            check_device(name, _scalar(name, term), "dmd", dmd)
         if wanted and weight > 0:
             if term is None:
                 raise ValueError(
@@ -159,8 +159,8 @@ def salt_loss(
 
 
 def _scalar(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a 0-dim tensor; got {describe(value)}")
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a 0-dim floating-point tensor; got {describe(value)}")
     if value.dim() != 0:
-        raise ValueError(f"{name} must be a 0-dim tensor; got {describe(value)}")
+        raise ValueError(f"{name} must be a 0-dim floating-point tensor; got {describe(value)}")
     return value

@@ -37,7 +37,8 @@ def shift_time(t: T, shift: float) -> T:
         raise TypeError(f"t must be a float or a floating-point tensor; got {describe(t)}")
     elif not 0.0 <= t <= 1.0:
         raise ValueError(f"t must be a noise level in [0, 1]; got {t!r}")
-    return shift * t / (1 + (shift - 1) * t)
+    # The denominator as a sum of positive terms: 1 stays exactly 1, whatever the shift.
+    return shift * t / (shift * t + (1 - t))
 
 
 def step_schedule(num_steps: int, shift: float = 1.0) -> Tensor:
@@ -67,4 +68,4 @@ def step_schedule(num_steps: int, shift: float = 1.0) -> Tensor:
     grid = [shift_time(i / num_steps, shift) for i in range(num_steps, -1, -1)]
     if not all(s < t for t, s in pairwise(grid)):
         raise ValueError(f"shift must leave {num_steps} steps distinct in float64; got {shift!r}")
-    return torch.tensor(grid, dtype=torch.float64)
+    return torch.tensor(grid, dtype=torch.float64, device="cpu")

@@ -13,6 +13,7 @@ from ._checks import (
     as_mask,
     as_times,
     check_choice,
+    check_device,
     check_float_tensor,
     check_like,
     check_order,
@@ -124,6 +125,7 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
             "triple must hold tensors of one shape; got "
             + ", ".join(f"{n} {list(t.shape)}" for n, t in zip(ShortcutTriple._fields, triple))
         )
+    check_device("triple.feasible", feasible, "x_s", x_s)
     check_order("t_m", t_m, "t_s", t_s, where=feasible)
     check_order("t_e", t_e, "t_m", t_m, where=feasible)
     return t_s, t_m, t_e, feasible
@@ -239,7 +241,7 @@ def _defect(
     x_m = euler_step(x_s, v_s, t_s, t_m)
     v_m = velocity_at(velocity_fn, x_m, t_m)
     dtype = compute_dtype(v_m.dtype)
-    apart = (t_m - t_e) * _difference(v_m, v_s).flatten(1).norm(dim=1)
-    moved = (t_s - t_e) * v_s.to(dtype).flatten(1).norm(dim=1)
+    apart = (t_m - t_e) * _difference(v_m, v_s).reshape(len(x_s), -1).norm(dim=1)
+    moved = (t_s - t_e) * v_s.to(dtype).reshape(len(x_s), -1).norm(dim=1)
     defect: Tensor = (apart.square() / (moved.square() + 1e-8)).mean()
     return defect

@@ -1,0 +1,12 @@
+"""Salt in existing training loops, one module for each trainer.
+
+`attach(target, config)` adds it, `handle.detach()` takes it away; only instance attributes of the
+given objects change. The modules import nothing of the trainers.
+"""
+
+from ._engine import SaltHandle
+from ._launch import launch
+from ._record import record
+from ._seams import MissingSeamError
+
+__all__ = ["MissingSeamError", "SaltHandle", "launch", "record"]

@@ -1,0 +1,93 @@
+"""`attach` and `attached` of every adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .._checks import describe
+from ..objective import SaltConfig
+from ._engine import SaltHandle
+from ._seams import SeamCheck, check_model, check_pipeline, check_streaming
+
+
+class Adapter:
+    """What an adapter module is made of: the trainer's name and the seams that only it has.
+
+    Args:
+        trainer: its name, for messages.
+        streaming: whether it may train on chunks of one long rollout (LongLive).
+    """
+
+    def __init__(self, trainer: str, *, streaming: bool = False) -> None:
+        self.trainer, self.streaming = trainer, streaming
+
+    def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
+        config = SaltConfig() if config is None else config
+        if not isinstance(config, SaltConfig):
+            raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
+        model, trainer, streaming = self._parts(target)
+        check = SeamCheck(self.trainer)
+        if trainer is not None:
+            check.attribute(trainer, "trainer.step", int)
+        check_model(check, model, config.align_features if _aligns(config) else None)
+        if streaming is not None:
+            check_streaming(check, streaming)
+        check.finish()
+        self._check_pipeline(check, model, streaming is not None)
+        _check_settings(model, config)
+        handle = SaltHandle(model, trainer, streaming, config)
+        handle._attach()
+        return handle
+
+    @contextmanager
+    def attached(self, target: Any, config: SaltConfig | None = None) -> Iterator[SaltHandle]:
+        handle = self.attach(target, config)
+        try:
+            yield handle
+        finally:
+            handle.detach()
+
+    def _parts(self, target: Any) -> tuple[Any, Any | None, Any | None]:
+        """`(model, trainer, streaming model)` of a trainer, a model or a streaming model."""
+        if self.streaming and hasattr(target, "base_model"):
+            return target.base_model, None, target
+        if hasattr(target, "model") and not hasattr(target, "generator_loss"):
+            streaming = getattr(target, "streaming_model", None) if self.streaming else None
+            return target.model, target, streaming
+        return target, None, None
+
+    def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> None:
+        """A pipeline that is built later is built once now, looked at, and dropped: it only
+        stores what it is given."""
+        pipeline = model.inference_pipeline
+        if pipeline is None:
+            try:
+                model._initialize_inference_pipeline()
+                pipeline = model.inference_pipeline
+            finally:
+                model.inference_pipeline = None
+        check_pipeline(check, pipeline, streaming)
+        check.finish()
+
+
+def _aligns(config: SaltConfig) -> bool:
+    return config.align_weight > 0 and config.align_prob > 0 and bool(config.align_reference)
+
+
+def _check_settings(model: Any, config: SaltConfig) -> None:
+    """Settings that only the trainer at hand can refuse."""
+    if _aligns(config) and config.align_block is not None:
+        blocks = len(getattr(model, config.align_features).model.blocks)
+        if config.align_block >= blocks:
+            raise ValueError(
+                f"align_block must be an index into the {blocks} blocks of "
+                f"{config.align_features}; got {config.align_block}"
+            )
+    local_attn_size = getattr(model, "local_attn_size", None)
+    if local_attn_size is not None and not isinstance(local_attn_size, int):
+        raise ValueError(
+            "local_attn_size must be one number: a list of one size per step fits no rollout of "
+            f"another step count; got {local_attn_size!r}"
+        )

@@ -1,0 +1,125 @@
+"""The defect term of a rollout: one more call per grad-enabled block (eq. 8-9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..semigroup import semigroup_defect_loss
+from ..shortcut import ShortcutTriple, shortcut_triple_sampler
+
+
+class DefectTap:
+    """Stands where a pipeline keeps its `generator`, and adds the term at each block's exit step.
+
+    A grad-enabled call with a KV cache is a block's exit step: there `x_s`, `t_s` and `v_s` are at
+    hand. Everything else goes through to the generator untouched.
+
+    Args:
+        generator: the pipeline's own.
+        step_times: `step_times(block)`: the noise levels of the step list of block 0, 1, ...
+        train_times, inference_times: grids of eq. 9, as noise levels.
+        random: CPU generator for the triples.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        step_times: Callable[[int], list[float]],
+        train_times: list[float],
+        inference_times: list[float],
+        random: torch.Generator,
+    ) -> None:
+        self.generator = generator
+        self._step_times = step_times
+        self._train_times, self._inference_times = train_times, inference_times
+        self._random = random
+        self._exit_steps = 0
+        self._terms: list[Tensor] = []
+        self._key: tuple[Any, int] | None = None
+        self._block, self._step = -1, -1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.generator, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.generator(*args, **kwargs)
+        if kwargs.get("kv_cache") is None:
+            return result
+        x_s = kwargs["noisy_image_or_video"]
+        self._count((kwargs["current_start"], x_s.shape[1]))
+        if torch.is_grad_enabled():
+            self._exit_step(x_s, result[0], kwargs)
+        return result
+
+    def loss(self) -> Tensor | None:
+        """The mean over the blocks whose exit step admits a triple; None where none does."""
+        if self._exit_steps == 0:
+            raise RuntimeError(
+                "the rollout made no grad-enabled generator call with kv_cache=..., "
+                "where the defect term would have been computed"
+            )
+        return torch.stack(self._terms).mean() if self._terms else None
+
+    def _count(self, key: tuple[Any, int]) -> None:
+        """Which step of which block this call is: known without asking the device for `t`."""
+        if key != self._key:
+            self._key, self._block, self._step = key, self._block + 1, -1
+        self._step += 1
+
+    def _exit_step(self, x_s: Tensor, v_s: Tensor, kwargs: dict[str, Any]) -> None:
+        self._exit_steps += 1
+        timestep = kwargs["timestep"]
+        t = self._step_times(self._block)[self._step]
+        if timestep.device.type == "cpu" and abs(timestep.flatten()[0].item() - 1000 * t) > 1e-2:
+            raise RuntimeError(
+                f"the exit step of block {self._block} was expected at timestep {1000 * t:g}; "
+                f"the trainer is at {timestep.flatten()[0].item():g}"
+            )
+        triple = shortcut_triple_sampler(
+            torch.full((x_s.shape[0],), t, dtype=torch.float64),
+            self._train_times,
+            self._inference_times,
+            generator=self._random,
+        )
+        if not bool(triple.feasible[0]):  # one t for the whole batch, so all or none
+            return
+        on_device = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
+        cache = {
+            # The trainer's cache carries the graph of its own calls: writing into it once more
+            # would change the DMD gradient. An alias has the storage, not the history.
+            "kv_cache": [_alias(block) for block in kwargs["kv_cache"]],
+            "crossattn_cache": _copies(kwargs.get("crossattn_cache")),
+        }
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            # In double precision there and back, this is the table's own number again.
+            t_m = 1000 * on_device.t_m
+            t_m = (t_m if timestep.is_floating_point() else t_m.round()).to(timestep.dtype)
+            call = {
+                **kwargs,
+                **cache,
+                "noisy_image_or_video": x,
+                "timestep": t_m[:, None].expand_as(timestep),
+            }
+            v: Tensor = self.generator(**call)[0]
+            return v
+
+        self._terms.append(semigroup_defect_loss(velocity, x_s, on_device, v_s=v_s))
+
+
+def _alias(block: dict[str, Any]) -> dict[str, Any]:
+    """Same storage, no autograd history. The index tensors are shared: the exit step has just set
+    them to what this call sets them to, and after a cache has rolled, the recomputation in the
+    backward pass must read them as they are then."""
+    return {
+        name: value.detach() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in block.items()
+    }
+
+
+def _copies(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    return None if cache is None else [dict(block) for block in cache]

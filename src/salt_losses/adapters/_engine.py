@@ -1,0 +1,273 @@
+"""Salt inside the training loop of the Self Forcing family: one engine for all its trainers.
+
+Between two calls only these instance attributes differ from the trainer's own: `generator_loss` and
+`critic_loss` of the model and, in streaming training, `generate_next_chunk`,
+`compute_generator_loss` and `compute_critic_loss` of the streaming model. All else is set for the
+duration of one call and put back at its end.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..mixed_step import StepPlan
+from ..objective import SaltConfig, salt_loss
+from ..schedule import shift_time, step_schedule
+from ._features import alignment
+from ._patch import Patches
+from ._rollout import Rollout
+from ._steps import StepLists
+
+
+class SaltHandle:
+    """Salt, attached to a trainer by an adapter's `attach`.
+
+    Attributes:
+        config: the settings.
+    """
+
+    def __init__(self, model: Any, trainer: Any, streaming: Any, config: SaltConfig) -> None:
+        self.config = config
+        self._model, self._trainer, self._streaming = model, trainer, streaming
+        self._lists = StepLists(model)
+        self._scheduler = config.scheduler(self._lists.shift)
+        self._patches = Patches()
+        self._count = 0  # of iterations, where no trainer counts them
+        self._offset = 0  # a resumed Self Forcing counts from 0 again
+        self._call = (-1, 0)  # iteration, loss call within it
+        self._chunk: Rollout | None = None
+        self._log: dict[str, Tensor] = {}
+        self._log_iteration = -1
+        self._callbacks: list[Callable[[dict[str, float]], None]] = []
+        # Refuses a grid that is too fine for the trainer's table of timesteps.
+        for num_steps in {*config.step_counts, *config.align_reference.values()}:
+            self._lists.timesteps(step_schedule(num_steps, self._scheduler.shift))
+
+    @property
+    def plan(self) -> StepPlan:
+        """The plan of the present iteration."""
+        return self._scheduler.plan(self._iteration)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last generator update's numbers: `iteration`, and the `salt/...` keys of its log
+        dict. Empty before the first. Reading it waits for the device."""
+        if not self._log:
+            return {}
+        values = {name: float(value.item()) for name, value in self._log.items()}
+        return {"iteration": self._log_iteration, **values}
+
+    def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
+        """Call `callback(metrics)` after each generator update."""
+        self._callbacks.append(callback)
+
+    def detach(self) -> None:
+        """Put everything back as it was. A second call does nothing."""
+        self._patches.restore()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present iteration, and the settings that make the plans; plain values."""
+        return {**self._scheduler.state_dict(), "iteration": self._iteration}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
+
+        Raises:
+            ValueError: it is from other settings; the message names those that differ.
+        """
+        self._scheduler.load_state_dict(state_dict)
+        self._offset = self._scheduler.iteration - self._counted
+
+    @property
+    def _counted(self) -> int:
+        return self._count if self._trainer is None else int(self._trainer.step)
+
+    @property
+    def _iteration(self) -> int:
+        return self._counted + self._offset
+
+    # What the trainer calls instead of its own methods.
+
+    def _attach(self) -> None:
+        wrappers = [
+            (self._model, "generator_loss", self._generator_loss),
+            (self._model, "critic_loss", self._critic_loss),
+        ]
+        if self._streaming is not None:
+            wrappers += [
+                (self._streaming, "generate_next_chunk", self._generate_next_chunk),
+                (self._streaming, "compute_generator_loss", self._compute_generator_loss),
+                (self._streaming, "compute_critic_loss", self._compute_critic_loss),
+            ]
+        for owner, name, _ in wrappers:
+            if hasattr(getattr(owner, name), "_salt_handle"):
+                raise RuntimeError(
+                    f"Salt is already attached to this {type(owner).__name__}; detach it first"
+                )
+        try:
+            for owner, name, wrapper in wrappers:
+                self._patches.set(owner, name, self._wrapped(getattr(owner, name), wrapper))
+        except BaseException:
+            self._patches.restore()
+            raise
+
+    def _wrapped(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
+        signature = inspect.signature(original)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            arguments = signature.bind(*args, **kwargs)
+            arguments.apply_defaults()
+            return wrapper(lambda: original(*args, **kwargs), arguments.arguments)
+
+        wrapped._salt_handle = self  # type: ignore[attr-defined]
+        return wrapped
+
+    def _generator_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        rollout = self._rollout()
+        with (
+            self._step_lists(rollout.plan) as pipeline,
+            rollout.collecting(self._model, pipeline, self._triples()),
+        ):
+            loss, log = original()
+        frames = arguments["image_or_video_shape"][1]
+        return self._objective(rollout, loss, log, arguments["conditional_dict"], frames)
+
+    def _critic_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        self._begin_call()
+        with self._step_lists(self.plan):
+            result = original()
+        self._count += 1  # one critic update closes an iteration of every trainer of the family
+        return result
+
+    def _generate_next_chunk(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        if not arguments["requires_grad"]:
+            self._begin_call()
+            with self._step_lists(self.plan):
+                return original()
+        self._chunk = rollout = self._rollout(streaming=True)
+        with (
+            self._step_lists(rollout.plan) as pipeline,
+            rollout.collecting(self._model, pipeline, self._triples()),
+        ):
+            return original()
+
+    def _compute_generator_loss(
+        self, original: Callable[[], Any], arguments: dict[str, Any]
+    ) -> Any:
+        rollout, self._chunk = self._chunk, None
+        if rollout is None:
+            raise RuntimeError(
+                "compute_generator_loss was called without a chunk from "
+                "generate_next_chunk(requires_grad=True) before it"
+            )
+        streaming, info = self._streaming, arguments["chunk_info"]
+        conditional_dict = streaming._get_current_conditional_dict(info["chunk_start_frame"])
+        loss, log = original()
+        return self._objective(rollout, loss, log, conditional_dict, info["chunk_frames"])
+
+    def _compute_critic_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        result = original()
+        self._count += 1
+        return result
+
+    # One loss call.
+
+    def _begin_call(self) -> None:
+        iteration, call = self._call
+        self._call = (self._iteration, call + 1 if iteration == self._iteration else 0)
+
+    def _rollout(self, *, streaming: bool = False) -> Rollout:
+        self._begin_call()
+        plan, config = self.plan, self.config
+        return Rollout(
+            plan,
+            self._lists,
+            wants_sc=plan.use_sc and config.sc_weight > 0,
+            wants_align=plan.use_align and config.align_weight > 0,
+            streaming=streaming,
+        )
+
+    @contextmanager
+    def _step_lists(self, plan: StepPlan) -> Iterator[Any]:
+        """The plan's step list in place of the trainer's; gives the pipeline."""
+        model = self._model
+        if model.inference_pipeline is None:  # before the swap: it keeps the model's list
+            model._initialize_inference_pipeline()
+        with Patches() as patches:
+            steps = self._lists.timesteps(plan.times)
+            patches.set(model.inference_pipeline, "denoising_step_list", steps)
+            patches.set(model, "denoising_step_list", steps)
+            yield model.inference_pipeline
+
+    def _objective(
+        self,
+        rollout: Rollout,
+        dmd: Tensor,
+        log: dict[str, Any],
+        conditional_dict: dict[str, Any],
+        frames: int,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        plan = rollout.plan
+        sc = align = None
+        if rollout.wants_sc:
+            sc = rollout.defect()
+            # With no triple there is nothing to add, on any rank. The key is logged all the same:
+            # a trainer that merges logs wants equal keys.
+            sc = torch.zeros((), device=dmd.device) if sc is None else sc
+        if rollout.wants_align:
+            align = self._alignment(rollout, conditional_dict, frames)
+        loss = salt_loss(dmd, plan, self.config, sc=sc, align=align)
+
+        steps = torch.full((), float(plan.num_steps), device=dmd.device)
+        terms = {"salt/num_steps": steps, "salt/dmd_loss": dmd}
+        terms |= {} if sc is None else {"salt/sc_loss": sc}
+        terms |= {} if align is None else {"salt/align_loss": align}
+        self._log = {name: term.detach() for name, term in terms.items()}
+        self._log_iteration = plan.iteration
+        for callback in self._callbacks:
+            callback(self.metrics)
+        return loss, {**log, **self._log}
+
+    def _alignment(self, rollout: Rollout, conditional_dict: dict[str, Any], frames: int) -> Tensor:
+        model, config = self._model, self.config
+        low, reference = rollout.output, rollout.reference
+        if low is None or reference is None:
+            raise RuntimeError("the alignment was not collected: the rollout did not take place")
+        # Of a longer rollout only the last frames are scored, and only they carry gradient.
+        low, reference = low[:, -frames:], reference[:, -frames:]
+        # As the DMD loss draws its level: uniform, then shifted, and kept off both ends.
+        u = random.Random(self._key("t_f")).random()
+        t = shift_time(u, float(model.timestep_shift))
+        t = min(max(t, model.min_step / 1000), model.max_step / 1000)
+        generator = torch.Generator(low.device).manual_seed(_seed(self._key("noise")))
+        return alignment(
+            getattr(model, config.align_features),
+            low,
+            reference,
+            block=config.align_block,
+            margin=config.align_margin,
+            t=t,
+            noise=torch.randn(low.shape, dtype=low.dtype, device=low.device, generator=generator),
+            conditional_dict=conditional_dict,
+            tokens_per_frame=model.inference_pipeline.frame_seq_length,
+        )
+
+    def _triples(self) -> torch.Generator:
+        return torch.Generator().manual_seed(_seed(self._key("triples")))
+
+    def _key(self, purpose: str) -> str:
+        """Names a stream of each iteration, call and rank, so that there is no state to save."""
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return f"salt-losses {self.config.seed} {self._call} {rank} {purpose}"
+
+
+def _seed(key: str) -> int:
+    return random.Random(key).getrandbits(63)

@@ -1,0 +1,80 @@
+"""Metrics and state of a Salt run, beside those of the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ._engine import SaltHandle
+
+METRICS, STATE = "salt_metrics.jsonl", "salt.json"
+
+
+def record(handle: SaltHandle, trainer: Any) -> None:
+    """Log Salt's numbers, save its state with every checkpoint, and find it again on resume.
+
+    The metrics of each generator update go to `salt_metrics.jsonl` in the trainer's log directory
+    and, where the trainer has one, to its wandb run. After each `trainer.save()`, `salt.json` lies
+    in the checkpoint's folder. Called on every rank; only the main process writes. On detach,
+    `trainer.save` is the trainer's own again.
+
+    If the trainer resumed from a checkpoint, or starts from one (`config.generator_ckpt`) that has
+    a `salt.json` beside it, the plans continue from there.
+
+    Args:
+        handle: from `attach(trainer, ...)`.
+        trainer: the trainer, constructed and not yet training.
+
+    Raises:
+        ValueError: a `salt.json` was found whose settings differ from the handle's.
+    """
+    folder = Path(trainer.output_path or ".")
+    state = _saved_state(trainer, folder)
+    if state is not None:
+        handle.load_state_dict(json.loads(state.read_text()))
+    save = trainer.save
+
+    def save_with_salt(*args: Any, **kwargs: Any) -> Any:
+        step, result = trainer.step, save(*args, **kwargs)
+        if trainer.is_main_process:
+            _write(_checkpoint(folder, step) / STATE, json.dumps(handle.state_dict(), indent=1))
+        return result
+
+    handle._patches.set(trainer, "save", save_with_salt)
+    if trainer.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        wandb = None if trainer.disable_wandb else sys.modules.get("wandb")
+        handle.on_metrics(lambda metrics: _log(metrics, folder / METRICS, wandb, trainer.step))
+
+
+def _log(metrics: dict[str, float], path: Path, wandb: Any, step: int) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(metrics) + "\n")
+    if wandb is not None:
+        numbers = {name: value for name, value in metrics.items() if name != "iteration"}
+        # The trainer logs an iteration after it has counted it.
+        wandb.log(numbers, step=step + 1)
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint_model_{step:06d}"
+
+
+def _saved_state(trainer: Any, folder: Path) -> Path | None:
+    places = []
+    if trainer.step > 0:
+        places.append(_checkpoint(folder, trainer.step))
+    generator_ckpt = getattr(trainer.config, "generator_ckpt", None)
+    if generator_ckpt:
+        places.append(Path(generator_ckpt).parent)
+    return next((place / STATE for place in places if (place / STATE).is_file()), None)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)

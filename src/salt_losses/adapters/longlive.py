@@ -1,0 +1,16 @@
+"""Salt for LongLive (github.com/NVlabs/LongLive, branch `v1.0`): both of its training modes.
+
+    handle = longlive.attach(trainer, SaltConfig())
+    trainer.train()
+
+The target is the trainer, its `streaming_model`, or the `DMD` model alone. In streaming training
+the KV cache lives on between chunks; a reference rollout runs on a copy of it.
+"""
+
+from ._attach import Adapter
+
+_adapter = Adapter("LongLive v1.0", streaming=True)
+attach = _adapter.attach
+attached = _adapter.attached
+
+__all__ = ["attach", "attached"]

@@ -1,0 +1,13 @@
+"""Salt for Self Forcing (github.com/guandeh17/Self-Forcing): `ScoreDistillationTrainer` with `DMD`.
+
+handle = self_forcing.attach(trainer, SaltConfig())
+trainer.train()
+"""
+
+from ._attach import Adapter
+
+_adapter = Adapter("Self Forcing")
+attach = _adapter.attach
+attached = _adapter.attached
+
+__all__ = ["attach", "attached"]

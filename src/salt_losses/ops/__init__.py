@@ -1,0 +1,1 @@
+"""Fused kernels behind the losses; each is a `torch.library` operator."""

@@ -1,0 +1,74 @@
+"""What the fused backends of the relational loss share: units, registration, backward.
+
+Each backend is one operator
+
+    (low, ref, margin, relation, with_grad) -> (excess, slope)
+
+on `[B, F, S, D]` tokens. `excess [B]` is the sum of `relu(|R_low - R_ref| - margin)` over the
+counted pairs; `slope` is its gradient with respect to `low`, found in the same pass (empty
+without `with_grad`). Division by the number of pairs is left to autograd: the slope of a sum
+keeps clear of float16's underflow.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import compute_dtype
+
+# As in `torch.nn.functional.normalize`; a token this short counts as zero, and gets no gradient.
+EPS = 1e-12
+
+Forward = Callable[[Tensor, Tensor, float, str, bool], tuple[Tensor, Tensor]]
+
+
+def slope_dtype(dtype: torch.dtype) -> torch.dtype:
+    # The slope of a sum over a short token can exceed what float16 holds.
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def empty_slope(low: Tensor, with_grad: bool) -> Tensor:
+    shape = low.shape if with_grad else (0,)
+    return torch.empty(shape, dtype=slope_dtype(low.dtype), device=low.device)
+
+
+def register(name: str, forward: Forward) -> Forward:
+    """Make `forward` the operator `salt_losses::<name>`, opaque to `torch.compile`."""
+    operator = torch.library.custom_op(f"salt_losses::{name}", forward, mutates_args=())
+    operator.register_fake(_fake)
+    operator.register_autograd(_backward, setup_context=_setup_context)
+    return operator
+
+
+def _fake(
+    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    excess = torch.empty(low.shape[0], dtype=compute_dtype(low.dtype), device=low.device)
+    return excess, empty_slope(low, with_grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _backward(
+    ctx: Any, grad_excess: Tensor | None, grad_slope: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_slope is not None:
+        raise RuntimeError(
+            "relational_align_loss has no second derivative with this backend; "
+            "use backend='reference'"
+        )
+    if grad_excess is None:
+        return None, None, None, None, None
+    (slope,) = ctx.saved_tensors
+    scale = grad_excess.view(-1, 1, 1, 1)
+    if torch.is_grad_enabled():
+        return (slope * scale).to(ctx.dtype), None, None, None, None
+    # `out=` spares half-precision inputs a float32 copy of their gradient.
+    grad = torch.empty_like(slope, dtype=ctx.dtype)
+    return torch.mul(slope, scale, out=grad), None, None, None, None

@@ -1,0 +1,149 @@
+"""Relational alignment block by block: loss and gradient in one pass, one block of memory.
+
+R is symmetric, so the blocks on and above its diagonal suffice. A block's gradient is known as
+soon as the block is: with `G = sign(R_low - R_ref)` where the margin is exceeded and 0 elsewhere,
+`dL/dz = 2 G z`. Nothing of size S x S outlives its block.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import compute_dtype
+from .relational import EPS, empty_slope, register
+
+# Two float32 blocks of 400 x 400 stay in a CPU's cache, and matrix products of that size already
+# run at full rate. Accelerators want larger ones (not measured).
+_CPU_BLOCK = 400
+_ACCELERATOR_BLOCK = 1024
+
+
+class Block(NamedTuple):
+    rows: slice
+    cols: slice
+    on_diagonal: bool
+
+
+def forward(
+    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    samples, _, tokens, dim = low.shape
+    slope = empty_slope(low, with_grad)
+    # A group is a set of tokens that are related to each other: [groups, frames, tokens, dim].
+    if relation == "spatial":
+        low, ref = low.flatten(0, 1).unsqueeze(1), ref.flatten(0, 1).unsqueeze(1)
+    group_slope = slope.view(low.shape) if with_grad else slope
+
+    dtype, device = compute_dtype(low.dtype), low.device
+    block = _CPU_BLOCK if device.type == "cpu" else _ACCELERATOR_BLOCK
+    groups, group_tokens = low.shape[0], low.shape[1] * tokens
+    # Small groups share a block, so that short clips do not pay one launch per frame.
+    at_once = min(groups, max(1, block**2 // group_tokens**2))
+    work = _Workspace(at_once, group_tokens, dim, block, dtype, device)
+    excess = torch.zeros(groups, dtype=dtype, device=device)
+
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, groups, at_once):
+            part = slice(start, min(start + at_once, groups))
+            out = group_slope[part] if with_grad else None
+            blocks = _blocks(low.shape[1], tokens, block, other_frames=relation == "temporal")
+            work.run(low[part], ref[part], margin, blocks, excess[part], out)
+    return excess.view(samples, -1).sum(1), slope
+
+
+class _Workspace:
+    """Buffers that every group reuses: unit tokens, one block of R and its scratch."""
+
+    def __init__(
+        self,
+        groups: int,
+        tokens: int,
+        dim: int,
+        block: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        side = min(block, tokens)
+        self.units = torch.empty(2, groups, tokens, dim, dtype=dtype, device=device)
+        self.block = torch.empty(2, groups * side * side, dtype=dtype, device=device)
+
+    def run(
+        self,
+        low: Tensor,
+        ref: Tensor,
+        margin: float,
+        blocks: Iterator[Block],
+        excess: Tensor,
+        out: Tensor | None,
+    ) -> None:
+        """Add one batch of groups to `excess [groups]`, and write their slope to `out`."""
+        groups = low.shape[0]
+        z, z_ref = self.units[:, :groups]
+        inverse_norm = _unit_tokens_(z, low)
+        _unit_tokens_(z_ref, ref)
+        grad = None
+        if out is not None:
+            grad = out.view(z.shape) if out.dtype == z.dtype else torch.empty_like(z)
+            grad.zero_()
+
+        for rows, cols, on_diagonal in blocks:
+            shape = (groups, rows.stop - rows.start, cols.stop - cols.start)
+            relation, scratch = self.block[:, : shape[0] * shape[1] * shape[2]].view(2, *shape)
+            torch.bmm(z[:, rows], z[:, cols].mT, out=relation)
+            # Not accumulated in place: two equal products cancel exactly, so that low == ref is 0.
+            relation.sub_(torch.bmm(z_ref[:, rows], z_ref[:, cols].mT, out=scratch))
+            # What exceeds the margin, with its sign. Unlike softshrink, clamp lets NaN through
+            # in every torch version.
+            relation.sub_(torch.clamp(relation, -margin, margin, out=scratch))
+            block_excess = torch.abs(relation, out=scratch).sum((1, 2))
+            excess.add_(block_excess, alpha=1 if on_diagonal else 2)
+            if grad is not None:
+                sign = relation.sign_()
+                grad[:, rows].baddbmm_(sign, z[:, cols])
+                if not on_diagonal:
+                    grad[:, cols].baddbmm_(sign.mT, z[:, rows])
+
+        if grad is not None and out is not None:
+            # Through the normalisation: drop what lies along the token, divide by its length.
+            # z_ref has served, and holds the products.
+            along = torch.mul(z, grad, out=z_ref).sum(-1, keepdim=True)
+            grad.addcmul_(z, along, value=-1).mul_(inverse_norm.mul_(2))
+            if grad.dtype != out.dtype:
+                out.copy_(grad.view(out.shape))
+
+
+def _unit_tokens_(out: Tensor, x: Tensor) -> Tensor:
+    """Normalise `x [groups, frames, S, D]` into `out [groups, frames * S, D]`; returns 1/norms."""
+    out.view(x.shape).copy_(x)
+    norm = torch.linalg.vector_norm(out, dim=-1, keepdim=True)
+    inverse_norm: Tensor = norm.reciprocal().masked_fill_(norm <= EPS, 0)
+    out.mul_(inverse_norm)
+    return inverse_norm
+
+
+def _blocks(frames: int, tokens: int, block: int, other_frames: bool) -> Iterator[Block]:
+    """Blocks that hold each unordered pair of tokens once, and the diagonal's blocks whole."""
+    total = frames * tokens
+    span = tokens if other_frames else total
+    for first in range(0, total, span):
+        ends = [first + end for end in _even_cuts(span, block)]
+        for start, stop in pairwise(ends):
+            rows = slice(start, stop)
+            begin = first + span if other_frames else start
+            if begin == start:
+                yield Block(rows, rows, True)
+                begin = stop
+            cuts = [begin + cut for cut in _even_cuts(total - begin, block)]
+            for left, right in pairwise(cuts):
+                yield Block(rows, slice(left, right), False)
+
+
+def _even_cuts(length: int, block: int) -> list[int]:
+    parts = -(-length // block)
+    return [length * part // parts for part in range(parts + 1)] if parts else [0]
+
+
+relational_chunked = register("relational_chunked", forward)

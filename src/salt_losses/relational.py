@@ -1,0 +1,150 @@
+"""Relational alignment: a cheap rollout's token relations against a better one's (eq. 11-12)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._checks import (
+    check_choice,
+    check_float_tensor,
+    check_like,
+    check_number,
+    compute_dtype,
+    describe,
+)
+from .ops.relational import EPS, Forward
+from .ops.relational_chunked import relational_chunked
+
+Relation = Literal["spatial", "temporal", "spatiotemporal"]
+Backend = Literal["auto", "reference", "chunked", "triton"]
+
+_RELATIONS = ("spatial", "temporal", "spatiotemporal")
+_REDUCTIONS = ("mean", "none")
+_BACKENDS = ("auto", "reference", "chunked", "triton")
+
+
+def relational_align_loss(
+    low: Tensor,
+    ref: Tensor,
+    *,
+    margin: float = 0.1,
+    relation: Relation = "spatial",
+    reduction: Literal["mean", "none"] = "mean",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Hinge distance between the token relations of two rollouts (eq. 11-12).
+
+    With tokens l2-normalised along D and `R = z z^T`, the loss is the mean over token pairs of
+    `relu(|R_low - R_ref| - margin)`.
+
+    Args:
+        low: token features of the low-step rollout, `[B, F, S, D]` or `[F, S, D]`.
+        ref: features of the reference rollout, of the same shape, dtype and device. It never
+            gets a gradient.
+        margin: difference of cosines that costs nothing; a finite number >= 0. The paper does
+            not give its own, 0.1 is our choice.
+        relation: which pairs count. `"spatial"`, the paper's: tokens of one frame.
+            `"temporal"`: tokens of two different frames; needs F >= 2. `"spatiotemporal"`:
+            all tokens of the clip.
+        reduction: `"mean"`, or `"none"` for one value per sample.
+        backend: `"reference"` holds the matrices and is the oracle of the tests. `"chunked"`
+            finds loss and gradient block by block in one pass, with no more memory than a block.
+            `"triton"` is its GPU kernel; Triton must be installed, and float64 is not taken.
+            `"auto"` is `"chunked"` everywhere: the kernel has not been measured on a GPU yet.
+
+    Returns:
+        A 0-dim tensor; with `reduction="none"` `[B]`, or 0-dim for `[F, S, D]` inputs. It
+        is computed in float32 at least. A zero token has cosine 0 with every token, itself
+        included, and gets no gradient. The fused backends have no second derivative and say so
+        when it is asked for.
+
+    Raises:
+        TypeError, ValueError: features that are not floating-point or differ in shape, dtype or
+            device, an empty dimension, a setting outside what is listed above.
+
+    Example:
+        >>> import torch
+        >>> low = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])  # two equal tokens
+        >>> ref = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # two orthogonal ones
+        >>> relational_align_loss(low, ref, margin=0.5)  # two of four pairs differ by 1
+        tensor(0.2500)
+    """
+    _check_features(low, ref)
+    margin = check_number("margin", margin, low=0.0)
+    check_choice("relation", relation, _RELATIONS)
+    check_choice("reduction", reduction, _REDUCTIONS)
+    check_choice("backend", backend, _BACKENDS)
+    if relation == "temporal" and low.shape[-3] < 2:
+        raise ValueError(f"relation='temporal' needs at least 2 frames; got {describe(low)}")
+    single = low.dim() == 3
+    if single:
+        low, ref = low.unsqueeze(0), ref.unsqueeze(0)
+    excess = _excess(low, ref.detach(), margin, relation, backend)
+    per_sample = excess / _pairs(low.shape, relation)
+    if reduction == "none" and not single:
+        return per_sample
+    return per_sample.mean()
+
+
+def _excess(low: Tensor, ref: Tensor, margin: float, relation: str, backend: str) -> Tensor:
+    if backend == "reference":
+        return _reference_excess(low, ref, margin, relation)
+    operator = _triton_operator(low) if backend == "triton" else relational_chunked
+    with_grad = torch.is_grad_enabled() and low.requires_grad
+    excess, _ = operator(low, ref, margin, relation, with_grad)
+    return excess
+
+
+def _triton_operator(low: Tensor) -> Forward:
+    try:
+        from .ops.relational_triton import check_support, relational_triton
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ModuleNotFoundError(
+            "backend='triton' needs the package triton, which is not installed; "
+            "backend='chunked' does without",
+            name="triton",
+        ) from error
+    check_support(low)
+    return relational_triton
+
+
+def _reference_excess(low: Tensor, ref: Tensor, margin: float, relation: str) -> Tensor:
+    """The literal equation, summed per sample: `[B]`."""
+    with torch.autocast(low.device.type, enabled=False):
+        z, z_ref = _unit_tokens(low), _unit_tokens(ref)
+        if relation != "spatial":
+            z, z_ref = z.flatten(1, 2), z_ref.flatten(1, 2)
+        excess = ((z @ z.mT - z_ref @ z_ref.mT).abs() - margin).relu()
+    if relation == "temporal":
+        frame = torch.arange(low.shape[1], device=low.device).repeat_interleave(low.shape[2])
+        excess = excess * (frame[:, None] != frame)
+    return excess.flatten(1).sum(1)
+
+
+def _unit_tokens(x: Tensor) -> Tensor:
+    x = x.to(compute_dtype(x.dtype))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(norm <= EPS, 0, x / norm.clamp_min(EPS))
+
+
+def _pairs(shape: torch.Size, relation: str) -> int:
+    _, frames, tokens, _ = shape
+    if relation == "spatial":
+        return frames * tokens**2
+    if relation == "temporal":
+        return frames * (frames - 1) * tokens**2
+    return (frames * tokens) ** 2
+
+
+def _check_features(low: Tensor, ref: Tensor) -> None:
+    check_float_tensor("low", low)
+    if low.dim() not in (3, 4):
+        raise ValueError(f"low must be [B, F, S, D] or [F, S, D]; got {describe(low)}")
+    check_like("ref", ref, "low", low)
+    if ref.dtype != low.dtype:
+        raise TypeError(f"ref must have the dtype of low, {low.dtype}; got {ref.dtype}")
