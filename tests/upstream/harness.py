@@ -1,0 +1,252 @@
+"""Runs the real trainers on a CPU, with a tiny Wan in float32.
+
+The checkouts are named by environment variables (`TRAINERS`). Their code is imported where it
+lies and never changed on disk; in memory, attention, `from_pretrained`, the text encoder, the VAE
+and the CUDA device queries are stood in for (`stand_ins`), and the sizes that a pipeline takes for
+granted (30 layers, 1560 tokens per frame) are set to the tiny model's right after it is built.
+Everything else is the trainer's own: the DMD step, the pipelines, the caches, checkpointing.
+
+The trainers share top-level package names (`model`, `pipeline`, `utils`, `wan`, `trainer`), so
+one of them is active at a time: `activate` brings its modules in, `deactivate` takes them out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import stand_ins
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+PACKAGES = {"model", "pipeline", "utils", "wan", "trainer", "demo_utils"}
+FRAMES, CHANNELS, HEIGHT, WIDTH = 21, 16, 4, 4
+FRAME_TOKENS = HEIGHT * WIDTH // 4  # patches of 2 x 2
+NUM_LAYERS = 2
+REAL_FRAME_TOKENS = 1560
+
+
+@dataclass(frozen=True)
+class Trainer:
+    variable: str
+    config: str
+    overrides: dict[str, Any]
+
+
+TRAINERS = {
+    "self_forcing": Trainer("SALT_SELF_FORCING", "self_forcing_dmd.yaml", {}),
+    "longlive": Trainer("SALT_LONGLIVE", "longlive_train_init.yaml", {}),
+    "longlive_streaming": Trainer("SALT_LONGLIVE", "longlive_train_long.yaml", {"adapter": None}),
+    "causal_forcing": Trainer("SALT_CAUSAL_FORCING", "causal_forcing_dmd_chunkwise.yaml", {}),
+    "causal_forcing_framewise": Trainer(
+        "SALT_CAUSAL_FORCING", "causal_forcing_dmd_framewise.yaml", {}
+    ),
+    "causal_forcing_first_chunk": Trainer(
+        "SALT_CAUSAL_FORCING", "causal_forcing_dmd_framewise_2step.yaml", {}
+    ),
+}
+_active: dict[str, Any] = {"name": None, "stack": None}
+_modules: dict[str, dict[str, types.ModuleType]] = {}
+_weights = stand_ins.SmallWeights()
+
+
+def checkout(name: str) -> Path | None:
+    """The trainer's folder, or None where its variable is not set."""
+    folder = os.environ.get(TRAINERS[name].variable)
+    return Path(folder).resolve() if folder else None
+
+
+def activate(name: str, *, process_group: bool = True) -> None:
+    """Makes `name` the trainer whose packages are importable, on a CPU."""
+    root = checkout(name)
+    if root is None:
+        raise RuntimeError(f"set {TRAINERS[name].variable} to a checkout to run {name}")
+    if _active["name"] == str(root):
+        return
+    deactivate()
+    stack = contextlib.ExitStack()
+    displaced = stand_ins.purge(PACKAGES | {"wandb"})
+    stack.callback(sys.modules.update, displaced)
+    stack.callback(lambda: _modules.__setitem__(str(root), stand_ins.purge(PACKAGES | {"wandb"})))
+    stack.enter_context(mock.patch.object(sys, "path", [str(root), *sys.path]))
+    stack.enter_context(mock.patch.object(torch.Tensor, "cuda", lambda self, *a, **k: self))
+    stack.enter_context(mock.patch.object(torch.cuda, "set_device", lambda device: None))
+    _active.update(name=str(root), stack=stack)
+    try:
+        if str(root) in _modules:
+            sys.modules.update(_modules[str(root)])
+        else:
+            _import_trainer(root)
+        cpu = torch.device("cpu")
+        stack.enter_context(mock.patch.object(torch.cuda, "current_device", lambda: cpu))
+        if process_group and not dist.is_initialized():
+            stack.enter_context(_single_process_group())
+    except BaseException:
+        deactivate()
+        raise
+
+
+def deactivate() -> None:
+    """Puts `sys.modules`, `sys.path` and torch back as they were before `activate`."""
+    stack, _active["stack"], _active["name"] = _active["stack"], None, None
+    if stack is not None:
+        stack.close()
+
+
+@contextlib.contextmanager
+def _single_process_group():
+    with tempfile.TemporaryDirectory() as folder:
+        store = dist.FileStore(str(Path(folder) / "store"), 1)
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def _import_trainer(root: Path) -> None:
+    for name in ("diffusers.models.modeling_utils", "peft"):  # they probe for packages: first
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    sys.modules["wandb"] = stand_ins.recording_wandb()
+    wan = types.ModuleType("wan")  # its __init__ imports inference code that needs a GPU box
+    wan.__path__ = [str(root / "wan")]
+    sys.modules["wan"] = wan
+    finder = stand_ins.AbsentPackages()
+    sys.meta_path.append(finder)
+    try:
+        with (
+            mock.patch.object(torch, "compile", lambda function=None, **kwargs: function),
+            mock.patch.object(torch.cuda, "current_device", lambda: 0),
+        ):
+            wrapper = importlib.import_module("utils.wan_wrapper")
+            for module in [m for n, m in sys.modules.items() if n.startswith("wan.modules.")]:
+                for name in {"flash_attention", "attention"} & set(vars(module)):
+                    setattr(module, name, stand_ins.attention)
+            wrapper.WanTextEncoder, wrapper.WanVAEWrapper = stand_ins.TextEncoder, stand_ins.VAE
+            for name in ("WanModel", "CausalWanModel", "CausalWanModelInfinity"):
+                if hasattr(wrapper, name):
+                    _weights.attach(getattr(wrapper, name))
+            for name in ("model", "pipeline", "trainer"):
+                importlib.import_module(name)
+    finally:
+        sys.meta_path.remove(finder)
+    _shrink_after_init(wrapper.WanDiffusionWrapper)
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("pipeline."):
+            for thing in vars(module).values():
+                if isinstance(thing, type) and thing.__name__.endswith("TrainingPipeline"):
+                    _shrink_after_init(thing)
+
+
+def _shrink_after_init(thing: type) -> None:
+    """Real sizes to tiny ones. On the class, so that instances hold nothing of the harness."""
+    if "_salt_original_init" in vars(thing) or "__init__" not in vars(thing):
+        return
+    thing._salt_original_init = thing.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        thing._salt_original_init(self, *args, **kwargs)
+        if hasattr(self, "seq_len"):
+            self.seq_len = self.seq_len // REAL_FRAME_TOKENS * FRAME_TOKENS
+        if getattr(self, "frame_seq_length", None) == REAL_FRAME_TOKENS:
+            self.kv_cache_size = self.kv_cache_size // REAL_FRAME_TOKENS * FRAME_TOKENS
+            self.frame_seq_length = FRAME_TOKENS
+            self.num_transformer_blocks = len(self.generator.model.blocks)
+
+    thing.__init__ = init
+
+
+def load_config(name: str, **overrides: Any) -> Any:
+    """The trainer's own YAML on its defaults, with what a CPU and a tiny Wan need on top."""
+    from omegaconf import OmegaConf
+
+    root = checkout(name)
+    ours = {
+        "mixed_precision": False,
+        "image_or_video_shape": [1, FRAMES, CHANNELS, HEIGHT, WIDTH],
+        "seed": 1,
+        "generator_ckpt": None,
+        "sharding_strategy": "full",
+        "no_save": True,
+        "no_visualize": True,
+        "disable_wandb": True,
+        "wandb_save_dir": "",
+        "logdir": "",
+        "config_name": name,
+        "vis_interval": -1,
+        "use_one_logger": False,
+        "auto_resume": True,
+    }
+    return OmegaConf.merge(
+        OmegaConf.load(root / "configs" / "default_config.yaml"),
+        OmegaConf.load(root / "configs" / TRAINERS[name].config),
+        OmegaConf.create(ours | TRAINERS[name].overrides | overrides),
+    )
+
+
+def build_model(
+    name: str, seed: int = 0, *, num_layers: int = NUM_LAYERS, **config_overrides: Any
+) -> Any:
+    """The trainer's real `DMD` (`DMDSwitch` for "longlive_streaming") with random weights."""
+    activate(name)
+    config = load_config(name, **config_overrides)
+    choose_weights(seed, num_layers)
+    package = importlib.import_module("model")
+    kind = package.DMDSwitch if config.distribution_loss == "dmd_switch" else package.DMD
+    return kind(config, device=torch.device("cpu")).eval()
+
+
+def choose_weights(seed: int, num_layers: int = NUM_LAYERS) -> None:
+    """The next models that a trainer loads are this deep; each has weights of its own."""
+    _weights.num_layers = num_layers
+    _weights.seeds = iter(range(100 * seed, 100 * seed + 100))
+
+
+def conditions(model: Any) -> dict[str, dict[str, Tensor]]:
+    """`conditional_dict` and `unconditional_dict`."""
+    with torch.no_grad():
+        return {
+            "conditional_dict": model.text_encoder(text_prompts=["a cat on a bicycle"]),
+            "unconditional_dict": model.text_encoder(text_prompts=["blurry"]),
+        }
+
+
+def loss_inputs(model: Any) -> dict[str, Any]:
+    """Keyword arguments of `generator_loss` and `critic_loss`, as the trainer passes them."""
+    return {
+        "image_or_video_shape": list(model.args.image_or_video_shape),
+        **conditions(model),
+        "clean_latent": None,
+        "initial_latent": None,
+    }
+
+
+def build_streaming(model: Any, *, max_length: int = 75, switch_at: int | None = None) -> Any:
+    """A `StreamingTrainingModel` on `model`, at the start of a sequence of `max_length` frames."""
+    streaming = importlib.import_module("model.streaming_training")
+    streaming_model = streaming.StreamingTrainingModel(model, model.args)
+    switch = None
+    if switch_at is not None:
+        with torch.no_grad():
+            switch = model.text_encoder(text_prompts=["a dog in a boat"])
+    streaming_model.setup_sequence(
+        **conditions(model),
+        switch_conditional_dict=switch,
+        switch_frame_index=switch_at,
+        temp_max_length=max_length,
+    )
+    return streaming_model
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}

@@ -1,0 +1,75 @@
+"""The adapters in the trainers' own `Trainer.train()`, in two processes under FSDP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import launch
+import pytest
+from adapter_hooks import SETTINGS
+
+HOOKS = {"after_init": "adapter_hooks:attach", "after_train": "adapter_hooks:report"}
+# Two steps: the second exit step admits no triple. Alignment from the second iteration on.
+SALT: dict[str, Any] = {
+    "step_counts": [1, 2],
+    "probs": [0.4, 0.6],
+    "sc_steps": [2],
+    "inference_steps": 1,
+    "align_reference": {1: 2, 2: 4},
+    "align_warmup": 1,
+    "align_prob": 0.7,
+    "sc_weight": 1.0,
+    "align_weight": 1.0,
+    "seed": 3,
+}
+TRAINERS = ["self_forcing", "longlive", "longlive_streaming", "causal_forcing"]
+
+
+def train(name: str, iterations: int, **config: Any) -> list[dict[str, Any]]:
+    if name != "longlive_streaming":
+        config["num_frame_per_block"] = 7
+    config["dfake_gen_update_ratio"] = 1
+    return launch.run_trainer(name, iterations, **HOOKS, **config)
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT))
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_two_ranks_follow_one_plan_and_stay_equal(name: str, require: Any, tmp_path: Path) -> None:
+    # "full": a forward is then a collective, so a rank that makes other calls than its peer hangs.
+    ranks = train(require(name), 3, sharding_strategy="full", logdir=str(tmp_path))
+    one, other = ranks
+    assert one["extra"]["plans"] == other["extra"]["plans"]
+    assert one["parameters"] == other["parameters"]
+    steps = [[log.get("salt/num_steps") for log in rank["logs"]] for rank in ranks]
+    assert steps[0] == steps[1]
+    generator_logs = [log for log in one["logs"] if "generator_loss" in log]
+    assert len(generator_logs) == 3
+    assert any("salt/sc_loss" in log for log in generator_logs)
+    assert any("salt/align_loss" in log for log in generator_logs)
+    lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["self_forcing", "longlive", "causal_forcing"])
+def test_a_resumed_run_continues_the_plans(name: str, require: Any, tmp_path: Path) -> None:
+    saving = {"no_save": False, "log_iters": 2, "sharding_strategy": "no_shard"}
+    first = train(require(name), 2, logdir=str(tmp_path), **saving)
+    checkpoint = tmp_path / "checkpoint_model_000002"
+    assert json.loads((checkpoint / "salt.json").read_text())["iteration"] == 2
+
+    # LongLive finds its checkpoint and counts on; the others start at 0 from the weights.
+    counts_on = name == "longlive"
+    found = {} if counts_on else {"generator_ckpt": str(checkpoint / "model.pt")}
+    more = train(name, 4 if counts_on else 2, logdir=str(tmp_path), **saving, **found)
+    assert more[0]["extra"]["state"]["iteration"] == 4
+    lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
+    seen = [json.loads(line) for line in lines]
+    assert [line["iteration"] for line in seen] == [0, 1, 2, 3]
+    planned = [num_steps for num_steps, _ in first[0]["extra"]["plans"][:4]]
+    assert [line["salt/num_steps"] for line in seen] == planned

@@ -1,0 +1,225 @@
+"""What a handle offers, and training runs with it, on the trainer of `examples/tiny_video`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import record, self_forcing
+
+# Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
+BUSY = SaltConfig(
+    step_counts=(1, 2, 4),
+    probs=(0.3, 0.3, 0.4),
+    sc_steps=(2, 4),
+    inference_steps=2,
+    align_reference={1: 2, 2: 4},
+    align_warmup=1,
+    align_prob=0.7,
+)
+
+
+def train(trainer: Any, until: int) -> None:
+    torch.manual_seed(100 + trainer.step)
+    trainer.train(until)
+
+
+def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -> None:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    rollout = trainer.model._consistency_backward_simulation
+    steps: list[tuple[int, int]] = []
+
+    def watched(**kwargs: Any) -> Any:
+        steps.append((trainer.step, len(trainer.model.inference_pipeline.denoising_step_list)))
+        return rollout(**kwargs)
+
+    trainer.model._consistency_backward_simulation = watched
+    with self_forcing.attached(trainer, BUSY) as handle:
+        train(trainer, 6)
+        assert handle.plan.iteration == 6
+    expected = []
+    for plan in map(BUSY.scheduler().plan, range(6)):
+        counts = [plan.reference_steps] if plan.use_align else []
+        counts += [plan.num_steps, plan.num_steps]
+        expected += [(plan.iteration, count) for count in counts]
+    assert steps == expected
+    assert len(steps) > 12
+
+
+def test_a_model_alone_counts_an_iteration_per_critic_update() -> None:
+    model = tiny.build_model()
+    inputs = tiny.loss_inputs(model)
+    with self_forcing.attached(model, BUSY) as handle:
+        assert handle.plan.iteration == 0
+        model.generator_loss(**inputs)
+        assert handle.plan.iteration == 0
+        model.critic_loss(**inputs)
+        model.critic_loss(**inputs)
+        assert handle.plan.iteration == 2
+
+
+def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
+    model = tiny.build_model()
+    config = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1)
+    with self_forcing.attached(model, config) as handle:
+        seen: list[dict[str, float]] = []
+        handle.on_metrics(seen.append)
+        assert handle.metrics == {}
+        loss, log = model.generator_loss(**tiny.loss_inputs(model))
+    salt = {name: value for name, value in log.items() if name.startswith("salt/")}
+    assert set(salt) == {"salt/num_steps", "salt/dmd_loss", "salt/sc_loss"}
+    assert all(value.shape == () and not value.requires_grad for value in salt.values())
+    assert seen == [{"iteration": 0, **{name: value.item() for name, value in salt.items()}}]
+    total = salt["salt/dmd_loss"] + config.sc_weight * salt["salt/sc_loss"]
+    assert float(loss.detach()) == pytest.approx(float(total))
+
+
+def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one() -> None:
+    def parameters(trainer: Any) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
+
+    whole = tiny.build_trainer()
+    self_forcing.attach(whole, BUSY)
+    for until in (2, 4):
+        train(whole, until)
+
+    first, second = tiny.build_trainer(), tiny.build_trainer()
+    handle = self_forcing.attach(first, BUSY)
+    train(first, 2)
+    state = json.loads(json.dumps(handle.state_dict()))
+    second.model.load_state_dict(first.model.state_dict())
+    for name in ("generator_optimizer", "critic_optimizer"):
+        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
+    # Self Forcing counts from 0 again; the data and the phase of its updates are its own affair.
+    resumed = self_forcing.attach(second, BUSY)
+    resumed.load_state_dict(state)
+    assert resumed.plan == handle.plan
+    second.step = 2
+    resumed.load_state_dict(state)
+    assert resumed.plan == handle.plan
+    train(second, 4)
+    assert torch.equal(parameters(whole), parameters(second))
+
+
+def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
+    trainer = tiny.build_trainer()
+    handle = self_forcing.attach(trainer, BUSY)
+    state = handle.state_dict() | {"iteration": 7}
+    other = SaltConfig(seed=1)
+    with (
+        self_forcing.attached(tiny.build_trainer(), other) as stranger,
+        pytest.raises(ValueError, match="seed"),
+    ):
+        stranger.load_state_dict(state)
+    assert stranger.plan.iteration == 0
+
+
+def test_salt_leaves_pythons_and_torchs_random_streams_to_the_trainer() -> None:
+    config = SaltConfig(step_counts=(2,), probs=(1.0,), sc_steps=(), align_warmup=0, align_prob=1.0)
+    model = tiny.build_model()
+    with self_forcing.attached(model, config):
+        torch.manual_seed(0)
+        random.seed(0)
+        model.generator_loss(**tiny.loss_inputs(model))
+        streams = torch.get_rng_state(), random.getstate()
+    model.inference_pipeline.denoising_step_list = model.denoising_step_list[::2]
+    torch.manual_seed(0)
+    random.seed(0)
+    model.generator_loss(**tiny.loss_inputs(model))
+    assert torch.equal(streams[0], torch.get_rng_state())
+    assert streams[1] == random.getstate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"align_block": 5}, "align_block must be an index into the 2 blocks of fake_score; got 5"),
+        (
+            {
+                "step_counts": (600,),
+                "probs": (1.0,),
+                "sc_steps": (),
+                "align_reference": {600: 1200},
+            },
+            "a grid of 1200 steps is too fine for the trainer's timesteps: "
+            "two of its points coincide there",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_trainer_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    model = tiny.build_model()
+    before = {name: id(value) for name, value in vars(model).items()}
+    with pytest.raises(ValueError) as error:
+        self_forcing.attach(model, SaltConfig(**settings))
+    assert str(error.value) == message
+    assert {name: id(value) for name, value in vars(model).items()} == before
+
+
+def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> None:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
+    saved: list[int] = []
+    trainer.save = lambda: saved.append(trainer.step)
+    save = trainer.save
+    handle = self_forcing.attach(trainer, BUSY)
+    record(handle, trainer)
+    train(trainer, 3)
+    trainer.save()
+    state = json.loads((tmp_path / "checkpoint_model_000003" / "salt.json").read_text())
+    assert saved == [3]
+    assert state == json.loads(json.dumps(handle.state_dict()))
+    lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+    assert json.loads(lines[-1]) == handle.metrics
+    handle.detach()
+    assert trainer.save is save
+
+    again = tiny.build_trainer()
+    again.output_path, again.is_main_process, again.disable_wandb = str(tmp_path), True, True
+    again.save, again.step = save, 3
+    with self_forcing.attached(again, BUSY) as resumed:
+        record(resumed, again)
+        assert resumed.plan.iteration == 3
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("tiny_worker.py")
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(tmp_path), str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one["plans"] == other["plans"]
+    assert torch.equal(one["parameters"], other["parameters"])
+    assert one["losses"] != other["losses"]
+    logged = set().union(*one["keys"])
+    assert {"salt/sc_loss", "salt/align_loss"} <= logged
+    assert 0.0 in one["sc"]  # an exit step that admits no triple
+    assert any(one["sc"])

@@ -1,0 +1,45 @@
+"""The miniature of `examples/tiny_video` in the place of a real trainer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from examples.tiny_video.config import PRESETS
+from examples.tiny_video.trainer import Trainer
+from examples.tiny_video.wrapper import VideoDiffusionWrapper
+
+CONFIG = replace(PRESETS["smoke"], num_layers=2, batch_size=1)
+
+
+def build_trainer(**settings: Any) -> Trainer:
+    config = replace(CONFIG, **settings)
+    trainer = Trainer(config, {**weights(config, 0)}, torch.device("cpu"))
+    for seed, network in enumerate((trainer.model.real_score, trainer.model.fake_score)):
+        network.load_state_dict(weights(config, seed + 1))
+    return trainer
+
+
+def weights(config: Any, seed: int) -> dict[str, torch.Tensor]:
+    """Random everywhere: a fresh network's head is 0 and would hide what comes before it."""
+    rng = torch.Generator().manual_seed(seed)
+    state = VideoDiffusionWrapper(config, is_causal=False).state_dict()
+    return {name: 0.2 * torch.randn(value.shape, generator=rng) for name, value in state.items()}
+
+
+def build_model() -> Any:
+    model = build_trainer().model.eval()
+    model.name = "tiny_video"
+    return model
+
+
+def loss_inputs(model: Any) -> dict[str, Any]:
+    return {
+        "image_or_video_shape": list(model.args.image_or_video_shape),
+        "conditional_dict": model.text_encoder(["3"]),
+        "unconditional_dict": model.text_encoder([""]),
+        "clean_latent": None,
+        "initial_latent": None,
+    }

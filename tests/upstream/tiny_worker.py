@@ -1,0 +1,57 @@
+"""One rank of the miniature's training under FSDP: `tiny_worker.py FOLDER RANK`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import tiny
+import torch
+import torch.distributed as dist
+from test_adapters_on_the_miniature import BUSY
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+from salt_losses.adapters import self_forcing
+
+ITERATIONS = 6
+# Of two steps, the second admits no triple.
+SALT = replace(BUSY, step_counts=(1, 2), probs=(0.3, 0.7), sc_steps=(2,), inference_steps=1)
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    model, config = trainer.model, trainer.config
+    for name in ("generator", "fake_score", "real_score"):
+        wrapped = FSDP(getattr(model, name), use_orig_params=True, device_id=torch.device("cpu"))
+        setattr(model, name, wrapped)
+    trainer.generator_optimizer = trainer._optimizer(model.generator, config.lr)
+    trainer.critic_optimizer = trainer._optimizer(model.fake_score, config.lr_critic)
+    trainer._update_ema = lambda: None
+
+    handle = self_forcing.attach(trainer, SALT)
+    plans, metrics = [], []
+    handle.on_metrics(metrics.append)
+    for _ in range(ITERATIONS):
+        plans.append((handle.plan.num_steps, handle.plan.use_align))
+        torch.manual_seed(10 * trainer.step + rank)
+        trainer.train(trainer.step + 1)
+    with FSDP.summon_full_params(model.generator):
+        parameters = torch.cat([p.detach().flatten() for p in model.generator.parameters()])
+    result = {
+        "plans": plans,
+        "parameters": parameters,
+        "losses": [m["salt/dmd_loss"] for m in metrics],
+        "sc": [m["salt/sc_loss"] for m in metrics if "salt/sc_loss" in m],
+        "keys": [sorted(m) for m in metrics],
+    }
+    torch.save(result, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
