@@ -15,9 +15,9 @@ from torch import Tensor
 from .._checks import compute_dtype
 from .relational import EPS, empty_slope, register
 
-# Two float32 blocks of 400 x 400 stay in a CPU's cache, and matrix products of that size already
+# Two float32 blocks of 320 x 320 stay in a CPU's cache, and matrix products of that size already
 # run at full rate. Accelerators want larger ones (not measured).
-_CPU_BLOCK = 400
+_CPU_BLOCK = 320
 _ACCELERATOR_BLOCK = 1024
 
 

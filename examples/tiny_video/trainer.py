@@ -1,0 +1,104 @@
+"""The distillation loop, under the names of Self Forcing's score-distillation trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .data import NULL_PROMPT
+from .dmd import DMD
+
+
+def random_prompts(batch_size: int) -> Iterator[dict[str, list[str]]]:
+    """Distillation needs no videos: only prompts."""
+    while True:
+        yield {"prompts": [str(d) for d in torch.randint(10, (batch_size,)).tolist()]}
+
+
+class Trainer:
+    """Trains the generator every `dfake_gen_update_ratio` steps, and the critic at every step."""
+
+    def __init__(self, config: Config, teacher: dict[str, Tensor], device: torch.device) -> None:
+        self.config, self.device, self.step = config, device, 0
+        self.model = DMD(config, device)
+        for network in (self.model.generator, self.model.real_score, self.model.fake_score):
+            network.load_state_dict(teacher)
+        self.generator_ema = deepcopy(self.model.generator).requires_grad_(False)
+        self.generator_optimizer = self._optimizer(self.model.generator, config.lr)
+        self.critic_optimizer = self._optimizer(self.model.fake_score, config.lr_critic)
+        self.dataloader = random_prompts(config.batch_size)
+
+    def _optimizer(self, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+        betas = (self.config.beta1, self.config.beta2)
+        return torch.optim.AdamW(
+            network.parameters(), lr=lr, betas=betas, weight_decay=self.config.weight_decay
+        )
+
+    def train(self, until: int, on_step: Callable[[], None] = lambda: None) -> None:
+        """Trains up to step `until`, and calls `on_step` after each."""
+        while self.step < until:
+            if self.step % self.config.dfake_gen_update_ratio == 0:
+                self.generator_optimizer.zero_grad(set_to_none=True)
+                self.fwdbwd_one_step(next(self.dataloader), True)
+                self.generator_optimizer.step()
+                self._update_ema()
+
+            self.critic_optimizer.zero_grad(set_to_none=True)
+            self.fwdbwd_one_step(next(self.dataloader), False)
+            self.critic_optimizer.step()
+            self.step += 1
+            on_step()
+
+    def fwdbwd_one_step(
+        self, batch: dict[str, list[str]], train_generator: bool
+    ) -> dict[str, Tensor]:
+        """One loss and its gradients, of the generator or of the critic; returns the log."""
+        self.model.eval()
+        prompts = batch["prompts"]
+        conditional_dict = self.model.text_encoder(text_prompts=prompts)
+        unconditional_dict = self.model.text_encoder(text_prompts=[NULL_PROMPT] * len(prompts))
+        shape = [len(prompts), *self.config.image_or_video_shape[1:]]
+        name, loss_fn, network = (
+            ("generator", self.model.generator_loss, self.model.generator)
+            if train_generator
+            else ("critic", self.model.critic_loss, self.model.fake_score)
+        )
+        loss, log_dict = loss_fn(
+            image_or_video_shape=shape,
+            conditional_dict=conditional_dict,
+            unconditional_dict=unconditional_dict,
+            clean_latent=None,
+            initial_latent=None,
+        )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        return log_dict | {f"{name}_loss": loss.detach(), f"{name}_grad_norm": norm}
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        pairs = zip(self.generator_ema.parameters(), self.model.generator.parameters())
+        for average, parameter in pairs:
+            average.lerp_(parameter, 1 - self.config.ema_weight)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": self.model.generator,
+            "generator_ema": self.generator_ema,
+            "critic": self.model.fake_score,
+            "generator_optimizer": self.generator_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        return {"step": self.step} | states
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])

@@ -1,0 +1,509 @@
+"""Malformed calls, and the exact message that a user sees for each."""
+
+import pytest
+import torch
+
+import salt_losses
+from salt_losses import MixedStepScheduler, ShortcutTriple, StepPlan
+
+X = torch.zeros(2, 3, 4)
+GRID = torch.tensor([1.0, 0.5, 0.0])
+NAMES = {
+    **{name: getattr(salt_losses, name) for name in salt_losses.__all__},
+    "torch": torch,
+    "NAN": float("nan"),
+    "INF": float("inf"),
+    "X": X,
+    "META": X.to("meta"),
+    "T": torch.tensor([0.5, 1.0]),
+    "COARSE": [1.0, 0.5, 0.0],
+    "FINE": [1.0, 0.75, 0.5, 0.25, 0.0],
+    "TRIPLE": ShortcutTriple(
+        torch.tensor([1.0, 0.5]), torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.0]),
+        torch.tensor([True, True]),
+    ),
+    "PLAN": StepPlan(7, 8, GRID, True, True, 8, GRID, GRID, GRID),  # with every term on
+    "ONE": torch.tensor(1.0),
+    "STATE": MixedStepScheduler().state_dict(),
+    "straight": lambda x, t: torch.ones_like(x),
+    "times": lambda *values: torch.tensor(values),
+}  # fmt: skip
+
+# A call, and indented below it what it raises.
+TABLE = """
+# flow
+add_noise([1.0], X, 0.5)
+    TypeError: x0 must be a floating-point tensor; got [1.0] (list)
+add_noise(X.long(), X, 0.5)
+    TypeError: x0 must be a floating-point tensor; got a int64 tensor of shape [2, 3, 4]
+add_noise(torch.zeros(()), torch.zeros(()), 0.5)
+    ValueError: x0 must have at least 1 dimension; got a float32 tensor of shape []
+add_noise(torch.zeros(0, 3), torch.zeros(0, 3), 0.5)
+    ValueError: x0 must not be empty; got a float32 tensor of shape [0, 3]
+add_noise(X, X[:1], 0.5)
+    ValueError: noise must have the shape of x0, [2, 3, 4]; got [1, 3, 4]
+add_noise(X, X[..., 0], 0.5)
+    ValueError: noise must have the shape of x0, [2, 3, 4]; got [2, 3]
+add_noise(X, None, 0.5)
+    TypeError: noise must be a floating-point tensor; got None (NoneType)
+add_noise(X, META, 0.5)
+    ValueError: noise must be on the device of x0, cpu; got meta
+add_noise(X, X, 1.5)
+    ValueError: t must be a noise level in [0, 1]; got 1.5
+add_noise(X, X, -0.1)
+    ValueError: t must be a noise level in [0, 1]; got -0.1
+add_noise(X, X, NAN)
+    ValueError: t must be a noise level in [0, 1]; got nan
+add_noise(X, X, "0.5")
+    TypeError: t must be a float or a floating-point tensor; got '0.5' (str)
+add_noise(X, X, True)
+    TypeError: t must be a float or a floating-point tensor; got True (bool)
+add_noise(X, X, torch.tensor([500, 750]))
+    TypeError: t must be a float or a floating-point tensor; got a int64 tensor of shape [2]
+add_noise(X, X, torch.tensor([500.0, 750.0]))
+    ValueError: t must hold noise levels in [0, 1]; got 500 at index 0
+add_noise(X, X, times(0.5))
+    ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
+    shape [1]
+add_noise(X, X, torch.tensor(0.5))
+    ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
+    shape []
+add_noise(X, X, torch.full((2, 1), 0.5))
+    ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
+    shape [2, 1]
+add_noise(X, X, torch.full((2, 3, 4), 0.5))
+    ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
+    shape [2, 3, 4]
+add_noise(X, X, times(0.5, NAN))
+    ValueError: t must hold noise levels in [0, 1]; got nan at index 1
+add_noise(X, X, torch.zeros(2, device="meta"))
+    ValueError: t must be on the device of x0, cpu; got meta
+add_noise(X, X, torch.tensor([[0.5, 0.5, 0.5], [0.5, -2.0, 0.5]]))
+    ValueError: t must hold noise levels in [0, 1]; got -2 at index (1, 1)
+velocity_to_x0(X, X[:, :1], 0.5)
+    ValueError: v must have the shape of x_t, [2, 3, 4]; got [2, 1, 4]
+velocity_to_x0(X, X, 2.0)
+    ValueError: t must be a noise level in [0, 1]; got 2.0
+x0_to_velocity(X, X, 0.0)
+    ValueError: t must be above 0: the velocity is not determined at noise level 0
+x0_to_velocity(X, X, times(0.5, 0.0))
+    ValueError: t must be above 0: the velocity is not determined at noise level 0
+x0_to_velocity(X, X.int(), 0.5)
+    TypeError: x0 must be a floating-point tensor; got a int32 tensor of shape [2, 3, 4]
+euler_step(X, X, 0.25, 0.5)
+    ValueError: s must not lie above t; got s=0.5, t=0.25 at index 0
+euler_step(X, X, T, times(0.4, 1.5))
+    ValueError: s must hold noise levels in [0, 1]; got 1.5 at index 1
+euler_step(X, X, T, torch.tensor([[0.5, 0.5, 0.6], [1.0, 1.0, 1.0]]))
+    ValueError: s must not lie above t; got s=0.6, t=0.5 at index (0, 2)
+euler_step(X, X[:1], 0.5, 0.25)
+    ValueError: v must have the shape of x, [2, 3, 4]; got [1, 3, 4]
+
+# schedule
+shift_time(1.5, 3.0)
+    ValueError: t must be a noise level in [0, 1]; got 1.5
+shift_time(0.5, 0.0)
+    ValueError: shift must be a finite number above 0; got 0.0
+shift_time(0.5, NAN)
+    ValueError: shift must be a finite number above 0; got nan
+shift_time(0.5, "3")
+    TypeError: shift must be a number; got '3' (str)
+shift_time(times(0.5, 1.5), 3.0)
+    ValueError: t must hold noise levels in [0, 1]; got 1.5 at index 1
+shift_time([0.5], 3.0)
+    TypeError: t must be a float or a floating-point tensor; got [0.5] (list)
+shift_time(torch.tensor([1, 0]), 3.0)
+    TypeError: t must be a float or a floating-point tensor; got a int64 tensor of shape [2]
+step_schedule(0)
+    ValueError: num_steps must be at least 1; got 0
+step_schedule(4.0)
+    TypeError: num_steps must be an integer; got 4.0 (float)
+step_schedule(True)
+    TypeError: num_steps must be an integer; got True (bool)
+step_schedule(4, shift=-1.0)
+    ValueError: shift must be a finite number above 0; got -1.0
+step_schedule(4, shift=INF)
+    ValueError: shift must be a finite number above 0; got inf
+step_schedule(4, shift=1e300)
+    ValueError: shift must leave 4 steps distinct in float64; got 1e+300
+
+# dmd
+guide(X, X[:1], 3.0)
+    ValueError: uncond must have the shape of cond, [2, 3, 4]; got [1, 3, 4]
+guide(X, X, NAN)
+    ValueError: scale must be a finite number; got nan
+guide(X, X, X)
+    TypeError: scale must be a number; got a float32 tensor of shape [2, 3, 4]
+guide(X.long(), X, 1.0)
+    TypeError: cond must be a floating-point tensor; got a int64 tensor of shape [2, 3, 4]
+dmd_grad(torch.zeros(3), torch.zeros(3), torch.zeros(3))
+    ValueError: generated must have at least 2 dimensions; got a float32 tensor of shape [3]
+dmd_grad(X[:1], X, X)
+    ValueError: fake_x0 must have the shape of generated, [2, 3, 4]; got [1, 3, 4]
+dmd_grad(X, X[..., :1], X)
+    ValueError: real_x0 must have the shape of generated, [2, 3, 4]; got [2, 3, 1]
+dmd_grad(X, META, X)
+    ValueError: real_x0 must be on the device of generated, cpu; got meta
+dmd_grad(X, X, None)
+    TypeError: generated must be a floating-point tensor; got None (NoneType)
+dmd_grad(X, X, X, normalize="frame")
+    ValueError: normalize must be one of 'sample', 'block', None; got 'frame'
+dmd_grad(X, X, X, normalize=True)
+    ValueError: normalize must be one of 'sample', 'block', None; got True
+dmd_grad(X, X, X, normalize="block")
+    ValueError: frames_per_block must be given with normalize='block'
+dmd_grad(X, X, X, frames_per_block=3)
+    ValueError: frames_per_block is for normalize='block' only; got 3 with normalize='sample'
+dmd_grad(X, X, X, normalize="block", frames_per_block=2)
+    ValueError: frames_per_block must divide the frames of generated, [B, F, ...]; got 2 for
+    shape [2, 3, 4]
+dmd_grad(X, X, X, normalize="block", frames_per_block=0)
+    ValueError: frames_per_block must be at least 1; got 0
+dmd_grad(X, X, X, normalize="block", frames_per_block=1.5)
+    TypeError: frames_per_block must be an integer; got 1.5 (float)
+dmd_grad(X[..., 0], X[..., 0], X[..., 0], normalize="block", frames_per_block=3)
+    ValueError: frames_per_block must divide the frames of generated, [B, F, ...]; got 3 for
+    shape [2, 3]
+dmd_loss(X, X[:1])
+    ValueError: grad must have the shape of generated, [2, 3, 4]; got [1, 3, 4]
+dmd_loss(X, META)
+    ValueError: grad must be on the device of generated, cpu; got meta
+dmd_loss(X, X, mask=torch.ones(2, 3, 4))
+    TypeError: mask must be a boolean tensor; got a float32 tensor of shape [2, 3, 4]
+dmd_loss(X, X, mask=torch.ones(3, dtype=torch.bool))
+    ValueError: mask must have the shape of generated, [2, 3, 4], or of its leading dimensions;
+    got shape [3]
+dmd_loss(X, X, mask=torch.ones(2, 1, 4, dtype=torch.bool))
+    ValueError: mask must have the shape of generated, [2, 3, 4], or of its leading dimensions;
+    got shape [2, 1, 4]
+dmd_loss(X, X, mask=torch.ones((), dtype=torch.bool))
+    ValueError: mask must have the shape of generated, [2, 3, 4], or of its leading dimensions;
+    got shape []
+dmd_loss(X, X, mask=torch.ones(2, dtype=torch.bool, device="meta"))
+    ValueError: mask must be on the device of generated, cpu; got meta
+dmd_loss(X, X, mask=[True, False])
+    TypeError: mask must be a boolean tensor; got [True, False] (list)
+critic_loss(X, X[:, :1], X)
+    ValueError: generated must have the shape of velocity_pred, [2, 3, 4]; got [2, 1, 4]
+critic_loss(X, X, X[0])
+    ValueError: noise must have the shape of velocity_pred, [2, 3, 4]; got [3, 4]
+critic_loss(X, META, X)
+    ValueError: generated must be on the device of velocity_pred, cpu; got meta
+critic_loss(X.bool(), X, X)
+    TypeError: velocity_pred must be a floating-point tensor; got a bool tensor of shape [2, 3,
+    4]
+critic_loss(X, X, X, mask=torch.ones(1, dtype=torch.bool))
+    ValueError: mask must have the shape of velocity_pred, [2, 3, 4], or of its leading
+    dimensions; got shape [1]
+
+# shortcut
+shortcut_triple_sampler(0.5, FINE, COARSE)
+    TypeError: t_s must be a float32 or float64 tensor; got 0.5 (float)
+shortcut_triple_sampler(T.bfloat16(), FINE, COARSE)
+    TypeError: t_s must be a float32 or float64 tensor; got a bfloat16 tensor of shape [2]
+shortcut_triple_sampler(torch.tensor([1, 0]), FINE, COARSE)
+    TypeError: t_s must be a float32 or float64 tensor; got a int64 tensor of shape [2]
+shortcut_triple_sampler(T * 1000, FINE, COARSE)
+    ValueError: t_s must hold noise levels in [0, 1]; got 500 at index 0
+shortcut_triple_sampler(T, [], COARSE)
+    ValueError: train_times must hold at least two noise levels; got []
+shortcut_triple_sampler(T, FINE, [1.0])
+    ValueError: inference_times must hold at least two noise levels; got [1.0]
+shortcut_triple_sampler(T, FINE[::-1], COARSE)
+    ValueError: train_times must be strictly decreasing; got [0.0, 0.25, 0.5, 0.75, 1.0]
+shortcut_triple_sampler(T, [1.0, 0.5, 0.5, 0.0], COARSE)
+    ValueError: train_times must be strictly decreasing; got [1.0, 0.5, 0.5, 0.0]
+shortcut_triple_sampler(T, [1000.0, 500.0, 0.0], COARSE)
+    ValueError: train_times must hold noise levels in [0, 1]; got [1000.0, 500.0, 0.0]
+shortcut_triple_sampler(T, [1.0, NAN, 0.0], COARSE)
+    ValueError: train_times must hold noise levels in [0, 1]; got [1.0, nan, 0.0]
+shortcut_triple_sampler(T, [1.0, "0.5", 0.0], COARSE)
+    TypeError: train_times must hold floats; got '0.5' (str)
+shortcut_triple_sampler(T, 8, COARSE)
+    TypeError: train_times must be a tensor or a sequence of floats; got 8 (int)
+shortcut_triple_sampler(T, "grid", COARSE)
+    TypeError: train_times must be a tensor or a sequence of floats; got 'grid' (str)
+shortcut_triple_sampler(T, FINE, torch.tensor([1000, 500, 0]))
+    TypeError: inference_times must hold floating-point noise levels; got a int64 tensor of
+    shape [3]
+shortcut_triple_sampler(T, FINE, torch.zeros(2, 3))
+    ValueError: inference_times must be a grid of noise levels, [K + 1]; got shape [2, 3]
+shortcut_triple_sampler(T, FINE, torch.ones(1))
+    ValueError: inference_times must hold at least two noise levels; got shape [1]
+shortcut_triple_sampler(T, torch.tensor([0.0, 1.0]), COARSE)
+    ValueError: train_times must be strictly decreasing; got [0.0, 1.0]
+shortcut_triple_sampler(T, torch.zeros(3, device="meta"), COARSE)
+    ValueError: train_times must be on the CPU; got meta
+shortcut_triple_sampler(T, FINE, COARSE, generator=0)
+    TypeError: generator must be a torch.Generator or None; got 0 (int)
+shortcut_triple_sampler(T.to("meta"), FINE, COARSE, generator=torch.Generator())
+    ValueError: generator must be on the device of the draw, meta; got one on cpu
+
+# semigroup
+semigroup_defect_loss(X, X, TRIPLE)
+    TypeError: velocity_fn must be callable; got a float32 tensor of shape [2, 3, 4]
+semigroup_defect_loss(straight, X.long(), TRIPLE)
+    TypeError: x_s must be a floating-point tensor; got a int64 tensor of shape [2, 3, 4]
+semigroup_defect_loss(straight, X, None)
+    TypeError: triple must be a ShortcutTriple(t_s, t_m, t_e, feasible); got None (NoneType)
+semigroup_defect_loss(straight, X, TRIPLE[:3])
+    TypeError: triple must be a ShortcutTriple(t_s, t_m, t_e, feasible); got a tuple of 3
+semigroup_defect_loss(straight, X[:1], TRIPLE)
+    ValueError: triple.t_s must be a float or of shape [1] or [1, 3], the leading dimensions of
+    x_s; got shape [2]
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_m=times(0.7)))
+    ValueError: triple.t_m must be a float or of shape [2] or [2, 3], the leading dimensions of
+    x_s; got shape [1]
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_m=torch.full((2, 3), 0.6)))
+    ValueError: triple must hold tensors of one shape; got t_s [2], t_m [2, 3], t_e [2],
+    feasible [2]
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_m=times(0.4, 0.25)))
+    ValueError: t_e must lie below t_m; got t_e=0.5, t_m=0.4 at index 0
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_m=times(0.75, 0.6)))
+    ValueError: t_m must lie below t_s; got t_m=0.6, t_s=0.5 at index 1
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_s=1000 * TRIPLE.t_s))
+    ValueError: triple.t_s must hold noise levels in [0, 1]; got 1000 at index 0
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_e=times(0.5, NAN)))
+    ValueError: triple.t_e must hold noise levels in [0, 1]; got nan at index 1
+semigroup_defect_loss(straight, X, TRIPLE._replace(t_e=torch.tensor([0, 0])))
+    TypeError: triple.t_e must be a float or a floating-point tensor; got a int64 tensor of
+    shape [2]
+semigroup_defect_loss(straight, X, TRIPLE._replace(feasible=torch.ones(2)))
+    TypeError: triple.feasible must be a boolean tensor; got a float32 tensor of shape [2]
+semigroup_defect_loss(straight, X, TRIPLE._replace(feasible=torch.tensor([True])))
+    ValueError: triple must hold tensors of one shape; got t_s [2], t_m [2], t_e [2], feasible
+    [1]
+semigroup_defect_loss(straight, X, TRIPLE._replace(feasible=META[:, 0, 0].bool()))
+    ValueError: triple.feasible must be on the device of x_s, cpu; got meta
+semigroup_defect_loss(straight, META, TRIPLE)
+    ValueError: triple.t_s must be on the device of x_s, meta; got cpu
+semigroup_defect_loss(straight, X, TRIPLE, v_s=X[:1])
+    ValueError: v_s must have the shape of x_s, [2, 3, 4]; got [1, 3, 4]
+semigroup_defect_loss(straight, X, TRIPLE, v_s=META)
+    ValueError: v_s must be on the device of x_s, cpu; got meta
+semigroup_defect_loss(straight, X, TRIPLE, mask=torch.ones(2))
+    TypeError: mask must be a boolean tensor; got a float32 tensor of shape [2]
+semigroup_defect_loss(straight, X, TRIPLE, mask=torch.ones(2, 1, dtype=torch.bool))
+    ValueError: mask must have the shape of x_s, [2, 3, 4], or of its leading dimensions; got
+    shape [2, 1]
+semigroup_defect_loss(straight, X, TRIPLE, stop_grad="both")
+    ValueError: stop_grad must be one of None, 'direct', 'composed'; got 'both'
+semigroup_defect_loss(straight, X, TRIPLE, stop_grad=True)
+    ValueError: stop_grad must be one of None, 'direct', 'composed'; got True
+semigroup_defect_loss(straight, X, TRIPLE, reduction="sum")
+    ValueError: reduction must be one of 'mean', 'norm', 'none'; got 'sum'
+semigroup_defect_loss(straight, X, TRIPLE, reduction=None)
+    ValueError: reduction must be one of 'mean', 'norm', 'none'; got None
+semigroup_defect_loss(lambda x, t: x[:, :1], X, TRIPLE)
+    ValueError: velocity_fn's result must have the shape of x, [2, 3, 4]; got [2, 1, 4]
+semigroup_defect_loss(lambda x, t: (x, x), X, TRIPLE)
+    TypeError: velocity_fn's result must be a floating-point tensor; got a tuple of 2
+semigroup_defect_loss(lambda x, t: META, X, TRIPLE)
+    ValueError: velocity_fn's result must be on the device of x, cpu; got meta
+semigroup_defect_loss(lambda x, t: None, X, TRIPLE, v_s=X)
+    TypeError: velocity_fn's result must be a floating-point tensor; got None (NoneType)
+semigroup_defect(None, X, COARSE, FINE)
+    TypeError: velocity_fn must be callable; got None (NoneType)
+semigroup_defect(straight, X.int(), COARSE, FINE)
+    TypeError: noise must be a floating-point tensor; got a int32 tensor of shape [2, 3, 4]
+semigroup_defect(straight, X, COARSE, FINE, solver="heun")
+    ValueError: solver must be one of 'consistency', 'euler'; got 'heun'
+semigroup_defect(straight, X, COARSE[::-1], FINE)
+    ValueError: inference_times must be strictly decreasing; got [0.0, 0.5, 1.0]
+semigroup_defect(straight, X, COARSE, [])
+    ValueError: train_times must hold at least two noise levels; got []
+semigroup_defect(straight, X, COARSE, torch.zeros(3, device="meta"))
+    ValueError: train_times must hold values; got a tensor on the meta device
+semigroup_defect(straight, META, COARSE, FINE, generator=torch.Generator())
+    ValueError: generator must be on the device of the draw, meta; got one on cpu
+semigroup_defect(lambda x, t: x.sum(), X, COARSE, FINE)
+    ValueError: velocity_fn's result must have at least 1 dimension; got a float32 tensor of
+    shape []
+
+# sampling
+euler_sample(4, X, COARSE)
+    TypeError: velocity_fn must be callable; got 4 (int)
+euler_sample(straight, X, [0.0, 1.0])
+    ValueError: times must be strictly decreasing; got [0.0, 1.0]
+euler_sample(straight, X, torch.tensor([1.0, 0.5, 0.75]))
+    ValueError: times must be strictly decreasing; got [1.0, 0.5, 0.75]
+euler_sample(straight, X, [1.0])
+    ValueError: times must hold at least two noise levels; got [1.0]
+euler_sample(straight, X, 4)
+    TypeError: times must be a tensor or a sequence of floats; got 4 (int)
+euler_sample(straight, None, COARSE)
+    TypeError: noise must be a floating-point tensor; got None (NoneType)
+euler_sample(lambda x, t: x[..., 0], X, COARSE)
+    ValueError: velocity_fn's result must have the shape of x, [2, 3, 4]; got [2, 3]
+euler_sample(lambda x, t: x.long(), X, COARSE)
+    TypeError: velocity_fn's result must be a floating-point tensor; got a int64 tensor of shape
+    [2, 3, 4]
+consistency_sample(straight, X, [1.0, 0.5, -0.1])
+    ValueError: times must hold noise levels in [0, 1]; got [1.0, 0.5, -0.1]
+consistency_sample(straight, X, COARSE, generator="cpu")
+    TypeError: generator must be a torch.Generator or None; got 'cpu' (str)
+consistency_sample(straight, META, COARSE, generator=torch.Generator())
+    ValueError: generator must be on the device of the draw, meta; got one on cpu
+
+# mixed_step
+MixedStepScheduler(step_counts=())
+    ValueError: step_counts must hold at least one step count; got none
+MixedStepScheduler(step_counts="248")
+    TypeError: step_counts must be a sequence of step counts; got '248' (str)
+MixedStepScheduler(step_counts=8)
+    TypeError: step_counts must be a sequence of step counts; got 8 (int)
+MixedStepScheduler(step_counts=(2, 4, 4))
+    ValueError: step_counts must be distinct; got [2, 4, 4]
+MixedStepScheduler(step_counts=(0, 4, 8))
+    ValueError: step_counts[0] must be at least 1; got 0
+MixedStepScheduler(step_counts=(2, 4.0, 8))
+    TypeError: step_counts[1] must be an integer; got 4.0 (float)
+MixedStepScheduler(probs=(0.5, 0.5))
+    ValueError: probs must hold one probability for each of the 3 step_counts; got 2
+MixedStepScheduler(probs=(0.2, 0.4, 0.5))
+    ValueError: probs must sum to 1; got [0.2, 0.4, 0.5], which sum to 1.1
+MixedStepScheduler(probs=(-0.2, 0.6, 0.6))
+    ValueError: probs[0] must be a finite number of at least 0; got -0.2
+MixedStepScheduler(probs=(NAN, 0.5, 0.5))
+    ValueError: probs[0] must be a finite number of at least 0; got nan
+MixedStepScheduler(probs=1.0)
+    TypeError: probs must be a sequence of probabilities; got 1.0 (float)
+MixedStepScheduler(shift=0)
+    ValueError: shift must be a finite number above 0; got 0
+MixedStepScheduler(shift=None)
+    TypeError: shift must be a number; got None (NoneType)
+MixedStepScheduler(sc_steps=8)
+    TypeError: sc_steps must be a sequence of step counts; got 8 (int)
+MixedStepScheduler(sc_steps=(-8,))
+    ValueError: sc_steps[0] must be at least 1; got -8
+MixedStepScheduler(align_reference=[(2, 4)])
+    TypeError: align_reference must map step counts to step counts; got [(2, 4)] (list)
+MixedStepScheduler(align_reference={2: 3})
+    ValueError: align_reference[2] must be a larger multiple of 2, so that the grids nest; got 3
+MixedStepScheduler(align_reference={4: 2})
+    ValueError: align_reference[4] must be a larger multiple of 4, so that the grids nest; got 2
+MixedStepScheduler(align_reference={"2": 4})
+    TypeError: align_reference's key must be an integer; got '2' (str)
+MixedStepScheduler(align_warmup=-1)
+    ValueError: align_warmup must be at least 0; got -1
+MixedStepScheduler(align_prob=1.5)
+    ValueError: align_prob must be a probability in [0, 1]; got 1.5
+MixedStepScheduler(align_prob=NAN)
+    ValueError: align_prob must be a finite number of at least 0; got nan
+MixedStepScheduler(inference_steps=3)
+    ValueError: inference_steps must divide the largest step count, 8, so that the inference
+    grid is part of the training grid; got 3
+MixedStepScheduler(inference_steps=0)
+    ValueError: inference_steps must be at least 1; got 0
+MixedStepScheduler(seed=0.5)
+    TypeError: seed must be an integer; got 0.5 (float)
+MixedStepScheduler().plan(-1)
+    ValueError: iteration must be at least 0; got -1
+MixedStepScheduler().plan("3")
+    TypeError: iteration must be an integer; got '3' (str)
+MixedStepScheduler().load_state_dict(3)
+    ValueError: state_dict must be the state of a MixedStepScheduler, with keys 'iteration' and
+    'settings'; got 3 (int)
+MixedStepScheduler().load_state_dict({"iteration": 3})
+    ValueError: state_dict must be the state of a MixedStepScheduler, with keys 'iteration' and
+    'settings'; got ['iteration']
+MixedStepScheduler().load_state_dict({**STATE, "settings": None})
+    ValueError: state_dict['settings'] must be a mapping; got None (NoneType)
+MixedStepScheduler().load_state_dict({**STATE, "iteration": -1})
+    ValueError: state_dict['iteration'] must be at least 0; got -1
+MixedStepScheduler().load_state_dict({**STATE, "iteration": 1.5})
+    TypeError: state_dict['iteration'] must be an integer; got 1.5 (float)
+MixedStepScheduler(seed=1, shift=3.0).load_state_dict(STATE)
+    ValueError: state_dict is from other settings: shift (state: 1.0, here: 3.0), seed (state:
+    0, here: 1)
+
+# objective
+SaltConfig(sc_weight=-1.0)
+    ValueError: sc_weight must be a finite number of at least 0; got -1.0
+SaltConfig(sc_weight=NAN)
+    ValueError: sc_weight must be a finite number of at least 0; got nan
+SaltConfig(align_weight="1")
+    TypeError: align_weight must be a number; got '1' (str)
+SaltConfig(align_margin=-0.1)
+    ValueError: align_margin must be a finite number of at least 0; got -0.1
+SaltConfig(align_features="teacher")
+    ValueError: align_features must be one of 'fake_score', 'real_score'; got 'teacher'
+SaltConfig(align_block=-1)
+    ValueError: align_block must be at least 0; got -1
+SaltConfig(align_block=1.0)
+    TypeError: align_block must be an integer; got 1.0 (float)
+SaltConfig(probs=(0.5, 0.4, 0.4))
+    ValueError: probs must sum to 1; got [0.5, 0.4, 0.4], which sum to 1.3
+SaltConfig(shift=-3.0)
+    ValueError: shift must be a finite number above 0; got -3.0
+SaltConfig.from_mapping([("sc_weight", 1.0)])
+    TypeError: mapping must be a mapping of settings; got [('sc_weight', 1.0)] (list)
+SaltConfig.from_mapping({"lambda_sc": 1.0})
+    ValueError: unknown setting 'lambda_sc'; did you mean 'align_block'?
+SaltConfig.from_mapping({"sc_wieght": 1.0})
+    ValueError: unknown setting 'sc_wieght'; did you mean 'sc_weight'?
+SaltConfig.from_mapping({"sc_weight": None})
+    TypeError: sc_weight must be a number; got None (NoneType)
+salt_loss(1.0, PLAN, SaltConfig())
+    TypeError: dmd must be a 0-dim floating-point tensor; got 1.0 (float)
+salt_loss(times(1.0), PLAN, SaltConfig())
+    ValueError: dmd must be a 0-dim floating-point tensor; got a float32 tensor of shape [1]
+salt_loss(torch.tensor(1), PLAN, SaltConfig())
+    TypeError: dmd must be a 0-dim floating-point tensor; got a int64 tensor of shape []
+salt_loss(ONE, None, SaltConfig())
+    TypeError: plan must be a StepPlan; got None (NoneType)
+salt_loss(ONE, PLAN, {"sc_weight": 1.0})
+    TypeError: config must be a SaltConfig; got {'sc_weight': 1.0} (dict)
+salt_loss(ONE, PLAN, SaltConfig())
+    ValueError: sc must be given: the plan of iteration 7 has it on, with weight 1
+salt_loss(ONE, PLAN, SaltConfig(), sc=ONE)
+    ValueError: align must be given: the plan of iteration 7 has it on, with weight 1
+salt_loss(ONE, PLAN, SaltConfig(), sc=0.5, align=ONE)
+    TypeError: sc must be a 0-dim floating-point tensor; got 0.5 (float)
+salt_loss(ONE, PLAN, SaltConfig(), sc=times(1.0, 2.0), align=ONE)
+    ValueError: sc must be a 0-dim floating-point tensor; got a float32 tensor of shape [2]
+salt_loss(ONE, PLAN, SaltConfig(), sc=ONE.to("meta"), align=ONE)
+    ValueError: sc must be on the device of dmd, cpu; got meta
+
+# relational
+relational_align_loss(X, X[..., :2])
+    ValueError: ref must have the shape of low, [2, 3, 4]; got [2, 3, 2]
+relational_align_loss(X, X.double())
+    TypeError: ref must have the dtype of low, torch.float32; got torch.float64
+relational_align_loss(X[0], X[0])
+    ValueError: low must be [B, F, S, D] or [F, S, D]; got a float32 tensor of shape [3, 4]
+relational_align_loss(X, META)
+    ValueError: ref must be on the device of low, cpu; got meta
+relational_align_loss(X.long(), X)
+    TypeError: low must be a floating-point tensor; got a int64 tensor of shape [2, 3, 4]
+relational_align_loss(X, X, margin=-0.1)
+    ValueError: margin must be a finite number of at least 0; got -0.1
+relational_align_loss(X, X, margin=NAN)
+    ValueError: margin must be a finite number of at least 0; got nan
+relational_align_loss(X, X, relation="causal")
+    ValueError: relation must be one of 'spatial', 'temporal', 'spatiotemporal'; got 'causal'
+relational_align_loss(X[:1], X[:1], relation="temporal")
+    ValueError: relation='temporal' needs at least 2 frames; got a float32 tensor of shape [1,
+    3, 4]
+relational_align_loss(X, X, reduction="sum")
+    ValueError: reduction must be one of 'mean', 'none'; got 'sum'
+relational_align_loss(X, X, backend="cuda")
+    ValueError: backend must be one of 'auto', 'reference', 'chunked', 'triton'; got 'cuda'
+"""
+
+
+def rows():
+    calls = []
+    for line in TABLE.strip().splitlines():
+        if line.startswith("    "):
+            calls[-1][1].append(line.strip())
+        elif line and not line.startswith("#"):
+            calls.append((line, []))
+    return [(call, " ".join(message)) for call, message in calls]
+
+
+@pytest.mark.parametrize(("call", "error"), rows(), ids=[call for call, _ in rows()])
+def test_a_malformed_call_says_what_came_and_what_is_wanted(call, error):
+    with pytest.raises((ValueError, TypeError)) as raised:
+        eval(call, NAMES)
+    assert f"{type(raised.value).__name__}: {raised.value}" == error
