@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from salt_losses import (
     ShortcutTriple,
@@ -250,6 +251,39 @@ def test_masked_elements_count_for_nothing_even_when_they_are_nan():
     loss.backward()
     assert loss.isfinite()
     assert x.grad[mask].isfinite().all()
+
+
+class LatentOps(TorchDispatchMode):
+    """The operators that read or write a tensor of the latent's size, views aside."""
+
+    def __init__(self, latent):
+        super().__init__()
+        self.size, self.readers, self.writers = latent.numel(), [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            name = func.overloadpacket.__name__
+            big = [u for u in args if isinstance(u, torch.Tensor) and u.numel() == self.size]
+            self.readers += [name] * bool(big)
+            self.writers += [name] * (getattr(result, "numel", int)() == self.size)
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_after_its_model_call_it_passes_twice_over_the_latent_with_one_temporary(dtype):
+    x_s, v_s, v_m = (randn(3, 2, 4, 5, 6, seed=seed).to(dtype) for seed in range(3))
+    ops = LatentOps(x_s)
+
+    def velocity_fn(x, t):
+        ops.readers.clear()
+        ops.writers.clear()
+        return v_m
+
+    with ops:
+        semigroup_defect_loss(velocity_fn, x_s, B_TRIPLE, v_s=v_s)
+    assert ops.readers == ["addcmul", "linalg_vector_norm"]
+    assert ops.writers == ["addcmul"]
 
 
 def test_agreeing_endpoints_give_zero_gradient_not_nan():

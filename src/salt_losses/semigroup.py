@@ -89,7 +89,7 @@ def semigroup_defect_loss(
 
     if v_s is None:
         v_s = velocity_at(velocity_fn, x_s, t_s)
-    x_m = (x_s - spread(t_s - t_m, x_s) * v_s).to(x_s.dtype)
+    x_m = torch.addcmul(x_s, spread(t_s - t_m, x_s), v_s, value=-1).to(x_s.dtype)
     if stop_grad == "composed":
         with torch.no_grad():
             v_m = velocity_at(velocity_fn, x_m.detach(), t_m)
@@ -132,9 +132,10 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """`a - b` in float32 at least, in one new tensor."""
-    dtype = compute_dtype(a.dtype, b.dtype)
-    return a - b if a.dtype == dtype else a.to(dtype).sub_(b)
+    """`a - b` in float32 at least: one pass, one new tensor."""
+    # The factor promotes half precision on the fly, where a cast would write a copy.
+    one = torch.ones((1,) * a.dim(), dtype=compute_dtype(a.dtype, b.dtype), device=a.device)
+    return torch.addcmul(a, one, b, value=-1)
 
 
 def _squared_and_count(
