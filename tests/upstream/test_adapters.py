@@ -284,7 +284,7 @@ def test_the_defect_term_makes_one_more_call_per_block_and_none_without_a_triple
 def test_the_alignment_makes_only_the_reference_rollout_and_its_two_feature_passes(
     model: Any,
 ) -> None:
-    config = salt(model, align_weight=1.0)
+    config = salt(model, align_weight=1.0, align_margin=0.0)
     plain, _ = calls_of_a_step(model, 0, None)
     salted, step = calls_of_a_step(model, 0, config)
     blocks = plain["grad"]
