@@ -87,18 +87,24 @@ def dmd_grad(
     _check_frames_per_block(normalize, frames_per_block, generated)
 
     dtype = compute_dtype(fake_x0.dtype, real_x0.dtype, generated.dtype)
-    grad = _subtract(fake_x0, real_x0, dtype)
+
+    def units(x: Tensor) -> Tensor:
+        """One mean for each sample `[B]`, or for each block `[B, N]`."""
+        if normalize == "sample":
+            return x
+        return rearrange(x, "b (n f) ... -> b n f ...", f=frames_per_block)  # a view
+
+    scale = None
     if normalize is not None:
-        distance = _subtract(generated, real_x0, dtype).abs_()
-        first = 1
-        if normalize == "block":
-            grad, distance = (
-                rearrange(u, "b (n f) ... -> b n f ...", f=frames_per_block)
-                for u in (grad, distance)
-            )
-            first = 2
-        grad = grad.div_(distance.mean(dim=list(range(first, distance.dim())), keepdim=True))
-    return grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).view(generated.shape)
+        # Before the direction: the distance's memory is free again when that is formed.
+        distance = units(_subtract(generated, real_x0, dtype).abs_())
+        first = 1 if normalize == "sample" else 2
+        scale = distance.mean(dim=list(range(first, distance.dim())), keepdim=True)
+        del distance
+    grad = _subtract(fake_x0, real_x0, dtype)
+    if scale is not None:
+        units(grad).div_(scale)
+    return grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _subtract(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,16 +15,27 @@ from torch import Tensor
 from .._checks import compute_dtype
 from .relational import EPS, empty_slope, register
 
-# Two float32 blocks of 320 x 320 stay in a CPU's cache, and matrix products of that size already
-# run at full rate. Accelerators want larger ones (not measured).
-_CPU_BLOCK = 320
-_ACCELERATOR_BLOCK = 1024
+# Rows and columns of a block. Few rows waste little on the diagonal; many columns make few, long
+# operations, which matters on CPUs that others use too: each operation waits for its last thread.
+# Two such float32 blocks fit into a CPU's third-level cache. Not measured on accelerators.
+_CPU_BLOCK = (320, 1600)
+_ACCELERATOR_BLOCK = (1024, 4096)
 
 
 class Block(NamedTuple):
+    """A block of R. Where it reaches the diagonal, its first columns are its rows."""
+
     rows: slice
     cols: slice
-    on_diagonal: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
+
+    @property
+    def own(self) -> int:
+        """How many of its columns are its rows."""
+        return self.shape[0] if self.rows.start == self.cols.start else 0
 
 
 def forward(
@@ -41,7 +52,7 @@ def forward(
     block = _CPU_BLOCK if device.type == "cpu" else _ACCELERATOR_BLOCK
     groups, group_tokens = low.shape[0], low.shape[1] * tokens
     # Small groups share a block, so that short clips do not pay one launch per frame.
-    at_once = min(groups, max(1, block**2 // group_tokens**2))
+    at_once = min(groups, max(1, block[0] * block[1] // group_tokens**2))
     work = _Workspace(at_once, group_tokens, dim, block, dtype, device)
     excess = torch.zeros(groups, dtype=dtype, device=device)
 
@@ -62,13 +73,13 @@ class _Workspace:
         groups: int,
         tokens: int,
         dim: int,
-        block: int,
+        block: tuple[int, int],
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        side = min(block, tokens)
+        rows, cols = min(block[0], tokens), min(block[1], tokens)
         self.units = torch.empty(2, groups, tokens, dim, dtype=dtype, device=device)
-        self.block = torch.empty(2, groups * side * side, dtype=dtype, device=device)
+        self.block = torch.empty(2, groups * rows * cols, dtype=dtype, device=device)
 
     def run(
         self,
@@ -89,22 +100,30 @@ class _Workspace:
             grad = out.view(z.shape) if out.dtype == z.dtype else torch.empty_like(z)
             grad.zero_()
 
-        for rows, cols, on_diagonal in blocks:
-            shape = (groups, rows.stop - rows.start, cols.stop - cols.start)
-            relation, scratch = self.block[:, : shape[0] * shape[1] * shape[2]].view(2, *shape)
+        for block in blocks:
+            rows, cols = block
+            height, width = block.shape
+            both = self.block[:, : groups * height * width].view(2, groups, height, width)
+            relation, scratch = both
             torch.bmm(z[:, rows], z[:, cols].mT, out=relation)
             # Not accumulated in place: two equal products cancel exactly, so that low == ref is 0.
             relation.sub_(torch.bmm(z_ref[:, rows], z_ref[:, cols].mT, out=scratch))
             # What exceeds the margin, with its sign. Unlike softshrink, clamp lets NaN through
             # in every torch version.
             relation.sub_(torch.clamp(relation, -margin, margin, out=scratch))
-            block_excess = torch.abs(relation, out=scratch).sum((1, 2))
-            excess.add_(block_excess, alpha=1 if on_diagonal else 2)
+            torch.abs(relation, out=scratch)
+            # Each pair stands for its mirror image too, but those among the block's own rows,
+            # which hold both.
+            excess.add_(scratch.sum((1, 2)), alpha=2)
+            own = block.own
+            if own:
+                excess.sub_(scratch[:, :, :own].sum((1, 2)))
             if grad is not None:
                 sign = relation.sign_()
                 grad[:, rows].baddbmm_(sign, z[:, cols])
-                if not on_diagonal:
-                    grad[:, cols].baddbmm_(sign.mT, z[:, rows])
+                if own < width:
+                    others = slice(cols.start + own, cols.stop)
+                    grad[:, others].baddbmm_(sign[:, :, own:].mT, z[:, rows])
 
         if grad is not None and out is not None:
             # Through the normalisation: drop what lies along the token, divide by its length.
@@ -124,26 +143,23 @@ def _unit_tokens_(out: Tensor, x: Tensor) -> Tensor:
     return inverse_norm
 
 
-def _blocks(frames: int, tokens: int, block: int, other_frames: bool) -> Iterator[Block]:
-    """Blocks that hold each unordered pair of tokens once, and the diagonal's blocks whole."""
+def _blocks(
+    frames: int, tokens: int, block: tuple[int, int], other_frames: bool
+) -> Iterator[Block]:
+    """Blocks that hold each unordered pair of tokens, those among their own rows twice."""
     total = frames * tokens
     span = tokens if other_frames else total
     for first in range(0, total, span):
-        ends = [first + end for end in _even_cuts(span, block)]
-        for start, stop in pairwise(ends):
-            rows = slice(start, stop)
+        for start, stop in pairwise(_even_cuts(first, first + span, block[0])):
             begin = first + span if other_frames else start
-            if begin == start:
-                yield Block(rows, rows, True)
-                begin = stop
-            cuts = [begin + cut for cut in _even_cuts(total - begin, block)]
-            for left, right in pairwise(cuts):
-                yield Block(rows, slice(left, right), False)
+            for left, right in pairwise(_even_cuts(begin, total, block[1])):
+                yield Block(slice(start, stop), slice(left, right))
 
 
-def _even_cuts(length: int, block: int) -> list[int]:
-    parts = -(-length // block)
-    return [length * part // parts for part in range(parts + 1)] if parts else [0]
+def _even_cuts(start: int, stop: int, longest: int) -> list[int]:
+    """Ends of the fewest near-equal parts of `start`-`stop`, none above `longest`."""
+    parts = max(1, -(-(stop - start) // longest))
+    return sorted({start + (stop - start) * part // parts for part in range(parts + 1)})
 
 
 relational_chunked = register("relational_chunked", forward)

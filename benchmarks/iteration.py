@@ -1,0 +1,223 @@
+"""What a Salt iteration costs, on the trainer of `examples/tiny_video`.
+
+One step here is a run of consecutive iterations, generator and critic updates as the trainer mixes
+them. Beside time and memory, the generator's forwards are counted and compared with the formulas of
+docs/cost.md: exactly for the plans and exit steps that occurred, and in expectation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.runner import Case, Step
+from examples.tiny_video.config import CPU, PRESETS, Config
+from examples.tiny_video.trainer import Trainer
+from examples.tiny_video.wrapper import VideoDiffusionWrapper
+from salt_losses import SaltConfig, StepPlan, shortcut_triple_sampler
+from salt_losses.adapters import SaltHandle, self_forcing
+
+TITLE = "Iterations on examples/tiny_video"
+
+# Each adds one thing to the one before it. No warm-up: the cost after it is what is asked for.
+VARIANTS: dict[str, SaltConfig | None] = {
+    "DMD": None,
+    "+ mixed steps": SaltConfig(sc_weight=0.0, align_weight=0.0),
+    "+ defect term": SaltConfig(align_weight=0.0),
+    "+ alignment": SaltConfig(align_warmup=0),
+}
+
+
+def cases(toy: bool, device: str) -> list[Case]:
+    # Of 45 iterations 15 update the generator.
+    iterations = 3 if toy else 45
+
+    def build(device: str) -> dict[str, Step]:
+        return {name: _step(name, toy, device, iterations) for name in VARIANTS}
+
+    return [Case(name=f"{iterations} iterations, {_config(toy).batch_size} videos", build=build)]
+
+
+def _config(toy: bool) -> Config:
+    return PRESETS["smoke"] if toy else replace(CPU, dfake_gen_update_ratio=3)
+
+
+def _trainer(name: str, toy: bool, device: str) -> tuple[Trainer, SaltHandle | None]:
+    config = _config(toy)
+    torch.manual_seed(0)
+    teacher = VideoDiffusionWrapper(config, is_causal=False).state_dict()
+    trainer = Trainer(config, teacher, torch.device(device))
+    salt = VARIANTS[name]
+    return trainer, None if salt is None else self_forcing.attach(trainer, salt)
+
+
+def _step(name: str, toy: bool, device: str, iterations: int) -> Step:
+    trainer, _ = _trainer(name, toy, device)
+
+    def step() -> tuple[Tensor, Tensor]:
+        # The same plans, prompts and exit steps in every turn.
+        trainer.step = 0
+        torch.manual_seed(1)
+        trainer.train(iterations)
+        one = torch.ones(1)  # the variants do not compute one thing: nothing to compare
+        return one, one
+
+    return step
+
+
+Calls = dict[str, float]
+
+
+def calls(toy: bool, device: str) -> dict[str, dict[str, Any]]:
+    """Forwards per iteration and block of frames, counted and expected, for each variant.
+
+    Raises:
+        AssertionError: a count that the formulas do not give.
+    """
+    return {name: _count(name, toy, device, 12 if toy else 90) for name in VARIANTS}
+
+
+def _count(name: str, toy: bool, device: str, iterations: int) -> dict[str, Any]:
+    trainer, handle = _trainer(name, toy, device)
+    model, config = trainer.model, trainer.config
+    blocks = config.num_training_frames // config.num_frame_per_block
+    per_iteration: list[Calls] = []
+    torch.manual_seed(1)
+    with _counted(trainer) as (counts, exits):
+        for iteration in range(iterations):
+            counts.update(grad=0, no_grad=0)
+            exits.clear()
+            plan = None if handle is None else handle.plan
+            trainer.train(iteration + 1)
+            own = len(model.denoising_step_list) if plan is None else plan.num_steps
+            exact = _calls_of(plan, VARIANTS[name], own, exits, blocks)
+            if counts != exact:
+                raise AssertionError(
+                    f"{name}, iteration {iteration}: counted {counts}, the formula gives {exact}"
+                )
+            per_iteration.append({key: value / blocks for key, value in counts.items()})
+    expected = expected_calls(
+        VARIANTS[name], len(config.denoising_step_list), config.dfake_gen_update_ratio
+    )
+    found = {key: _mean_and_error([c[key] for c in per_iteration]) for key in expected}
+    for key, (mean, error) in found.items():
+        if abs(mean - expected[key]) > 5 * error + 1e-9:
+            raise AssertionError(
+                f"{name}: {mean:.3f} +- {error:.3f} {key} calls per iteration and block; "
+                f"expected {expected[key]:.3f}"
+            )
+    return {"iterations": iterations, "counted": found, "expected": expected}
+
+
+@contextmanager
+def _counted(trainer: Trainer) -> Iterator[tuple[Calls, list[int]]]:
+    """Counts the generator's forwards, and notes the exit steps of the trainer's own rollouts."""
+    model = trainer.model
+    model._initialize_inference_pipeline()
+    counts: Calls = {}
+    exits: list[int] = []
+    draw = model.inference_pipeline.generate_and_sync_list
+
+    def drawn(*args: Any, **kwargs: Any) -> list[int]:
+        steps = draw(*args, **kwargs)
+        exits.append(steps[0])
+        return steps
+
+    model.inference_pipeline.generate_and_sync_list = drawn
+
+    def forward(*_: Any) -> None:
+        counts["grad" if torch.is_grad_enabled() else "no_grad"] += 1
+
+    hook = model.generator.register_forward_pre_hook(forward)
+    try:
+        yield counts, exits
+    finally:
+        hook.remove()
+        del model.inference_pipeline.generate_and_sync_list
+
+
+def _calls_of(
+    plan: StepPlan | None, salt: SaltConfig | None, steps: int, exits: list[int], blocks: int
+) -> Calls:
+    """One iteration. `exits`: the generator's exit step, if it was updated, then the critic's."""
+    *generator, critic = exits
+    counts = {"grad": 0, "no_grad": blocks * (critic + 2)}
+    for exit_step in generator:
+        counts["grad"] += blocks
+        counts["no_grad"] += blocks * (exit_step + 1)
+        if plan is None or salt is None:
+            continue
+        if plan.use_sc and salt.sc_weight > 0 and _admits(plan)[exit_step]:
+            counts["grad"] += blocks
+        if plan.reference_steps is not None and salt.align_weight > 0:
+            counts["no_grad"] += blocks * (plan.reference_steps + 1)
+    return counts
+
+
+def _admits(plan: StepPlan) -> list[bool]:
+    """Which exit steps of the plan's rollout admit a triple."""
+    triple = shortcut_triple_sampler(plan.times[:-1], plan.train_times, plan.inference_times)
+    return [bool(feasible) for feasible in triple.feasible]
+
+
+def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -> Calls:
+    """The formulas of docs/cost.md: forwards per iteration and block, after the warm-up."""
+    if salt is None:
+        return _expectation({own_steps: 1.0}, update_ratio, 0.0, 0.0)
+    probs = dict(zip(salt.step_counts, salt.probs))
+    scheduler = salt.scheduler()
+    plans = {}
+    iteration = 0
+    while len(plans) < sum(p > 0 for p in probs.values()):
+        plan = scheduler.plan(iteration)
+        plans[plan.num_steps] = plan
+        iteration += 1
+    defect = sum(
+        p * sum(_admits(plans[k])) / k
+        for k, p in probs.items()
+        if p > 0 and salt.sc_weight > 0 and plans[k].use_sc
+    )
+    reference = sum(
+        p * salt.align_prob * (salt.align_reference[k] + 1)
+        for k, p in probs.items()
+        if salt.align_weight > 0 and k in salt.align_reference
+    )
+    return _expectation(probs, update_ratio, defect, reference)
+
+
+def _expectation(
+    probs: dict[int, float], update_ratio: int, defect: float, reference: float
+) -> Calls:
+    before_exit = sum(p * (k - 1) / 2 for k, p in probs.items())
+    generator = before_exit + 1 + reference
+    return {
+        "grad": (1 + defect) / update_ratio,
+        "no_grad": generator / update_ratio + before_exit + 2,
+    }
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def calls_table(found: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "Generator forwards per iteration and block: counted (standard error), expected",
+        f"{'':16}{'with gradient':>24}{'without':>24}",
+    ]
+    for name, entry in found.items():
+        cells = [
+            f"{entry['counted'][key][0]:.2f} ({entry['counted'][key][1]:.2f}), "
+            f"{entry['expected'][key]:.2f}"
+            for key in ("grad", "no_grad")
+        ]
+        lines.append(f"{name:16}{cells[0]:>24}{cells[1]:>24}")
+    return "\n".join(lines)
