@@ -121,6 +121,12 @@ def value_and_gradients(function):
     return value.detach(), [t.grad for t in tensors]
 
 
+OLD = torch.__version__.startswith("2.4.")
+takes_generators = pytest.mark.skipif(
+    OLD, reason="torch 2.4 cannot compile a call with a generator"
+)
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
@@ -138,6 +144,7 @@ def test_step_schedule_compiles_to_one_graph():
     assert torch.equal(compiled(), step_schedule(4, 3.0))
 
 
+@takes_generators
 @pytest.mark.parametrize("name", RANDOM)
 def test_every_random_function_compiles_and_draws_what_eager_draws(name):
     function, x = RANDOM[name], inputs()[0].detach()
@@ -150,6 +157,7 @@ def test_every_random_function_compiles_and_draws_what_eager_draws(name):
     assert not torch.equal(draws[0], draws[1])
 
 
+@takes_generators
 def test_another_generator_is_not_confused_with_the_one_that_was_compiled():
     function, x = RANDOM["consistency_sample"], inputs()[0].detach()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -160,6 +168,7 @@ def test_another_generator_is_not_confused_with_the_one_that_was_compiled():
         assert torch.equal(ours.get_state(), eager.get_state())
 
 
+@takes_generators
 @pytest.mark.parametrize("with_generator", [True, False])
 def test_two_draws_in_one_graph_differ(with_generator):
     def two(x, generator):
@@ -174,6 +183,7 @@ def test_two_draws_in_one_graph_differ(with_generator):
     assert not torch.equal(a, c)
 
 
+@takes_generators
 def test_a_compiled_training_rollout_draws_what_eager_draws_in_value_and_gradient():
     """With a backward graph the compiler merges equal calls: the draws must not be merged."""
 
@@ -190,6 +200,7 @@ def test_a_compiled_training_rollout_draws_what_eager_draws_in_value_and_gradien
     torch.testing.assert_close(*results)
 
 
+@takes_generators
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler for inductor"
 )
@@ -209,8 +220,11 @@ def test_no_function_draws_from_the_global_random_streams():
     before = torch.get_rng_state(), random.getstate()
     for function in DETERMINISTIC.values():
         function(*inputs())
-    compiled = torch.compile(RANDOM["consistency_sample"], fullgraph=True, backend="aot_eager")
-    for function in (*RANDOM.values(), compiled):
+    functions = list(RANDOM.values())
+    if not OLD:
+        compile_ = torch.compile(fullgraph=True, backend="aot_eager")
+        functions.append(compile_(RANDOM["consistency_sample"]))
+    for function in functions:
         for generator in (None, torch.Generator().manual_seed(0)):
             function(inputs()[0].detach(), generator)
     MixedStepScheduler().step()

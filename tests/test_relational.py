@@ -395,7 +395,7 @@ def test_chunked_needs_no_more_than_tokens_and_gradient_for_more_frames(relation
     chunked, reference = map(int, output.split())
     clip = 30 * 300 * 32 * 4
     # The gradient before and after its scaling; across frames also both sets of unit tokens.
-    allowed = (2 if relation == "spatial" else 4) * clip + 2 * 2**20
+    allowed = (2 if relation == "spatial" else 4) * clip + 3 * 2**20
     assert chunked < allowed
     # So that the bound means something: the oracle, which holds the matrices, breaks it.
     assert reference > 4 * allowed

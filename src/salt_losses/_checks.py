@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -212,7 +211,7 @@ def _check_grid(name: str, grid: list[float]) -> None:
         raise ValueError(f"{name} must hold at least two noise levels; got {grid}")
     if not all(0.0 <= t <= 1.0 for t in grid):
         raise ValueError(f"{name} must hold noise levels in [0, 1]; got {grid}")
-    if not all(s < t for t, s in pairwise(grid)):
+    if not all(s < t for t, s in zip(grid, grid[1:])):
         raise ValueError(f"{name} must be strictly decreasing; got {grid}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -118,4 +117,4 @@ def _intervals(
         raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
     check_float_tensor("noise", noise)
     grid = grid_floats("times", times)
-    return list(pairwise(grid))
+    return list(zip(grid, grid[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -66,6 +65,6 @@ def step_schedule(num_steps: int, shift: float = 1.0) -> Tensor:
     check_number("shift", shift, above=0.0)
     # i / K, correctly rounded: equal fractions are equal numbers, which linspace doesn't promise.
     grid = [shift_time(i / num_steps, shift) for i in range(num_steps, -1, -1)]
-    if not all(s < t for t, s in pairwise(grid)):
+    if not all(s < t for t, s in zip(grid, grid[1:])):
         raise ValueError(f"shift must leave {num_steps} steps distinct in float64; got {shift!r}")
     return torch.tensor(grid, dtype=torch.float64, device="cpu")

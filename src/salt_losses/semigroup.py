@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -224,7 +223,7 @@ def semigroup_defect(
     fine = grid_floats("train_times", train_times)
 
     x, intervals = noise, []
-    for t_s, t_e in pairwise(times):
+    for t_s, t_e in zip(times, times[1:]):
         v_s = velocity_at(velocity_fn, x, t_s)
         inside = [t_m for t_m in fine if t_e + SAME_TIME < t_m < t_s - SAME_TIME]
         defects = [_defect(velocity_fn, x, v_s, t_s, t_m, t_e) for t_m in inside]
