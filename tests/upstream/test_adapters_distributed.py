@@ -58,7 +58,15 @@ def test_two_ranks_follow_one_plan_and_stay_equal(name: str, require: Any, tmp_p
 
 @pytest.mark.parametrize("name", ["self_forcing", "longlive", "causal_forcing"])
 def test_a_resumed_run_continues_the_plans(name: str, require: Any, tmp_path: Path) -> None:
-    saving = {"no_save": False, "log_iters": 2, "sharding_strategy": "no_shard"}
+    # LongLive also saves optimizer states, at which FSDP fails on a CPU for two ranks, or without
+    # shards; with or without Salt.
+    world_size = 1 if name == "longlive" else 2
+    saving = {
+        "no_save": False,
+        "log_iters": 2,
+        "sharding_strategy": "full" if name == "longlive" else "no_shard",
+        "world_size": world_size,
+    }
     first = train(require(name), 2, logdir=str(tmp_path), **saving)
     checkpoint = tmp_path / "checkpoint_model_000002"
     assert json.loads((checkpoint / "salt.json").read_text())["iteration"] == 2
