@@ -35,8 +35,8 @@ VARIANTS: dict[str, SaltConfig | None] = {
 
 
 def cases(toy: bool, device: str) -> list[Case]:
-    # Of 45 iterations 15 update the generator.
-    iterations = 3 if toy else 45
+    # Of 30 iterations 10 update the generator.
+    iterations = 3 if toy else 30
 
     def build(device: str) -> dict[str, Step]:
         return {name: _step(name, toy, device, iterations) for name in VARIANTS}

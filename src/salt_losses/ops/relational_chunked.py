@@ -108,9 +108,7 @@ class _Workspace:
             torch.bmm(z[:, rows], z[:, cols].mT, out=relation)
             # Not accumulated in place: two equal products cancel exactly, so that low == ref is 0.
             relation.sub_(torch.bmm(z_ref[:, rows], z_ref[:, cols].mT, out=scratch))
-            # What exceeds the margin, with its sign. Unlike softshrink, clamp lets NaN through
-            # in every torch version.
-            relation.sub_(torch.clamp(relation, -margin, margin, out=scratch))
+            relation, scratch = _shrink_(relation, margin, scratch), relation
             torch.abs(relation, out=scratch)
             # Each pair stands for its mirror image too, but those among the block's own rows,
             # which hold both.
@@ -132,6 +130,17 @@ class _Workspace:
             grad.addcmul_(z, along, value=-1).mul_(inverse_norm.mul_(2))
             if grad.dtype != out.dtype:
                 out.copy_(grad.view(out.shape))
+
+
+# Older versions of torch (2.4 is one) shrink NaN to 0, which would hide it.
+_SHRINK_KEEPS_NAN = bool(torch.nn.functional.softshrink(torch.tensor(float("nan"))).isnan())
+
+
+def _shrink_(x: Tensor, margin: float, out: Tensor) -> Tensor:
+    """What of `x` exceeds the margin, with its sign, in `out`; `x` becomes scratch."""
+    if _SHRINK_KEEPS_NAN:
+        return torch.ops.aten.softshrink.out(x, margin, out=out)
+    return torch.sub(x, torch.clamp(x, -margin, margin, out=out), out=out)
 
 
 def _unit_tokens_(out: Tensor, x: Tensor) -> Tensor:
