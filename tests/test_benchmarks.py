@@ -58,4 +58,6 @@ def test_an_unknown_subject_is_refused_with_the_known_ones(
 ) -> None:
     with pytest.raises(SystemExit):
         parse(["speed"])
-    assert "unknown subject 'speed'; known are relational, dmd, iteration" in capsys.readouterr().err
+    assert (
+        "unknown subject 'speed'; known are relational, dmd, iteration" in capsys.readouterr().err
+    )

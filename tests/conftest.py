@@ -1,0 +1,8 @@
+import os
+
+import torch
+
+# The tensors here are small. On a machine that is busy, or shared, every operation of several
+# threads waits for its last one, and the suite takes many times longer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
