@@ -7,15 +7,19 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import harness
 import pytest
 import tiny
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig
-from salt_losses.adapters import record, self_forcing
+from salt_losses.adapters import MissingSeamError, record, self_forcing
 
 # Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
 BUSY = SaltConfig(
@@ -26,6 +30,10 @@ BUSY = SaltConfig(
     align_reference={1: 2, 2: 4},
     align_warmup=1,
     align_prob=0.7,
+)
+
+ALIGNED = SaltConfig(
+    step_counts=(2,), probs=(1.0,), sc_steps=(), align_warmup=0, align_prob=1.0, align_margin=0.0
 )
 
 
@@ -167,6 +175,60 @@ def test_settings_that_do_not_fit_the_trainer_are_refused(
     assert {name: id(value) for name, value in vars(model).items()} == before
 
 
+def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
+    model = tiny.build_model()
+    model._initialize_inference_pipeline()
+    model.inference_pipeline.last_step_only = True
+    with pytest.raises(ValueError, match=r"sc_weight must be 0 where .* last_step_only"):
+        self_forcing.attach(model, SaltConfig())
+    # At 4 of 8 steps the last one still admits a triple; without sc_steps there is no term.
+    for sc_steps in ((4, 8), ()):
+        self_forcing.attach(model, SaltConfig(sc_steps=sc_steps)).detach()
+
+
+def test_a_method_that_is_none_is_named() -> None:
+    model = tiny.build_model()
+    model.critic_loss = None
+    with pytest.raises(MissingSeamError, match=r"model\.critic_loss: must be callable; got None"):
+        self_forcing.attach(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # FSDP's own
+def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_it_is() -> None:
+    def critic_gradient(align_weight: float) -> torch.Tensor:
+        model = tiny.build_model()
+        model.fake_score = FSDP(
+            model.fake_score, use_orig_params=True, device_id=torch.device("cpu")
+        )
+        parameters = list(model.fake_score.parameters())
+        torch.manual_seed(0)
+        with self_forcing.attached(model, replace(ALIGNED, align_weight=align_weight)):
+            for _ in range(2):  # accumulated, as LongLive may
+                loss, log = model.generator_loss(**tiny.loss_inputs(model))
+                loss.backward()
+                assert ("salt/align_loss" in log) == (align_weight > 0)
+                model.critic_loss(**tiny.loss_inputs(model))[0].backward()
+        assert all(p.requires_grad for p in parameters)
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    with harness._single_process_group():
+        without, gradient = critic_gradient(0.0), critic_gradient(1.0)
+    assert float(without.abs().sum()) > 0
+    assert torch.equal(gradient, without)
+
+
+def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> None:
+    model = tiny.build_model()
+    blocks = model.fake_score.model.blocks
+    model.fake_score.model.forward = lambda x, *_, **__: x
+    with (
+        self_forcing.attached(model, ALIGNED),
+        pytest.raises(RuntimeError, match="block was not called"),
+    ):
+        model.generator_loss(**tiny.loss_inputs(model))
+    assert all("forward" not in vars(block) for block in blocks)
+
+
 def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> None:
     trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
     trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
@@ -194,6 +256,37 @@ def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> 
         assert resumed.plan.iteration == 3
 
 
+def recorded(folder: Path, config: SaltConfig, step: int, **trainer_config: Any) -> Any:
+    trainer = tiny.build_trainer()
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), False, True
+    trainer.save, trainer.step = (lambda: None), step
+    trainer.config = SimpleNamespace(**vars(trainer.config), **trainer_config)
+    handle = self_forcing.attach(trainer, config)
+    record(handle, trainer)
+    return handle
+
+
+def test_a_run_continues_from_its_own_checkpoint_rather_than_from_the_one_it_started_from(
+    tmp_path: Path,
+) -> None:
+    start = tmp_path / "stage1" / "checkpoint_model_000700"
+    start.mkdir(parents=True)
+    state = recorded(tmp_path, BUSY, 700).state_dict()
+    (start / "salt.json").write_text(json.dumps(state))
+    generator_ckpt = str(start / "model.pt")
+    assert recorded(tmp_path, BUSY, 0, generator_ckpt=generator_ckpt).plan.iteration == 700
+    assert recorded(tmp_path, BUSY, 3, generator_ckpt=generator_ckpt).plan.iteration == 3
+
+
+def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint_model_000003"
+    folder.mkdir()
+    state = recorded(tmp_path, BUSY, 3).state_dict()
+    (folder / "salt.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=f"{folder / 'salt.json'}.*seed.*move the file away"):
+        recorded(tmp_path, replace(BUSY, seed=1), 3)
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("tiny_worker.py")
@@ -218,6 +311,9 @@ def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> N
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert one["plans"] == other["plans"]
     assert torch.equal(one["parameters"], other["parameters"])
+    for without, gradient in one["critic_gradients"]:
+        assert float(without.abs().sum()) > 0
+        assert torch.equal(gradient, without)
     assert one["losses"] != other["losses"]
     logged = set().union(*one["keys"])
     assert {"salt/sc_loss", "salt/align_loss"} <= logged

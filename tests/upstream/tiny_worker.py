@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
 import torch.distributed as dist
-from test_adapters_on_the_miniature import BUSY
+from test_adapters_on_the_miniature import ALIGNED, BUSY
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses.adapters import self_forcing
@@ -41,7 +42,12 @@ def main(folder: Path, rank: int) -> None:
         trainer.train(trainer.step + 1)
     with FSDP.summon_full_params(model.generator):
         parameters = torch.cat([p.detach().flatten() for p in model.generator.parameters()])
+    handle.detach()
     result = {
+        "critic_gradients": [
+            [critic_gradient(model, weight, zeroed) for weight in (0.0, 1.0)]
+            for zeroed in (False, True)
+        ],
         "plans": plans,
         "parameters": parameters,
         "losses": [m["salt/dmd_loss"] for m in metrics],
@@ -51,6 +57,22 @@ def main(folder: Path, rank: int) -> None:
     torch.save(result, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def critic_gradient(model: Any, align_weight: float, zeroed: bool) -> torch.Tensor:
+    """With an alignment while the critic still holds a gradient, which is then zeroed or not."""
+    inputs = tiny.loss_inputs(model)
+    torch.manual_seed(dist.get_rank())
+    optimizer = torch.optim.SGD(model.fake_score.parameters())
+    optimizer.zero_grad(set_to_none=True)
+    with self_forcing.attached(model, replace(ALIGNED, align_weight=align_weight)):
+        model.critic_loss(**inputs)[0].backward()
+        model.generator_loss(**inputs)[0].backward()
+        if zeroed:
+            optimizer.zero_grad(set_to_none=True)
+        model.critic_loss(**inputs)[0].backward()
+    with FSDP.summon_full_params(model.fake_score, with_grads=True):
+        return torch.cat([p.grad.flatten() for p in model.fake_score.parameters()])
 
 
 if __name__ == "__main__":

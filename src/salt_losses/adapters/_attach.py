@@ -35,8 +35,8 @@ class Adapter:
         if streaming is not None:
             check_streaming(check, streaming)
         check.finish()
-        self._check_pipeline(check, model, streaming is not None)
-        _check_settings(model, config)
+        pipeline = self._check_pipeline(check, model, streaming is not None)
+        _check_settings(model, pipeline, config)
         handle = SaltHandle(model, trainer, streaming, config)
         handle._attach()
         return handle
@@ -58,7 +58,7 @@ class Adapter:
             return target.model, target, streaming
         return target, None, None
 
-    def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> None:
+    def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
         """A pipeline that is built later is built once now, looked at, and dropped: it only
         stores what it is given."""
         pipeline = model.inference_pipeline
@@ -70,14 +70,22 @@ class Adapter:
                 model.inference_pipeline = None
         check_pipeline(check, pipeline, streaming)
         check.finish()
+        return pipeline
 
 
 def _aligns(config: SaltConfig) -> bool:
     return config.align_weight > 0 and config.align_prob > 0 and bool(config.align_reference)
 
 
-def _check_settings(model: Any, config: SaltConfig) -> None:
+def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
     """Settings that only the trainer at hand can refuse."""
+    finest = max(config.step_counts)
+    nowhere_else = set(config.sc_steps) & set(config.step_counts) == {finest}
+    if config.sc_weight > 0 and nowhere_else and getattr(pipeline, "last_step_only", False):
+        raise ValueError(
+            "sc_weight must be 0 where the trainer's last_step_only is on: below the last of "
+            f"{finest} steps there is no shortcut triple; got {config.sc_weight!r}"
+        )
     if _aligns(config) and config.align_block is not None:
         blocks = len(getattr(model, config.align_features).model.blocks)
         if config.align_block >= blocks:

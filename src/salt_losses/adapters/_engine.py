@@ -21,7 +21,7 @@ from torch import Tensor
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig, salt_loss
 from ..schedule import shift_time, step_schedule
-from ._features import alignment
+from ._features import alignment, frozen
 from ._patch import Patches
 from ._rollout import Rollout
 from ._steps import StepLists
@@ -44,6 +44,9 @@ class SaltHandle:
         self._offset = 0  # a resumed Self Forcing counts from 0 again
         self._call = (-1, 0)  # iteration, loss call within it
         self._chunk: Rollout | None = None
+        # Listed now, between two updates: during one, FSDP hides some of them.
+        network = getattr(model, config.align_features, None)
+        self._feature_parameters = [] if network is None else list(network.parameters())
         self._log: dict[str, Tensor] = {}
         self._log_iteration = -1
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
@@ -223,7 +226,8 @@ class SaltHandle:
             # a trainer that merges logs wants equal keys.
             sc = torch.zeros((), device=dmd.device) if sc is None else sc
         if rollout.wants_align:
-            align = self._alignment(rollout, conditional_dict, frames)
+            with frozen(self._feature_parameters):
+                align = self._alignment(rollout, conditional_dict, frames)
         loss = salt_loss(dmd, plan, self.config, sc=sc, align=align)
 
         steps = torch.full((), float(plan.num_steps), device=dmd.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +31,8 @@ def alignment(
     """The alignment loss of `low` towards `reference`, 0-dim, on the graph of `low` alone.
 
     Both rollouts `[B, F, C, H, W]` get the same noise at level `t`. The gradient w.r.t. `low` is
-    taken here and now: the network's parameters get none, and nothing of its graph outlives the
-    call.
+    taken here and now: nothing of the network's graph outlives the call. Its parameters are to be
+    `frozen` meanwhile.
     """
     leaf = low.detach().requires_grad_(low.requires_grad)
 
@@ -51,6 +51,25 @@ def alignment(
     # waits for it to gather the parameters. The blocks in between were skipped (see below).
     (gradient,) = torch.autograd.grad(value + 0.0 * output.float().sum(), leaf)
     return value.detach() + _linear(low, gradient)
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradient for these, and the ones that they hold are out of sight meanwhile.
+
+    FSDP awaits a gradient of what requires one: without it, an unsharded module (`NO_SHARD`, or a
+    single process) is left without its parameters, and a gradient held from before is mislaid.
+    """
+    held = [(p, p.grad) for p in parameters if p.requires_grad]
+    for parameter, _ in held:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in held:
+            parameter.requires_grad_(True)
+            parameter.grad = gradient
 
 
 def _linear(x: Tensor, gradient: Tensor) -> Tensor:
@@ -73,6 +92,8 @@ def _features(
         output, _ = network(
             noisy_image_or_video=x_t, conditional_dict=conditional_dict, timestep=timestep
         )
+    if not captured:
+        raise RuntimeError("the score network's block was not called: is the network compiled?")
     tokens = captured[0]
     if not isinstance(tokens, Tensor) or tokens.dim() != 3:
         raise TypeError(

@@ -21,8 +21,9 @@ def record(handle: SaltHandle, trainer: Any) -> None:
     in the checkpoint's folder. Called on every rank; only the main process writes. On detach,
     `trainer.save` is the trainer's own again.
 
-    If the trainer resumed from a checkpoint, or starts from one (`config.generator_ckpt`) that has
-    a `salt.json` beside it, the plans continue from there.
+    The plans continue from the `salt.json` beside the checkpoint that the trainer resumed from or,
+    if it resumed from none, starts from (`config.generator_ckpt`). Where there is none, they follow
+    `trainer.step`.
 
     Args:
         handle: from `attach(trainer, ...)`.
@@ -34,7 +35,13 @@ def record(handle: SaltHandle, trainer: Any) -> None:
     folder = Path(trainer.output_path or ".")
     state = _saved_state(trainer, folder)
     if state is not None:
-        handle.load_state_dict(json.loads(state.read_text()))
+        try:
+            handle.load_state_dict(json.loads(state.read_text()))
+        except ValueError as error:
+            raise ValueError(
+                f"cannot continue from {state}: {error}. To start new plans from this checkpoint, "
+                "move the file away"
+            ) from error
     save = trainer.save
 
     def save_with_salt(*args: Any, **kwargs: Any) -> Any:
@@ -64,13 +71,15 @@ def _checkpoint(folder: Path, step: int) -> Path:
 
 
 def _saved_state(trainer: Any, folder: Path) -> Path | None:
-    places = []
-    if trainer.step > 0:
-        places.append(_checkpoint(folder, trainer.step))
     generator_ckpt = getattr(trainer.config, "generator_ckpt", None)
-    if generator_ckpt:
-        places.append(Path(generator_ckpt).parent)
-    return next((place / STATE for place in places if (place / STATE).is_file()), None)
+    if trainer.step > 0:
+        place = _checkpoint(folder, trainer.step)
+    elif generator_ckpt:
+        place = Path(generator_ckpt).parent
+    else:
+        return None
+    state = place / STATE
+    return state if state.is_file() else None
 
 
 def _write(path: Path, text: str) -> None:

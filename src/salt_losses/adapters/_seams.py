@@ -48,8 +48,9 @@ class SeamCheck:
 
     def method(self, owner: Any, path: str, keywords: Iterable[str] = ()) -> None:
         """A callable at `path` that takes these keywords."""
+        known = len(self.missing)
         value = self.attribute(owner, path)
-        if value is None:
+        if len(self.missing) > known:
             return
         if not callable(value):
             self.missing.append(f"{path}: must be callable; got {type(value).__name__}")

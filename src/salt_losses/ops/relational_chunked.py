@@ -139,7 +139,8 @@ _SHRINK_KEEPS_NAN = bool(torch.nn.functional.softshrink(torch.tensor(float("nan"
 def _shrink_(x: Tensor, margin: float, out: Tensor) -> Tensor:
     """What of `x` exceeds the margin, with its sign, in `out`; `x` becomes scratch."""
     if _SHRINK_KEEPS_NAN:
-        return torch.ops.aten.softshrink.out(x, margin, out=out)
+        shrunk: Tensor = torch.ops.aten.softshrink.out(x, margin, out=out)
+        return shrunk
     return torch.sub(x, torch.clamp(x, -margin, margin, out=out), out=out)
 
 
