@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,13 @@ from test_harness import assert_same, relative_change
 from torch import Tensor
 
 from salt_losses import SaltConfig, step_schedule
-from salt_losses.adapters import MissingSeamError, causal_forcing, longlive, self_forcing
+from salt_losses.adapters import (
+    MissingSeamError,
+    _seams,
+    causal_forcing,
+    longlive,
+    self_forcing,
+)
 
 ADAPTERS = {
     "tiny": self_forcing,
@@ -459,6 +466,46 @@ def test_a_missing_seam_is_named_and_nothing_is_changed(model: Any, seam: str) -
         with pytest.raises(MissingSeamError, match=f"{seam}\\b.*no attribute '{name}'"):
             adapter(model).attach(target, config)
         assert everything(*objects) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("model.scheduler", "timesteps"),
+        ("model.scheduler", "shift"),
+        ("model.fake_score", "model"),
+        ("model.fake_score.model", "blocks"),
+    ],
+)
+def test_a_missing_part_of_a_part_is_named(model: Any, path: str, name: str) -> None:
+    target, objects = parts(model)
+    owner = model
+    for part in path.split(".")[1:]:
+        owner = getattr(owner, part)
+    with removed(owner, name):
+        before = everything(*objects)
+        with pytest.raises(MissingSeamError, match=f"{path}.{name}.*: no attribute '{name}'"):
+            adapter(model).attach(target, salt(model, align_weight=1.0))
+        assert everything(*objects) == before
+
+
+@pytest.mark.parametrize("keyword", ["kv_cache", "noisy_image_or_video", "timestep"])
+def test_a_generator_that_lacks_a_keyword_is_named(model: Any, keyword: str) -> None:
+    target, objects = parts(model)
+    before = everything(*objects)
+    real = inspect.signature
+
+    def without(function: Any) -> inspect.Signature:
+        signature = real(function)
+        kept = [p for name, p in signature.parameters.items() if name != keyword]
+        return signature.replace(parameters=kept)
+
+    message = f"generator.forward: takes no keyword '{keyword}'"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_seams.inspect, "signature", without)
+        with pytest.raises(MissingSeamError, match=message):
+            adapter(model).attach(target, salt(model))
+    assert everything(*objects) == before
 
 
 def test_a_pipeline_that_is_not_built_yet_is_looked_at_all_the_same(model: Any) -> None:

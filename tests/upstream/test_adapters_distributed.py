@@ -39,10 +39,15 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SETTINGS, json.dumps(SALT))
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_two_ranks_follow_one_plan_and_stay_equal(name: str, require: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "sharding"), [*((name, "full") for name in TRAINERS), ("self_forcing", "no_shard")]
+)
+def test_two_ranks_follow_one_plan_and_stay_equal(
+    name: str, sharding: str, require: Any, tmp_path: Path
+) -> None:
     # "full": a forward is then a collective, so a rank that makes other calls than its peer hangs.
-    ranks = train(require(name), 3, sharding_strategy="full", logdir=str(tmp_path))
+    # "no_shard": each rank has parameters of its own, so that their equality says something.
+    ranks = train(require(name), 3, sharding_strategy=sharding, logdir=str(tmp_path))
     one, other = ranks
     assert one["extra"]["plans"] == other["extra"]["plans"]
     assert one["parameters"] == other["parameters"]
