@@ -1,0 +1,159 @@
+"""Students distilled from the teacher by DMD, with and without the semigroup defect loss.
+
+A stack holds all weights of one setting times all seeds, seeds fastest. Students of one seed share
+their teacher and every random number, so that they are compared in pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from benchmarks.compositionality_teacher import (
+    SHIFT,
+    Scale,
+    Stack,
+    Trains,
+    adam,
+    descend,
+    levels,
+    randn,
+)
+from salt_losses import (
+    MixedStepScheduler,
+    ShortcutTriple,
+    StepPlan,
+    add_noise,
+    critic_loss,
+    dmd_grad,
+    dmd_loss,
+    semigroup_defect_loss,
+    shortcut_triple_sampler,
+    velocity_to_x0,
+)
+
+# Constant, as in the trainers; the fake score is the faster one, as it follows the generator.
+LR, CRITIC_LR = 2e-4, 1e-3
+EMA = 0.99
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Students that differ in their weight only, and so train as one stack."""
+
+    name: str
+    step_counts: tuple[int, ...]
+    probs: tuple[float, ...] = (1.0,)
+    weights: tuple[float, ...] = (0.0,)
+    stop_grad: str | None = None
+
+    def scheduler(self) -> MixedStepScheduler:
+        sc_steps = (8,) if any(self.weights) else ()
+        return MixedStepScheduler(
+            self.step_counts, self.probs, shift=SHIFT, sc_steps=sc_steps, align_reference={}
+        )
+
+
+class Distillation(Trains):
+    """All students of one setting: weights times seeds."""
+
+    def __init__(
+        self, scale: Scale, setting: Setting, teacher: Stack, seeds: list[int], device: str
+    ) -> None:
+        super().__init__(seeds, stream=2, device=device)
+        self.scale, self.setting, self.until = scale, setting, scale.iterations
+        self.copies = len(setting.weights)
+        self.teacher = teacher.copies(self.copies)
+        names = ("generator", "fake_score", "ema")
+        self.nets = {name: teacher.copies(self.copies) for name in names}
+        self.optimizers = {
+            "generator": adam(self.nets["generator"], LR, beta1=0.0),
+            "fake_score": adam(self.nets["fake_score"], CRITIC_LR, beta1=0.0),
+        }
+        self.weights = repeat(
+            torch.tensor(setting.weights, device=device), "w -> (w s)", s=len(seeds)
+        )
+        self.plans = setting.scheduler()
+
+    def update(self) -> None:
+        """A generator step, and several of the fake score on the same plan."""
+        # The exit step is the same for all seeds: one stack makes the same number of calls.
+        exits = torch.Generator().manual_seed(self.step)
+        plan = self.plans.plan(self.step)
+        times = plan.times.tolist()
+
+        def exit_step() -> int:
+            return int(torch.randint(plan.num_steps, (), generator=exits))
+
+        self.update_generator(plan, exit_step())
+        for _ in range(self.scale.critic_updates):
+            self.update_fake_score(times, exit_step())
+        self.step += 1
+
+    @torch.no_grad()
+    def rollout(self, times: list[float], exit_step: int) -> Tensor:
+        """Backward simulation: the states from which the exit step starts."""
+        x = self.draw(randn(self.scale.batch), self.copies)
+        for t, s in pairwise(times[: exit_step + 1]):
+            x0 = velocity_to_x0(x, self.nets["generator"](x, x.new_full(x.shape[:1], t)), t)
+            x = add_noise(x0, self.draw(randn(self.scale.batch), self.copies), s)
+        return x
+
+    def update_fake_score(self, times: list[float], exit_step: int) -> None:
+        fake_score, batch = self.nets["fake_score"], self.scale.batch
+        x = self.rollout(times, exit_step)
+        with torch.no_grad():
+            t_s = x.new_full(x.shape[:1], times[exit_step])
+            x0 = velocity_to_x0(x, self.nets["generator"](x, t_s), t_s)
+        noise, t = self.draw(randn(batch), self.copies), self.draw(levels(batch), self.copies)
+        loss = critic_loss(fake_score(add_noise(x0, noise, t), t), x0, noise)
+        descend(self.optimizers["fake_score"], len(fake_score) * loss)
+
+    def update_generator(self, plan: StepPlan, exit_step: int) -> None:
+        net, times = self.nets["generator"], plan.times.tolist()
+        x_s = self.rollout(times, exit_step)
+        t_s = x_s.new_full(x_s.shape[:1], times[exit_step])
+        v_s = net(x_s, t_s)
+        x0 = velocity_to_x0(x_s, v_s, t_s)
+        # A mean over all students, made a sum of the students' means.
+        loss = len(net) * dmd_loss(x0, self.direction(x0.detach()))
+        if plan.use_sc:
+            loss = loss + (self.weights * self.defect(plan, x_s, t_s, v_s)).sum()
+        descend(self.optimizers["generator"], loss)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.nets["ema"].parameters, net.parameters, 1 - EMA)
+
+    @torch.no_grad()
+    def direction(self, x0: Tensor) -> Tensor:
+        """DMD's direction, normalised over a group of points as it is over a video's elements.
+
+        Over the two numbers of a point it would be little more than their sign.
+        """
+        points = self.scale.points
+        t = self.draw(levels(self.scale.groups), self.copies).repeat_interleave(points)
+        x_t = add_noise(x0, self.draw(randn(self.scale.batch), self.copies), t)
+        scores = (self.nets["fake_score"], self.teacher)
+        fake, real = (velocity_to_x0(x_t, net(x_t, t), t) for net in scores)
+        grouped = (rearrange(u, "(b p) d -> b p d", p=points) for u in (fake, real, x0))
+        return rearrange(dmd_grad(*grouped), "b p d -> (b p) d")
+
+    def defect(self, plan: StepPlan, x_s: Tensor, t_s: Tensor, v_s: Tensor) -> Tensor:
+        """Each student's own `semigroup_defect_loss(reduction="mean")`, `[M]`."""
+        one = t_s[: self.scale.batch]
+        grids = plan.train_times, plan.inference_times
+        triples = [shortcut_triple_sampler(one, *grids, generator=g) for g in self.streams]
+        # All points of a student have one t_s: all are feasible, or none is.
+        triple = ShortcutTriple(*(torch.cat(u * self.copies) for u in map(list, zip(*triples))))
+        losses = semigroup_defect_loss(
+            self.nets["generator"],
+            x_s,
+            triple,
+            v_s=v_s,
+            stop_grad=self.setting.stop_grad,
+            reduction="none",
+        )
+        return rearrange(losses, "(m n) -> m n", n=self.scale.batch).mean(1)
