@@ -455,7 +455,7 @@ salt_loss(ONE, None, SaltConfig())
 salt_loss(ONE, PLAN, {"sc_weight": 1.0})
     TypeError: config must be a SaltConfig; got {'sc_weight': 1.0} (dict)
 salt_loss(ONE, PLAN, SaltConfig())
-    ValueError: sc must be given: the plan of iteration 7 has it on, with weight 1
+    ValueError: sc must be given: the plan of iteration 7 has it on, with weight 0.3
 salt_loss(ONE, PLAN, SaltConfig(), sc=ONE)
     ValueError: align must be given: the plan of iteration 7 has it on, with weight 1
 salt_loss(ONE, PLAN, SaltConfig(), sc=0.5, align=ONE)
