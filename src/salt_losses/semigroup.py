@@ -132,7 +132,8 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     """`a - b` in float32 at least: one pass, one new tensor."""
-    # The factor promotes half precision on the fly, where a cast would write a copy.
+    # On a GPU the factor promotes half precision on the fly, where a cast would write a copy; on
+    # the CPU the operator itself converts its inputs.
     one = torch.ones((1,) * a.dim(), dtype=compute_dtype(a.dtype, b.dtype), device=a.device)
     return torch.addcmul(a, one, b, value=-1)
 
