@@ -33,7 +33,7 @@ SETTINGS = (
     Setting("dmd-16", (16,)),
     Setting("sc-8-direct", (8,), weights=(0.1, 0.3, 1.0), stop_grad="direct"),
     Setting("sc-8-composed", (8,), weights=(0.1, 0.3, 1.0), stop_grad="composed"),
-    Setting("mixed", (2, 4, 8), (0.2, 0.4, 0.4), weights=(0.0, 0.3, 1.0)),
+    Setting("mixed", (2, 4, 8), (0.2, 0.4, 0.4), weights=(0.0, 0.1, 0.3, 1.0)),
 )
 SECONDS_BETWEEN_SAVES = 5.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.compositionality_evaluation import COMPARED_STEPS, STEPS
-from benchmarks.report import machine_name
+from benchmarks.report import cell, machine_name, markdown, spread, undecided
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
@@ -61,26 +61,6 @@ def overall(records: list[Record]) -> list[float]:
 
 def defects(records: list[Record]) -> list[float]:
     return [statistics.fmean(d for d in r["defect"] if d == d) for r in records]
-
-
-def spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def undecided(values: list[float], others: list[float]) -> bool:
-    """Whether two students' mean difference, seed by seed, lies within its own deviation."""
-    differences = [a - b for a, b in zip(values, others)]
-    return len(values) < 2 or abs(statistics.fmean(differences)) <= spread(differences)
-
-
-def cell(values: list[float], baseline: list[float] | None = None) -> str:
-    mark = " ~" if baseline is not None and undecided(values, baseline) else ""
-    return f"{statistics.fmean(values):.3f} ± {spread(values):.3f}{mark}"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def distance_table(students: Students, solver: str) -> str:

@@ -1,10 +1,11 @@
-"""Results on the terminal, as JSON, as a plot."""
+"""Results on the terminal, as JSON, as a plot; what two studies of students have in common."""
 
 from __future__ import annotations
 
 import json
 import platform
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,23 @@ def plot(path: Path, subject: Results) -> bool:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return True
+
+
+def spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def undecided(values: list[float], others: list[float]) -> bool:
+    """Whether two students' mean difference, seed by seed, lies within its own deviation."""
+    differences = [a - b for a, b in zip(values, others)]
+    return len(values) < 2 or abs(statistics.fmean(differences)) <= spread(differences)
+
+
+def cell(values: list[float], baseline: list[float] | None = None) -> str:
+    mark = " ~" if baseline is not None and undecided(values, baseline) else ""
+    return f"{statistics.fmean(values):.3f} ± {spread(values):.3f}{mark}"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
