@@ -73,7 +73,7 @@ class Run:
         if differ:
             raise SettingsDiffer(
                 f"the checkpoints in {self.folder} are of other settings: {', '.join(differ)}. "
-                "Add --restart to start over, or choose another --out."
+                "Add --restart to start over, or choose another folder."
             )
 
     def train(
@@ -97,7 +97,8 @@ class Run:
             self._seed(name)
 
         started = last_save = time.monotonic()
-        with tqdm(total=until, initial=trainer.step, desc=name, unit="step") as bar:
+        done = trainer.step >= until
+        with tqdm(total=until, initial=trainer.step, desc=name, unit="step", disable=done) as bar:
 
             def on_step() -> None:
                 nonlocal last_save

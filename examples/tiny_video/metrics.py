@@ -100,21 +100,26 @@ class Judge:
         held_out = DigitVideos("held_out", config.num_training_frames, config.canvas)
         rng = torch.Generator().manual_seed(1)
         self.real, _, _ = held_out.sample(4 * config.num_videos, rng)
-        self.real_features = self._look(self.real)[0]
+        self.real_features = self.look(self.real)[0]
         self.spread = float(self.real_features.double().T.cov().trace())
 
     @torch.no_grad()
-    def _look(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        """The classifier's features `[B, 64]` and digit logits `[B, 10]`."""
         features, digit, _ = self.classifier(videos.to(next(self.classifier.parameters()).device))
         return features.cpu(), digit.cpu()
 
     def distance(self, videos: Tensor) -> float:
         """Fréchet distance to the held-out videos, as a share of their own variance."""
-        return frechet_distance(self._look(videos)[0], self.real_features) / self.spread
+        return self.distance_of(self.look(videos)[0], self.real_features)
+
+    def distance_of(self, features: Tensor, real_features: Tensor) -> float:
+        """Fréchet distance of features to those of other real videos, as that share."""
+        return frechet_distance(features, real_features) / self.spread
 
     def accuracy(self, videos: Tensor, digits: Tensor) -> float:
         """The share of videos in which the classifier sees the digit that was asked for."""
-        return float((self._look(videos)[1].argmax(1) == digits).float().mean())
+        return float((self.look(videos)[1].argmax(1) == digits).float().mean())
 
 
 def rms_difference(a: Tensor, b: Tensor) -> float:

@@ -75,7 +75,8 @@ class SelfAttention(nn.Module):
         kv_cache["v"][:, current_start:end] = v
         kv_cache["global_end_index"].fill_(end)
         kv_cache["local_end_index"].fill_(end)
-        return self.out(attend(q, kv_cache["k"][:, :end], kv_cache["v"][:, :end]))
+        seen = slice(max(0, end - kv_cache.get("window", end)), end)
+        return self.out(attend(q, kv_cache["k"][:, seen], kv_cache["v"][:, seen]))
 
 
 class CrossAttention(nn.Module):

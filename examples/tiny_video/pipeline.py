@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from salt_losses import consistency_sample, step_schedule
+from salt_losses import consistency_sample, euler_sample, step_schedule
 
 from .model import Cache, VideoTransformer
 from .wrapper import FlowMatchScheduler, VideoDiffusionWrapper
@@ -153,10 +153,14 @@ class CachedVideo:
     generator: VideoDiffusionWrapper
     conditional_dict: dict[str, Tensor]
     num_frames: int
+    window: int | None = None  # frames that a chunk sees, itself included; None: all
 
     def __post_init__(self) -> None:
         model, prompts = self.generator.model, self.conditional_dict["prompt_embeds"]
         self.kv_cache = new_kv_cache(model, len(prompts), self.num_frames, prompts)
+        if self.window is not None:
+            for block in self.kv_cache:
+                block["window"] = self.window * model.frame_seq_length
         self.crossattn_cache = new_crossattn_cache(model)
         self.current_start = 0
 
@@ -185,12 +189,21 @@ def sample(
     conditional_dict: dict[str, Tensor],
     num_steps: int,
     rng: torch.Generator,
+    window: int | None = None,
+    euler: bool = False,
 ) -> Tensor:
-    """Frames from noise `[B, F, C, H, W]`, each chunk in `num_steps` consistency steps."""
-    video = CachedVideo(generator, conditional_dict, noise.shape[1])
+    """Frames from noise `[B, F, C, H, W]`, each chunk in `num_steps` consistency or Euler steps.
+
+    Beyond the training length, `window` keeps a chunk's view at the frames it was trained with.
+    """
+    video = CachedVideo(generator, conditional_dict, noise.shape[1], window)
     times = step_schedule(num_steps, generator.get_scheduler().shift)
     frames = []
     for chunk in noise.split(generator.model.num_frame_per_block, dim=1):
-        frames.append(consistency_sample(video.velocity_fn, chunk, times, generator=rng))
-        video.append(frames[-1])
+        if euler:
+            x0 = euler_sample(video.velocity_fn, chunk, times)
+        else:
+            x0 = consistency_sample(video.velocity_fn, chunk, times, generator=rng)
+        video.append(x0)
+        frames.append(x0)
     return torch.cat(frames, dim=1)

@@ -1,0 +1,166 @@
+"""What is measured of a student of the video ablation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.tiny_video.config import Config
+from examples.tiny_video.data import NULL_PROMPT, DigitVideos, prompts_of
+from examples.tiny_video.metrics import Judge, VideoClassifier, defects, rms_difference
+from examples.tiny_video.pipeline import sample
+from examples.tiny_video.wrapper import DigitPrompts, VideoDiffusionWrapper
+from salt_losses import euler_sample, guide, step_schedule
+
+STEPS = (1, 2, 4, 8, 16)
+# Of these the paper's Fig. 5 shows the same seeds.
+COMPARED_STEPS = (2, 4, 8)
+INFERENCE_STEPS, FINE_STEPS = 4, 8
+LONG = 4  # times the training length
+SHOWN = 10  # videos, one of each digit
+
+Quality = dict[str, float]
+
+
+def motion(videos: Tensor) -> float:
+    """Mean distance in pixels by which the centre of brightness moves from frame to frame.
+
+    Of `[B, F, 1, H, W]` in [-1, 1]. Real digits move by one patch, 4 pixels, along each axis.
+    """
+    bright = (videos.squeeze(2).clamp(-1, 1) + 1).double()
+    mass = bright.sum((-2, -1)).clamp(min=1e-6)
+    axes = [torch.arange(size, dtype=torch.float64) for size in bright.shape[-2:]]
+    rows = torch.einsum("bfhw,h->bf", bright, axes[0]) / mass
+    columns = torch.einsum("bfhw,w->bf", bright, axes[1]) / mass
+    return float(torch.hypot(rows.diff(dim=1), columns.diff(dim=1)).mean())
+
+
+class Examiner:
+    """Samples from one seed and one set of prompts for everyone, and judges them."""
+
+    def __init__(
+        self, config: Config, classifier: VideoClassifier, device: torch.device, seed: int
+    ) -> None:
+        self.config, self.device, self.seed = config, device, seed
+        self.judge = Judge(config, classifier)
+        self.text_encoder = DigitPrompts(device)
+        self.digits = torch.arange(config.num_videos) % 10
+        self.prompts = self.text_encoder(prompts_of(self.digits))
+
+    def _rng(self) -> torch.Generator:
+        # The same state for every student and step count: same seed, same noise.
+        return torch.Generator(self.device).manual_seed(1_000_003 + self.seed)
+
+    def _noise(self, rng: torch.Generator, length: int = 1) -> Tensor:
+        num_frames = length * self.config.num_training_frames
+        shape = [self.config.num_videos, num_frames, 1, *self.config.canvas]
+        return torch.randn(shape, generator=rng, device=self.device)
+
+    def quality(
+        self, videos: Tensor, digits: Tensor | None = None, real_features: Tensor | None = None
+    ) -> Quality:
+        """Of videos of the prompted digits, or of `digits`: distance, and what a classifier sees.
+
+        `distance` is to held-out videos (Fréchet, a share of their variance), `accuracy` the share
+        of videos in which the classifier sees the digit, `confidence` its mean largest
+        probability, `coverage` the effective number of digits: the exponential of the entropy of
+        its mean prediction. `motion` is in pixels per frame.
+        """
+        videos = videos.cpu()
+        features, logits = self.judge.look(videos)
+        seen = logits.softmax(1)
+        share = seen.mean(0)
+        digits = self.digits if digits is None else digits
+        real_features = self.judge.real_features if real_features is None else real_features
+        return {
+            "distance": self.judge.distance_of(features, real_features),
+            "accuracy": float((seen.argmax(1) == digits).float().mean()),
+            "confidence": float(seen.amax(1).mean()),
+            "coverage": float(torch.special.entr(share).sum().exp()),
+            "motion": motion(videos),
+        }
+
+    def references(self, teacher: VideoDiffusionWrapper) -> dict[str, Quality]:
+        """What is measured of real videos of the training scans, and of the teacher's."""
+        train = DigitVideos("train", self.config.num_training_frames, self.config.canvas)
+        real, digits, _ = train.sample(self.config.num_videos, torch.Generator().manual_seed(2))
+        return {
+            "real": self.quality(real, digits),
+            "teacher": self.quality(self._teacher_videos(teacher)),
+        }
+
+    @torch.no_grad()
+    def _teacher_videos(self, teacher: VideoDiffusionWrapper) -> Tensor:
+        null = self.text_encoder([NULL_PROMPT] * len(self.digits))
+
+        def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
+            timestep = (1000 * t)[:, None].expand(x.shape[:2])
+            cond, uncond = (
+                teacher(noisy_image_or_video=x, conditional_dict=condition, timestep=timestep)[0]
+                for condition in (self.prompts, null)
+            )
+            return guide(cond, uncond, self.config.guidance_scale)
+
+        times = step_schedule(self.config.teacher_sampling_steps, self.config.timestep_shift)
+        return euler_sample(velocity_fn, self._noise(self._rng()), times)
+
+    def sampled(
+        self, generator: VideoDiffusionWrapper, num_steps: int, euler: bool = False
+    ) -> Tensor:
+        rng = self._rng()
+        noise = self._noise(rng)
+        return sample(generator, noise, self.prompts, num_steps, rng, euler=euler).cpu()
+
+    def distances(self, generator: VideoDiffusionWrapper) -> dict[int, float]:
+        """At the compared step counts: cheap enough for a look while training goes on."""
+        return {k: self.judge.distance(self.sampled(generator, k)) for k in COMPARED_STEPS}
+
+    def student(self, generator: VideoDiffusionWrapper, autoregressive: bool) -> dict[str, Any]:
+        """Everything, and under `videos` a few samples for the pictures."""
+        videos = {k: self.sampled(generator, k) for k in STEPS}
+        euler = {k: self.sampled(generator, k, euler=True) for k in COMPARED_STEPS}
+        found = {
+            "quality": {k: self.quality(v) for k, v in videos.items()},
+            "agreement": self._agreement(videos),
+            "euler": {
+                "quality": {k: self.quality(v) for k, v in euler.items()},
+                "agreement": self._agreement(euler),
+            },
+            "defect": self._defect(generator),
+        }
+        if autoregressive:
+            found["long"] = self._long(generator)
+        return found | {"videos": {k: videos[k][:SHOWN].clone() for k in COMPARED_STEPS}}
+
+    def _agreement(self, videos: dict[int, Tensor]) -> dict[str, float]:
+        """Between step counts from the same noise: pixels (RMS), and the digit that is seen."""
+        seen = torch.stack([self.judge.look(videos[k])[1].argmax(1) for k in COMPARED_STEPS])
+        return {
+            "rms_2_4": rms_difference(videos[2], videos[4]),
+            "rms_4_8": rms_difference(videos[4], videos[8]),
+            "same_digit": float((seen == seen[0]).all(0).float().mean()),
+        }
+
+    def _defect(self, generator: VideoDiffusionWrapper) -> list[float]:
+        held_out = DigitVideos("held_out", self.config.num_training_frames, self.config.canvas)
+        real, digits, _ = held_out.sample(self.config.num_pairs, torch.Generator().manual_seed(3))
+        prompts = self.text_encoder(prompts_of(digits))
+        return defects(
+            generator, real.to(self.device), prompts, INFERENCE_STEPS, FINE_STEPS, self._rng()
+        )
+
+    def _long(self, generator: VideoDiffusionWrapper) -> list[Quality]:
+        """Quality of each stretch as long as the training videos, in one rollout of `LONG`."""
+        frames = self.config.num_training_frames
+        rng = self._rng()
+        videos = sample(
+            generator, self._noise(rng, LONG), self.prompts, INFERENCE_STEPS, rng, window=frames
+        )
+        held_out = DigitVideos("held_out", LONG * frames, self.config.canvas)
+        real, _, _ = held_out.sample(4 * self.config.num_videos, torch.Generator().manual_seed(4))
+        return [
+            self.quality(stretch, real_features=self.judge.look(real_stretch)[0])
+            for stretch, real_stretch in zip(videos.split(frames, 1), real.split(frames, 1))
+        ]

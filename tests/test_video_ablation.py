@@ -1,0 +1,245 @@
+"""The video ablation: it runs at toy size, resumes, and measures what its names say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import video_ablation_report as report
+from benchmarks.video_ablation import Study, main, parse
+from benchmarks.video_ablation_measures import LONG, STEPS, Examiner, motion
+from benchmarks.video_ablation_students import PRESETS, STAGES, STUDENTS, SWEPT, TABLES
+from examples.tiny_video.checkpoint import SettingsDiffer
+from examples.tiny_video.data import DigitVideos
+from examples.tiny_video.metrics import ClassifierTrainer
+from examples.tiny_video.pipeline import CachedVideo, sample
+from examples.tiny_video.teacher import TeacherTrainer
+from examples.tiny_video.trainer import Trainer
+from examples.tiny_video.wrapper import DigitPrompts, VideoDiffusionWrapper
+
+TOY = PRESETS["toy"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def generator() -> VideoDiffusionWrapper:
+    torch.manual_seed(0)
+    wrapper = VideoDiffusionWrapper(TOY, is_causal=True)
+    torch.nn.init.normal_(wrapper.model.head.weight, std=0.2)
+    return wrapper.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_of_every_preset_has_its_seed_and_a_grid_that_fits(name: str) -> None:
+    for preset in PRESETS.values():
+        config = STUDENTS[name].config(preset, seed=3)
+        salt = STUDENTS[name].salt_config(config)
+        assert (config.seed, config.denoising_step_list[0]) == (3, 1000)
+        assert len(config.denoising_step_list) == STUDENTS[name].train_steps
+        assert salt is None or salt.seed == 3
+        assert config.num_training_frames % config.num_frame_per_block == 0
+
+
+def test_students_differ_in_what_their_names_say() -> None:
+    plans = {
+        name: student.salt_config(student.config(PRESETS["cpu"], 0))
+        for name, student in STUDENTS.items()
+    }
+    assert plans["dmd-4"] is None
+    assert plans["dmd-8"] is None
+    assert (plans["naive"].step_counts, plans["naive"].sc_steps) == ((4,), (4,))
+    assert (plans["mixed"].sc_weight, plans["mixed"].align_weight) == (0.0, 0.0)
+    assert plans["mixed-sc"].sc_weight > 0
+    assert plans["mixed-sc"].align_weight == 0.0
+    assert plans["salt"].align_weight > 0
+    assert plans["salt"].align_warmup < PRESETS["cpu"].distill_steps
+    for name, swept in SWEPT.items():
+        if " " in name:
+            anchor, change = name.split(" ")
+            key = change.split("=")[0]
+            assert replace(plans[anchor], **{key: getattr(plans[name], key)}) == plans[name]
+            assert plans[anchor] != plans[name], swept
+
+
+def test_motion_of_real_videos_is_a_patch_per_frame_and_of_still_ones_nothing() -> None:
+    videos, _, _ = DigitVideos("train", 6, (8, 16)).sample(8, torch.Generator().manual_seed(0))
+    assert motion(videos) == pytest.approx(4.0)
+    assert motion(videos[:, :1].expand_as(videos)) == 0.0
+    assert motion(torch.full_like(videos, -1.0)) == 0.0
+
+
+def test_quality_tells_one_digit_from_all_digits_and_real_videos_from_noise() -> None:
+    config = replace(TOY, num_videos=100)
+    torch.manual_seed(0)
+    classifier = ClassifierTrainer(config, CPU)
+    classifier.train(150)
+    examiner = Examiner(config, classifier.model, CPU, seed=0)
+    videos, digits, _ = DigitVideos("train", 6, (8, 16)).sample(
+        400, torch.Generator().manual_seed(0)
+    )
+    real = examiner.quality(videos, digits)
+    zeros = examiner.quality(videos[digits == 0], digits[digits == 0])
+    noise = examiner.quality(torch.randn_like(videos), digits)
+    assert real["accuracy"] > 0.8
+    assert real["confidence"] > 0.7
+    assert real["coverage"] > 9 > 3 > zeros["coverage"]
+    assert real["distance"] < 0.1 < min(zeros["distance"], noise["distance"])
+
+
+def test_a_window_as_long_as_the_video_changes_nothing(generator: VideoDiffusionWrapper) -> None:
+    prompts = DigitPrompts()(["1", "2"])
+    noise = torch.randn(2, 6, 1, 8, 16, generator=torch.Generator().manual_seed(0))
+    whole, windowed = (
+        sample(generator, noise, prompts, 2, torch.Generator().manual_seed(1), window)
+        for window in (None, 6)
+    )
+    assert torch.equal(whole, windowed)
+
+
+def velocity(video: CachedVideo, chunk: torch.Tensor) -> torch.Tensor:
+    return video.velocity_fn(chunk, torch.full((len(chunk),), 0.5))
+
+
+@pytest.mark.parametrize(("window", "seen"), [(2, False), (4, False), (6, True), (None, True)])
+def test_what_left_the_window_is_not_seen(
+    window: int | None, seen: bool, generator: VideoDiffusionWrapper
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    chunks = torch.randn(2, 6, 1, 8, 16, generator=rng).split(2, dim=1)
+    video = CachedVideo(generator, DigitPrompts()(["1", "2"]), 6, window)
+    video.append(chunks[0])
+    video.append(chunks[1])
+    for block in video.kv_cache:
+        block["v"][:, : 2 * generator.model.frame_seq_length] = torch.nan
+    assert velocity(video, chunks[2]).isnan().all() == seen
+
+
+def test_a_chunk_far_into_a_long_video_gives_what_it_gives_at_the_start(
+    generator: VideoDiffusionWrapper,
+) -> None:
+    """Positions are relative: beyond the training length none is new, as long as the window is."""
+    chunk = torch.randn(2, 2, 1, 8, 16, generator=torch.Generator().manual_seed(0))
+    early, late = (CachedVideo(generator, DigitPrompts()(["1", "2"]), 24, 2) for _ in range(2))
+    late.current_start = 20 * generator.model.frame_seq_length
+    torch.testing.assert_close(velocity(late, chunk), velocity(early, chunk), rtol=1e-4, atol=1e-5)
+
+
+TOY_RUN = ["--preset", "toy", "--seeds", "2", "--threads", "2", "--jobs", "2"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two seeds at toy size, made by two processes."""
+    folder = tmp_path_factory.mktemp("toy")
+    assert main([*TOY_RUN, "--results", str(folder)]) == 0
+    return folder
+
+
+def test_the_toy_study_leaves_tables_of_every_student_and_pictures(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = json.loads((toy / "video_ablation.json").read_text())
+    assert {(r["student"], r["seed"]) for r in results["students"]} == {
+        (name, seed) for name in TABLES for seed in (0, 1)
+    }
+    for record in results["students"]:
+        assert set(record["quality"]) == {str(k) for k in STEPS}
+        assert len(record["progress"]) == STAGES
+        assert ("long" in record) == TABLES[record["student"]].autoregressive
+        assert len(record.get("long", [0] * LONG)) == LONG
+        assert sum(d == d for d in record["defect"]) >= 3
+    text = report.text(results)
+    for student in TABLES.values():
+        assert student.label in text
+    assert text.count("Table 4") >= 2
+    assert "nan" not in text
+    for stem in ("distance", "defect", "same_seeds", "long"):
+        assert (toy / f"video_{stem}.png").stat().st_size > 10_000
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if not k.endswith("_seconds") and k != "videos"}
+
+
+def test_a_study_that_is_done_trains_nothing_and_finds_the_same(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((toy / "video_ablation.json").read_text())
+    monkeypatch.setattr(Trainer, "fwdbwd_one_step", None)
+    monkeypatch.setattr(TeacherTrainer, "loss", None)
+    assert main([*TOY_RUN, "--jobs", "1", "--results", str(toy)]) == 0
+    again = json.loads((toy / "video_ablation.json").read_text())
+    assert [without_times(r) for r in again["students"]] == [
+        without_times(r) for r in before["students"]
+    ]
+
+
+def test_an_interrupted_student_ends_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("examples.tiny_video.checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
+    in_one_go = Study(TOY, tmp_path / "whole", CPU).student("salt", 1)
+    step = Trainer.fwdbwd_one_step
+    calls = 0
+
+    def interrupted(self: Trainer, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    study = Study(TOY, tmp_path / "parts", CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fwdbwd_one_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.student("salt", 1)
+    resumed = study.student("salt", 1)
+    assert without_times(resumed) == without_times(in_one_go)
+
+
+def test_the_sweep_names_every_setting_it_varies_and_trains_its_anchors_once(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anchor = toy / ".work" / "video_ablation-toy" / "seed-0" / "salt" / "student.salt.pt"
+    trained = anchor.stat().st_mtime_ns
+    command = ["--preset", "toy", "--seeds", "1", "--threads", "1", "--results", str(toy)]
+    assert main([*command, "--sweep"]) == 0
+    assert anchor.stat().st_mtime_ns == trained
+    printed = capsys.readouterr().out
+    for name in SWEPT:
+        assert STUDENTS[name].label in printed
+    assert (toy / "video_sweep.json").exists()
+
+
+def test_checkpoints_of_other_settings_are_refused_by_name(toy: Path) -> None:
+    work = toy / ".work" / "video_ablation-toy"
+    with pytest.raises(SettingsDiffer, match="lr "):
+        Study(replace(TOY, lr=0.1), work, CPU).student("salt", 0)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--threads", "--jobs"])
+def test_counts_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([option, "0"])
+    assert f"{option} must be at least 1; got 0" in capsys.readouterr().err
+
+
+def test_a_difference_smaller_than_its_spread_is_undecided() -> None:
+    def record(student: str, seed: int, distance: float) -> dict[str, object]:
+        return {"student": student, "seed": seed, "quality": {"4": {"distance": distance}}}
+
+    def table(differences: list[float]) -> str:
+        students = {
+            "dmd-4": [record("dmd-4", i, 0.5) for i in range(3)],
+            "naive": [record("naive", i, 0.5 + d) for i, d in enumerate(differences)],
+        }
+        return report.table(students, ("dmd-4", "naive"), {"4": report.quality("distance", 4)})
+
+    assert "~" in table([0.3, -0.2, 0.1])
+    assert "~" not in table([0.3, 0.2, 0.25])
