@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.report import cell, markdown, spread, undecided
 from benchmarks.video_ablation_measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
-from benchmarks.video_ablation_students import STUDENTS
+from benchmarks.video_ablation_students import BARE, STUDENTS
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
@@ -262,23 +262,22 @@ def text(results: Record) -> str:
 
 
 def sweep_text(results: Record) -> str:
-    """Each setting against the student that it varies."""
+    """Each setting against the student that it varies, and that without the term."""
     students = by_student(results)
     parts = [facts(results)]
-    for anchor in ("mixed-sc", "salt"):
-        names = (anchor, *(name for name in students if name.startswith(f"{anchor} ")))
-        if anchor == "mixed-sc":
-            names = (*names, "mixed")
-        columns: dict[str, Measure] = {f"{k} steps": quality("distance", k) for k in COMPARED_STEPS}
+    for anchor, bare in BARE.items():
+        varied = (name for name in students if name.startswith(f"{anchor} "))
+        columns: dict[str, Measure] = {f"{k} steps": quality("distance", k) for k in STEPS[1:]}
         columns |= {
             "mean of 2, 4, 8": mean_distance,
             "accuracy, 2 steps": quality("accuracy", 2),
             THOUSAND_DEFECTS: lambda r: 1000 * mean_defect(r),
-            "last stretch": long("distance", -1),
         }
+        if STUDENTS[anchor].autoregressive:
+            columns["last stretch"] = long("distance", -1)
         parts.append(
             f"Varied: {STUDENTS[anchor].label} (~: undecided against it)\n\n"
-            + table(students, names, columns)
+            + table(students, (anchor, bare, *varied), columns)
         )
     return "\n\n".join(parts)
 

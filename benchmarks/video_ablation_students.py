@@ -22,6 +22,14 @@ STAGES = 3
 # The paper's 600 iterations are more than a short training has.
 ALIGN_WARMUP_SHARE = 0.2
 LAST = "last"
+# Spelled out: the tables and the sweep stay what they are when a default changes.
+BASE = {
+    "sc_weight": 0.3,
+    "align_weight": 1.0,
+    "align_margin": 0.1,
+    "align_prob": 0.5,
+    "align_block": None,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Student:
         if self.salt is None:
             return None
         warmup = round(ALIGN_WARMUP_SHARE * config.distill_steps)
-        settings = {"align_warmup": warmup, "seed": config.seed, **self.salt}
+        settings = {**BASE, "align_warmup": warmup, "seed": config.seed, **self.salt}
         if settings.get("align_block") == LAST:
             settings["align_block"] = config.num_layers - 1
         return SaltConfig(**settings)
@@ -68,24 +76,27 @@ TABLES = {
     "whole-sc-dmd-8": Student("SC-DMD-8, whole video at once", 8, fixed(8), False),
 }
 # One setting changed at a time: what the defaults are chosen from.
-SWEEP = {
-    f"mixed-sc {name}": Student(f"mixed steps + defect term, {name}", 4, {**NO_ALIGNMENT, **salt})
-    for name, salt in {
-        "sc_weight=0.1": {"sc_weight": 0.1},
-        "sc_weight=1": {"sc_weight": 1.0},
-    }.items()
-} | {
-    f"salt {name}": Student(f"Salt, {name}", 4, salt)
-    for name, salt in {
-        "align_weight=0.3": {"align_weight": 0.3},
-        "align_weight=3": {"align_weight": 3.0},
-        "align_margin=0": {"align_margin": 0.0},
-        "align_margin=0.3": {"align_margin": 0.3},
-        "align_prob=1": {"align_prob": 1.0},
-        "align_block=0": {"align_block": 0},
-        "align_block=last": {"align_block": LAST},
-    }.items()
+VARIED: dict[str, tuple[dict[str, Any], ...]] = {
+    "whole-sc-dmd-8": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
+    "mixed-sc": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
+    "salt": (
+        *({"align_weight": 3.0}, {"align_weight": 10.0}),
+        *({"align_margin": 0.0}, {"align_margin": 0.3}),
+        *({"align_prob": 1.0}, {"align_block": 0}, {"align_block": LAST}),
+    ),
 }
-# With the students that they are compared with.
-SWEPT = {name: TABLES[name] for name in ("mixed", "mixed-sc", "salt")} | SWEEP
+
+
+def vary(name: str, change: dict[str, Any]) -> tuple[str, Student]:
+    anchor = TABLES[name]
+    ((key, value),) = change.items()
+    what = f"{key}={value if isinstance(value, str) else format(value, 'g')}"
+    salt = {**(anchor.salt or {}), **change}
+    return f"{name} {what}", replace(anchor, label=f"{anchor.label}, {what}", salt=salt)
+
+
+SWEEP = dict(vary(name, change) for name, changes in VARIED.items() for change in changes)
+# With the students that they are compared with, and those without the term.
+BARE = {"whole-sc-dmd-8": "whole-dmd-8", "mixed-sc": "mixed", "salt": "mixed-sc"}
+SWEPT = {name: TABLES[name] for pair in BARE.items() for name in pair} | SWEEP
 STUDENTS = TABLES | SWEEP
