@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks import video_ablation_report as report
 from benchmarks.report import machine_name
-from benchmarks.video_ablation_measures import Examiner
+from benchmarks.video_ablation_measures import VERSION, Examiner
 from benchmarks.video_ablation_students import PRESETS, STAGES, STUDENTS, SWEPT, TABLES
 from examples.tiny_video.checkpoint import Run, SettingsDiffer
 from examples.tiny_video.config import Config
@@ -64,23 +64,24 @@ class Study:
         run.train("classifier", trainer, config.classifier_steps)
         return trainer.model
 
-    def teacher(self, seed: int) -> VideoDiffusionWrapper:
+    def teacher(self, seed: int) -> tuple[VideoDiffusionWrapper, float]:
+        """The teacher, and the seconds its training took."""
         config = dataclasses.replace(self.preset, seed=seed)
         torch.manual_seed(seed)
         trainer = TeacherTrainer(config, self.device)
         run = self._run(f"seed-{seed}/teacher", config, TEACHER_SETTINGS)
-        run.train("teacher", trainer, config.teacher_steps)
-        return trainer.model
+        seconds = run.train("teacher", trainer, config.teacher_steps, label=f"seed {seed}: teacher")
+        return trainer.model, seconds
 
     def references(self, seed: int) -> Results:
         """What is measured of real videos and of the teacher's."""
         config = dataclasses.replace(self.preset, seed=seed)
-        teacher = self.teacher(seed)
+        teacher, seconds = self.teacher(seed)
         teacher.is_causal = False
         examiner = Examiner(config, self.classifier(), self.device, seed)
         run = self._run(f"seed-{seed}/references", config)
-        found = run.remember("references", lambda: examiner.references(teacher))
-        return {"seed": seed, **found}
+        found = run.remember(f"references-{VERSION}", lambda: examiner.references(teacher))
+        return {"seed": seed, "training_seconds": seconds, **found}
 
     def student(self, name: str, seed: int) -> Results:
         """Trains and measures one student."""
@@ -89,26 +90,26 @@ class Study:
         salt = student.salt_config(config)
         run = self._run(f"seed-{seed}/{name}", config, salt=salt)
         examiner = Examiner(config, self.classifier(), self.device, seed)
-        trainer = Trainer(config, self.teacher(seed).state_dict(), self.device)
+        trainer = Trainer(config, self.teacher(seed)[0].state_dict(), self.device)
         handle = None if salt is None else self_forcing.attach(trainer, salt)
+        generator = trainer.generator_ema
         progress, seconds = [], 0.0
-        for stage in range(1, STAGES + 1):
+        for stage in range(1, STAGES + 1 if student.distilled else 1):
             until = config.distill_steps * stage // STAGES
-            seconds = run.train(f"student.{name}", trainer, until, handle)
-            distance = run.remember(
-                f"progress.{stage}", lambda: examiner.distances(trainer.generator_ema)
-            )
+            label = f"seed {seed}: {name}"
+            seconds = run.train(f"student.{name}", trainer, until, handle, label)
+            distance = run.remember(f"progress.{stage}", lambda: examiner.distances(generator))
             updates = -(-until // config.dfake_gen_update_ratio)
             progress.append({"updates": updates, "distance": distance})
         measured = run.remember(
-            "measures", lambda: examiner.student(trainer.generator_ema, student.autoregressive)
+            f"measures-{VERSION}", lambda: examiner.student(generator, student.autoregressive)
         )
         return {
             "student": name,
             "seed": seed,
             "salt": None if salt is None else dataclasses.asdict(salt),
             "training_seconds": seconds,
-            "evaluation_seconds": run.seconds("progress") + run.seconds("measures"),
+            "evaluation_seconds": run.seconds("progress") + run.seconds(f"measures-{VERSION}"),
             "progress": progress,
             **measured,
         }
@@ -128,27 +129,30 @@ class Study:
         return Run(self.work / name, settings, self.device)
 
 
-def perform(study: Study, task: Callable[..., Results], arguments: tuple[Any, ...]) -> Results:
-    return task(study, *arguments)
-
-
-def in_processes(
+def all_of(
     study: Study, task: Callable[..., Results], argument_lists: list[tuple[Any, ...]], jobs: int
 ) -> list[Results]:
-    """The results in the order of the arguments."""
-    if jobs == 1:
-        return [task(study, *arguments) for arguments in argument_lists]
-    threads = max(1, torch.get_num_threads() // jobs)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-        futures = [pool.submit(perform, study, task, a) for a in argument_lists]
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc=task.__name__):
-                future.result()  # the first error ends the study
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+    """The results in the order of the arguments, from `jobs` processes."""
+    with tqdm(total=len(argument_lists), desc=task.__name__, unit="done", leave=False) as bar:
+        if jobs == 1:
+            results = []
+            for arguments in argument_lists:
+                results.append(task(study, *arguments))
+                bar.update()
+            return results
+        threads = max(1, torch.get_num_threads() // jobs)
+        with ProcessPoolExecutor(
+            jobs, get_context("spawn"), torch.set_num_threads, (threads,)
+        ) as pool:
+            futures = [pool.submit(task, study, *arguments) for arguments in argument_lists]
+            try:
+                for future in as_completed(futures):
+                    future.result()  # the first error ends the study
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [future.result() for future in futures]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -175,12 +179,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--results",
         type=Path,
         help="folder of the JSON and, under .work, the checkpoints "
-        "(default: benchmarks/results; other presets than cpu: outputs/video_ablation-PRESET)",
+        "(default: benchmarks/results; with another preset, device or number of seeds "
+        "outputs/video_ablation-PRESET)",
     )
     parser.add_argument(
         "--figures", type=Path, help="folder of the pictures (default: docs; else --results)"
     )
-    parser.add_argument("--restart", action="store_true", help="discard the checkpoints first")
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="discard all checkpoints of the preset first, the teachers' and the sweep's too",
+    )
     options = parser.parse_args(arguments)
     for name in ("seeds", "threads", "jobs"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -188,7 +197,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that this PyTorch can use; none was found")
     here = Path(__file__).resolve().parent
-    recorded = options.results is None and options.preset == "cpu"
+    # Only the study that the documents quote goes where they are.
+    recorded = options.results is None and (options.preset, options.device, options.seeds) == (
+        *("cpu", "cpu"),
+        parser.get_default("seeds"),
+    )
     if options.results is None:
         other = here.parent / f"outputs/video_ablation-{options.preset}"
         options.results = here / "results" if recorded else other
@@ -210,27 +223,25 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         study.classifier()
-        references = in_processes(
-            study, Study.references, [(seed,) for seed in seeds], options.jobs
-        )
+        references = all_of(study, Study.references, [(seed,) for seed in seeds], options.jobs)
         # Seed by seed: if it is interrupted, whole seeds are there.
         tasks = [(name, seed) for seed in seeds for name in names]
-        students = in_processes(study, Study.student, tasks, options.jobs)
+        students = all_of(study, Study.student, tasks, options.jobs)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command resumes.", file=sys.stderr)
+        print("\nInterrupted. The same command, without --restart, resumes.", file=sys.stderr)
         return 130
     except SettingsDiffer as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    seconds = time.monotonic() - started
-    print(f"{seconds:.0f} s in this run", file=sys.stderr)
+    print(f"{time.monotonic() - started:.0f} s in this run", file=sys.stderr)
 
-    pictures = {
-        student["student"]: student.pop("videos") for student in reversed(students)
-    }  # of the first seed
+    pictures = {s["student"]: s["videos"] for s in students if s["seed"] == seeds[0]}
+    for student in students:
+        del student["videos"]
     results = {
         "machine": machine_name(options.device),
         "torch": torch.__version__,
+        "jobs": options.jobs,
         "preset": options.preset,
         "settings": study.preset.as_dict(),
         "seeds": seeds,
@@ -242,8 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
     path.write_text(json.dumps(results, indent=1) + "\n")
     results = json.loads(path.read_text())  # the same keys as whoever reads the file
     print(report.sweep_text(results) if options.sweep else report.text(results))
-    if not options.sweep:
-        report.figures(options.figures, results, pictures)
+    if not options.sweep and not report.figures(options.figures, results, pictures):
+        print("no figures: matplotlib is not installed", file=sys.stderr)
     return 0
 
 

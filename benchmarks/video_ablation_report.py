@@ -24,11 +24,27 @@ QUALITY = ("distance", "accuracy", "confidence", "coverage", "motion")
 THOUSAND_DEFECTS = "1000 x defect (eq. 16)"
 # The paper's Tables 4 and 5: title, sampling steps, rows; the first row is the baseline.
 TABLES = (
-    ("Table 4, chunk by chunk", 4, ("dmd-4", "dmd-8", "sc-dmd-8")),
-    ("Table 4, whole video at once", 4, ("whole-dmd-4", "whole-dmd-8", "whole-sc-dmd-8")),
-    ("Table 5, 4 steps", 4, ("dmd-4", "naive", "mixed", "mixed-sc", "salt")),
-    ("Table 5, 2 steps", 2, ("mixed-sc", "salt", "dmd-4", "naive", "mixed")),
+    ("Table 4, chunk by chunk", 4, ("dmd-4", "dmd-8", "sc-dmd-8", "undistilled")),
+    (
+        "Table 4, whole video",
+        *(4, ("whole-dmd-4", "whole-dmd-8", "whole-sc-dmd-8", "whole-undistilled")),
+    ),
+    ("Table 5", 4, ("dmd-4", "naive", "mixed", "mixed-sc", "salt", "undistilled")),
+    ("Table 5", 2, ("mixed-sc", "salt", "dmd-4", "naive", "mixed", "undistilled")),
 )
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A measure: the distance to real videos at a step count."""
+
+    steps: int
+
+    def __call__(self, record: Record) -> float:
+        return record["quality"][str(self.steps)]["distance"]
+
+    def while_training(self, stage: int) -> Measure:
+        return lambda record: record["progress"][stage]["distance"][str(self.steps)]
 
 
 def quality(key: str, steps: int) -> Measure:
@@ -37,11 +53,20 @@ def quality(key: str, steps: int) -> Measure:
 
 def mean_distance(record: Record) -> float:
     """The number by which settings are ranked: over the step counts that the paper trains."""
-    return statistics.fmean(record["quality"][str(k)]["distance"] for k in COMPARED_STEPS)
+    return statistics.fmean(Distance(k)(record) for k in COMPARED_STEPS)
 
 
 def mean_defect(record: Record) -> float:
-    return statistics.fmean(d for d in record["defect"] if d == d)
+    return statistics.fmean(record["defect"])
+
+
+def apart(record: Record) -> float:
+    """Pixel difference between step counts from the same noise, mean of 2-4 and 4-8."""
+    return (record["agreement"]["rms_2_4"] + record["agreement"]["rms_4_8"]) / 2
+
+
+def apart_by_euler(record: Record) -> float:
+    return apart(record["euler"])
 
 
 def long(key: str, stretch: int) -> Measure:
@@ -50,12 +75,12 @@ def long(key: str, stretch: int) -> Measure:
 
 def drift(record: Record) -> float:
     """How much farther from real the last stretch of a long rollout is than the first."""
-    return record["long"][-1]["distance"] - record["long"][0]["distance"]
+    return long("distance", -1)(record) - long("distance", 0)(record)
 
 
 def rise(record: Record) -> float:
-    """The compositionality deficit: how much worse 16 steps are than 4."""
-    return quality("distance", 16)(record) - quality("distance", 4)(record)
+    """How much worse 8 steps are than 4: the compositionality deficit."""
+    return Distance(8)(record) - Distance(4)(record)
 
 
 @dataclass(frozen=True)
@@ -67,55 +92,106 @@ class Claim:
     lower: str
     higher: str
     measure: Measure
-    # Of `higher`, where one student's numbers are compared.
-    other: Measure | None = None
+    other: Measure | None = None  # of `higher`, where it is another
+
+    def differences(self, students: Students, stage: int | None = None) -> list[float]:
+        """Seed by seed; of the distances at a stage of the training, where one is given."""
+        pair = [(self.lower, self.measure), (self.higher, self.other or self.measure)]
+        a, b = (
+            values(students[name], measure if stage is None else measure.while_training(stage))
+            for name, measure in pair
+        )
+        return [x - y for x, y in zip(a, b)]
+
+    def of_distances(self) -> bool:
+        measures = (self.measure, self.other or self.measure)
+        return all(isinstance(m, Distance) and m.steps in COMPARED_STEPS for m in measures)
 
 
-AT_2, AT_4 = quality("distance", 2), quality("distance", 4)
+AT_2, AT_4, AT_8 = Distance(2), Distance(4), Distance(8)
+
+
+def in_both_settings(
+    says: str, what: str, lower: str, higher: str, measure: Measure, other: Measure | None = None
+) -> list[Claim]:
+    return [
+        Claim(f"{says}, {setting}", what, prefix + lower, prefix + higher, measure, other)
+        for setting, prefix in (("chunk by chunk", ""), ("whole video", "whole-"))
+    ]
+
+
 CLAIMS = (
-    Claim(
-        "More steps make DMD worse",
-        "distance at 4, at 16 steps",
-        *("dmd-4", "dmd-4"),
-        *(AT_4, quality("distance", 16)),
+    *in_both_settings(
+        *("DMD-8 is worse at 8 steps than at 4", "distance at 4, at 8 steps"),
+        *("dmd-8", "dmd-8", AT_4, AT_8),
     ),
-    Claim("The defect term mends it", "rise from 4 to 16 steps", "sc-dmd-8", "dmd-8", rise),
-    Claim("So does it with mixed steps", "rise from 4 to 16 steps", "mixed-sc", "mixed", rise),
-    Claim("A denser grid does not help (T. 4)", "distance at 4 steps", "dmd-4", "dmd-8", AT_4),
-    Claim("The same, whole video", "distance at 4 steps", "whole-dmd-4", "whole-dmd-8", AT_4),
-    Claim("The defect term does (T. 4)", "distance at 4 steps", "sc-dmd-8", "dmd-8", AT_4),
-    Claim("The same, whole video", "distance at 4 steps", "whole-sc-dmd-8", "whole-dmd-8", AT_4),
-    Claim("The naive defect term hurts (T. 5)", "distance at 4 steps", "dmd-4", "naive", AT_4),
-    Claim("With mixed steps it helps (T. 5)", "distance at 4 steps", "mixed-sc", "dmd-4", AT_4),
-    Claim("Alignment adds to it (T. 5)", "distance at 4 steps", "salt", "mixed-sc", AT_4),
-    Claim("Alignment helps 2 steps (T. 5)", "distance at 2 steps", "salt", "mixed-sc", AT_2),
-    Claim(
-        "Salt at 2 steps beats DMD at 4 (T. 2)",
-        "distance at 2, at 4 steps",
-        *("salt", "dmd-4"),
-        *(AT_2, AT_4),
+    *in_both_settings(
+        *("The defect term helps DMD-8 at 8 steps", "distance at 8 steps"),
+        *("sc-dmd-8", "dmd-8", AT_8),
     ),
-    Claim(
-        "The term lowers the defect (Fig. 1)", "defect (eq. 16)", "mixed-sc", "mixed", mean_defect
+    *in_both_settings(
+        *("The defect term lowers DMD-8's rise", "distance at 8 less at 4 steps"),
+        *("sc-dmd-8", "dmd-8", rise),
     ),
-    Claim(
-        "Salt agrees across step counts (Fig. 5)",
-        "pixel difference of 2 and 4 steps",
-        *("salt", "dmd-4"),
-        lambda r: r["agreement"]["rms_2_4"],
+    *in_both_settings(
+        *("Table 4: DMD-8 is worse than DMD-4 at 4 steps", "distance at 4 steps"),
+        *("dmd-4", "dmd-8", AT_4),
+    ),
+    *in_both_settings(
+        *("Table 4: SC-DMD-8 is better than DMD-8", "distance at 4 steps"),
+        *("sc-dmd-8", "dmd-8", AT_4),
+    ),
+    *in_both_settings(
+        *("Table 4: SC-DMD-8 is better than DMD-4", "distance at 4 steps"),
+        *("sc-dmd-8", "dmd-4", AT_4),
     ),
     Claim(
-        "The same",
-        "pixel difference of 4 and 8 steps",
-        *("salt", "dmd-4"),
-        lambda r: r["agreement"]["rms_4_8"],
+        *("Table 5: the naive defect term hurts", "distance at 4 steps"),
+        *("dmd-4", "naive", AT_4),
     ),
-    Claim("Salt drifts less (T. 3)", "rise over a long rollout", "salt", "dmd-4", drift),
     Claim(
-        "Salt is better far out (T. 3)",
-        "distance of the last stretch",
-        *("salt", "dmd-4"),
-        long("distance", -1),
+        *("Table 5: with mixed steps it helps", "distance at 4 steps"),
+        *("mixed-sc", "dmd-4", AT_4),
+    ),
+    Claim(
+        *("The defect term helps mixed steps at 8 steps", "distance at 8 steps"),
+        *("mixed-sc", "mixed", AT_8),
+    ),
+    Claim(
+        *("Table 5: alignment helps at 4 steps", "distance at 4 steps"),
+        *("salt", "mixed-sc", AT_4),
+    ),
+    Claim(
+        *("Table 5: alignment helps at 2 steps", "distance at 2 steps"),
+        *("salt", "mixed-sc", AT_2),
+    ),
+    Claim(
+        *("Table 2: Salt at 2 steps is better than DMD-4 at 4", "distance at 2, at 4 steps"),
+        *("salt", "dmd-4", AT_2, AT_4),
+    ),
+    *in_both_settings(
+        *("Fig. 1: the term lowers DMD-8's defect", "defect (eq. 16)"),
+        *("sc-dmd-8", "dmd-8", mean_defect),
+    ),
+    Claim(
+        *("Fig. 1: it lowers that of mixed steps", "defect (eq. 16)"),
+        *("mixed-sc", "mixed", mean_defect),
+    ),
+    *in_both_settings(
+        *("Fig. 5: SC-DMD-8 changes less with the steps", "pixel difference"),
+        *("sc-dmd-8", "dmd-8", apart),
+    ),
+    *in_both_settings(
+        *("Fig. 5, under Euler sampling", "pixel difference"),
+        *("sc-dmd-8", "dmd-8", apart_by_euler),
+    ),
+    Claim(
+        *("Table 3: Salt drifts less than DMD-4", "last less first stretch"),
+        *("salt", "dmd-4", drift),
+    ),
+    Claim(
+        *("Table 3: Salt is better far out", "distance of the last stretch"),
+        *("salt", "dmd-4", long("distance", -1)),
     ),
 )
 
@@ -158,12 +234,20 @@ def table(students: Students, names: tuple[str, ...], columns: dict[str, Measure
 def paper_table(results: Record, title: str, steps: int, names: tuple[str, ...]) -> str:
     columns = {key: quality(key, steps) for key in QUALITY}
     references = [
-        [name, *(cell([r[name][key] for r in results["references"]]) for key in QUALITY)]
-        for name in ("real", "teacher")
+        [label, *(cell([r[name][key] for r in results["references"]]) for key in QUALITY)]
+        for name, label in (("real", "real, of training scans"), ("teacher", "teacher"))
     ]
     rows = rows_of(by_student(results), names, columns)
-    header = [f"student, {steps} steps", *QUALITY]
-    return f"{title} (~: undecided against the first)\n\n" + markdown(header, rows + references)
+    return f"{title}, {steps} steps\n\n" + markdown(["student", *QUALITY], rows + references)
+
+
+def verdict(differences: list[float]) -> str:
+    mean = statistics.fmean(differences)
+    shows = "yes" if mean < 0 else "no, the opposite"
+    zeros = [0.0] * len(differences)
+    return f"{mean:+.4f} ± {spread(differences):.4f}, " + (
+        "undecided" if undecided(differences, zeros) else shows
+    )
 
 
 def claims(students: Students) -> str:
@@ -172,91 +256,113 @@ def claims(students: Students) -> str:
     for claim in CLAIMS:
         a = values(students[claim.lower], claim.measure)
         b = values(students[claim.higher], claim.other or claim.measure)
-        differences = [x - y for x, y in zip(a, b)]
-        verdict = "yes" if statistics.fmean(differences) < 0 else "no: the opposite"
-        rows.append(
-            [
-                claim.says,
-                claim.what,
-                f"{STUDENTS[claim.lower].label}: {statistics.fmean(a):.4f}",
-                f"{STUDENTS[claim.higher].label}: {statistics.fmean(b):.4f}",
-                f"{statistics.fmean(differences):+.4f} ± {spread(differences):.4f}",
-                "undecided" if undecided(a, b) else verdict,
-            ]
+        means = (
+            f"{STUDENTS[name].label}: {statistics.fmean(numbers):.4f}"
+            for name, numbers in ((claim.lower, a), (claim.higher, b))
         )
-    return markdown(["claim", "measure", "should be lower", "than", "difference", "shows"], rows)
+        rows.append([claim.says, claim.what, *means, verdict(claim.differences(students))])
+    return markdown(["claim", "measure", "should be lower", "than", "difference; shows"], rows)
 
 
-def autoregressive(students: Students) -> tuple[str, ...]:
-    return tuple(name for name in students if STUDENTS[name].autoregressive)
+def claims_while_training(students: Students) -> str:
+    """The same for those of distances, after each stage of the training."""
+    distances = [claim for claim in CLAIMS if claim.of_distances()]
+    stages = students[distances[0].lower][0]["progress"]
+    rows = [
+        [claim.says, *(verdict(claim.differences(students, i)) for i in range(len(stages)))]
+        for claim in distances
+    ]
+    return markdown(["claim", *(f"{stage['updates']} updates" for stage in stages)], rows)
+
+
+def chosen(students: Students, autoregressive: bool) -> tuple[str, ...]:
+    """The students of one setting, the baseline DMD-4 first."""
+    names = [n for n in students if STUDENTS[n].autoregressive == autoregressive]
+    return tuple(sorted(names, key=lambda n: n not in ("dmd-4", "whole-dmd-4")))
 
 
 def distance_table(students: Students, names: tuple[str, ...]) -> str:
-    columns = {f"{k} steps": quality("distance", k) for k in STEPS}
-    return table(students, names, columns | {"mean of 2, 4, 8": mean_distance})
+    columns: dict[str, Measure] = {f"{k} steps": Distance(k) for k in STEPS}
+    columns["mean of 2, 4, 8"] = mean_distance
+    columns |= {f"{k} Euler steps": lambda r, k=k: Distance(k)(r["euler"]) for k in COMPARED_STEPS}
+    return table(students, names, columns)
 
 
-def composition_table(students: Students) -> str:
-    columns: dict[str, Measure] = {
-        THOUSAND_DEFECTS: lambda r: 1000 * mean_defect(r),
-        "difference 2-4": lambda r: r["agreement"]["rms_2_4"],
-        "difference 4-8": lambda r: r["agreement"]["rms_4_8"],
-        "same digit": lambda r: r["agreement"]["same_digit"],
-        "2-4, Euler": lambda r: r["euler"]["agreement"]["rms_2_4"],
-        "4-8, Euler": lambda r: r["euler"]["agreement"]["rms_4_8"],
-    }
-    return table(students, autoregressive(students), columns)
+def composition_table(students: Students, names: tuple[str, ...]) -> str:
+    columns: dict[str, Measure] = {THOUSAND_DEFECTS: lambda r: 1000 * mean_defect(r)}
+    for solver, of in (("", lambda r: r), (", Euler", lambda r: r["euler"])):
+        for key, label in (
+            ("rms_2_4", "apart, 2 and 4 steps"),
+            ("rms_4_8", "apart, 4 and 8"),
+            ("same_digit", "same digit"),
+        ):
+            columns[label + solver] = lambda r, key=key, of=of: of(r)["agreement"][key]
+    return table(students, names, columns)
 
 
 def long_table(students: Students, results: Record) -> str:
     frames = results["settings"]["num_training_frames"]
-    stretches = range(len(next(iter(students.values()))[0]["long"]))
+    names = chosen(students, True)
+    stretches = range(len(students[names[0]][0]["long"]))
     columns: dict[str, Measure] = {
         f"frames {i * frames + 1}-{(i + 1) * frames}": long("distance", i) for i in stretches
     }
-    columns["accuracy, first"] = long("accuracy", 0)
     columns["accuracy, last"] = long("accuracy", -1)
+    columns["motion, first"] = long("motion", 0)
     columns["motion, last"] = long("motion", -1)
-    return table(students, autoregressive(students), columns)
+    return table(students, names, columns)
 
 
-def progress_table(students: Students) -> str:
+def progress_table(students: Students, names: tuple[str, ...]) -> str:
+    names = tuple(name for name in names if STUDENTS[name].distilled)
     columns: dict[str, Measure] = {}
-    for stage, point in enumerate(next(iter(students.values()))[0]["progress"]):
+    for stage, point in enumerate(students[names[0]][0]["progress"]):
         columns[f"{point['updates']} updates"] = lambda r, i=stage: statistics.fmean(
             r["progress"][i]["distance"].values()
         )
-    return table(students, tuple(students), columns)
+    return table(students, names, columns)
 
 
 def facts(results: Record) -> str:
-    training = sum(r["training_seconds"] for r in results["students"])
-    evaluation = sum(r["evaluation_seconds"] for r in results["students"])
+    """Machine, size, and how long it took: the sum over the processes, shared out among them."""
+    records = results["students"]
+    training = sum(r["training_seconds"] for r in records)
+    evaluation = sum(r["evaluation_seconds"] for r in records)
+    teachers = sum(r["training_seconds"] for r in results["references"])
     settings = results["settings"]
     updates = -(-settings["distill_steps"] // settings["dfake_gen_update_ratio"])
     return (
-        f"{results['machine']}, torch {results['torch']}, preset {results['preset']}, "
-        f"{len(results['seeds'])} seeds, {updates} generator updates; students took "
-        f"{training:.0f} s of training and {evaluation:.0f} s of evaluation in all"
+        f"{results['machine']}, {results['jobs']} processes, torch {results['torch']}, preset "
+        f"{results['preset']}, {len(results['seeds'])} seeds, {updates} generator updates; "
+        f"{training:.0f} s of training, {evaluation:.0f} s of evaluation and {teachers:.0f} s for "
+        f"the teachers: {(training + evaluation + teachers) / results['jobs'] / 60:.0f} minutes"
     )
+
+
+LEGEND = """Distance: Fréchet's, in a classifier's features, to held-out real videos, as a share of
+their variance; lower is better. ±: standard deviation over seeds. ~: undecided against the first
+line: the mean difference, seed by seed, is not larger than its own standard deviation."""
 
 
 def text(results: Record) -> str:
     students = by_student(results)
-    names = tuple(students)
+    chunked, whole = chosen(students, True), chosen(students, False)
     return "\n\n".join(
         [
             facts(results),
-            "Fréchet distance in a classifier's features to held-out real videos, as a share of "
-            "their variance: lower is better; real pixels of motion per frame: see `real`",
+            LEGEND,
             *(paper_table(results, *definition) for definition in TABLES),
-            "Does it show? (undecided: the mean difference lies within its deviation over seeds)"
-            "\n\n" + claims(students),
-            "Distance over sampling steps\n\n" + distance_table(students, names),
-            "Composition\n\n" + composition_table(students),
+            "Do the paper's claims show?\n\n" + claims(students),
+            "The same while training\n\n" + claims_while_training(students),
+            "Distance over sampling steps\n\n" + distance_table(students, chunked),
+            "Distance over sampling steps, whole video\n\n" + distance_table(students, whole),
+            "Composition\n\n" + composition_table(students, chunked),
+            "Composition, whole video\n\n" + composition_table(students, whole),
             f"Rollouts beyond the training length, {INFERENCE_STEPS} steps: distance\n\n"
             + long_table(students, results),
-            "Mean distance over 2, 4 and 8 steps while training\n\n" + progress_table(students),
+            "Mean distance over 2, 4 and 8 steps while training\n\n"
+            + progress_table(students, chunked),
+            "The same, whole video\n\n" + progress_table(students, whole),
         ]
     )
 
@@ -264,10 +370,10 @@ def text(results: Record) -> str:
 def sweep_text(results: Record) -> str:
     """Each setting against the student that it varies, and that without the term."""
     students = by_student(results)
-    parts = [facts(results)]
+    parts = [facts(results), LEGEND]
     for anchor, bare in BARE.items():
         varied = (name for name in students if name.startswith(f"{anchor} "))
-        columns: dict[str, Measure] = {f"{k} steps": quality("distance", k) for k in STEPS[1:]}
+        columns: dict[str, Measure] = {f"{k} steps": Distance(k) for k in STEPS[1:]}
         columns |= {
             "mean of 2, 4, 8": mean_distance,
             "accuracy, 2 steps": quality("accuracy", 2),
@@ -276,19 +382,21 @@ def sweep_text(results: Record) -> str:
         if STUDENTS[anchor].autoregressive:
             columns["last stretch"] = long("distance", -1)
         parts.append(
-            f"Varied: {STUDENTS[anchor].label} (~: undecided against it)\n\n"
+            f"Varied: {STUDENTS[anchor].label}\n\n"
             + table(students, (anchor, bare, *varied), columns)
         )
     return "\n\n".join(parts)
 
 
-def figures(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]]) -> None:
-    """Four PNGs, one for each claim."""
-    import matplotlib
+def figures(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]]) -> bool:
+    """Four PNGs, one for each claim; False where matplotlib is not installed."""
+    try:
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     students = by_student(results)
     for stem, figure in {
@@ -299,6 +407,7 @@ def figures(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]
     }.items():
         figure.savefig(folder / f"video_{stem}.png", dpi=110)
         pyplot.close(figure)
+    return True
 
 
 def curve(axis: Any, x: Any, name: str, columns: list[list[float]]) -> None:
@@ -313,13 +422,14 @@ def curve(axis: Any, x: Any, name: str, columns: list[list[float]]) -> None:
     )
 
 
+SETTINGS = ((True, "chunk by chunk"), (False, "whole video"))
+
+
 def plot_distance(pyplot: Any, students: Students, references: list[Record]) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for axis, chunked, title in ((axes[0], True, "chunk by chunk"), (axes[1], False, "at once")):
-        for name, records in students.items():
-            if STUDENTS[name].autoregressive == chunked:
-                columns = [values(records, quality("distance", k)) for k in STEPS]
-                curve(axis, STEPS, name, columns)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    for axis, (autoregressive, title) in zip(axes, SETTINGS):
+        for name in chosen(students, autoregressive):
+            curve(axis, STEPS, name, [values(students[name], Distance(k)) for k in STEPS])
         for name, style in (("teacher", "-."), ("real", ":")):
             floor = statistics.fmean(r[name]["distance"] for r in references)
             axis.axhline(floor, color="grey", linestyle=style, label=name)
@@ -333,41 +443,45 @@ def plot_distance(pyplot: Any, students: Students, references: list[Record]) -> 
 
 
 def plot_defect(pyplot: Any, students: Students) -> Any:
-    figure, axis = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     intervals = range(1, INFERENCE_STEPS + 1)
-    for name in autoregressive(students):
-        columns = [values(students[name], lambda r, i=i: r["defect"][i - 1]) for i in intervals]
-        curve(axis, intervals, name, columns)
-    axis.set(
-        xlabel=f"interval of the {INFERENCE_STEPS}-step path",
-        ylabel="semigroup defect (eq. 16)",
-        yscale="log",
-        xticks=list(intervals),
-    )
-    axis.legend(fontsize=6)
+    for axis, (autoregressive, title) in zip(axes, SETTINGS):
+        for name in chosen(students, autoregressive):
+            columns = [values(students[name], lambda r, i=i: r["defect"][i - 1]) for i in intervals]
+            curve(axis, intervals, name, columns)
+        axis.set(
+            title=title,
+            xlabel=f"interval of the {INFERENCE_STEPS}-step path",
+            yscale="log",
+            xticks=list(intervals),
+        )
+        axis.legend(fontsize=6)
+    axes[0].set_ylabel("semigroup defect (eq. 16)")
     return figure
 
 
 def plot_same_seeds(pyplot: Any, pictures: dict[str, dict[int, Tensor]]) -> Any:
-    """Last frames: they depend on every chunk before them."""
-    names = ("dmd-4", "salt")
-    figure, axes = pyplot.subplots(3, 2, figsize=(12, 2.1), layout="constrained", squeeze=False)
-    for column, name in zip(axes.T, names):
-        column[0].set_title(f"{STUDENTS[name].label}: last frames from the same seeds", fontsize=9)
-        for axis, k in zip(column, COMPARED_STEPS):
-            frames = (pictures[name][k][:, -1, 0].clamp(-1, 1) + 1) / 2
-            strip = torch.cat(list(F.pad(frames, (1, 1, 1, 1), value=0.35)), dim=1)
-            axis.imshow(strip.numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            axis.set_ylabel(f"{k} steps", rotation=0, ha="right", va="center")
+    """Last frames: chunk by chunk, they depend on every chunk before them."""
+    names = (("dmd-8", "salt"), ("whole-dmd-8", "whole-sc-dmd-8"))
+    figure, axes = pyplot.subplots(6, 2, figsize=(12, 4.4), layout="constrained", squeeze=False)
+    for block, row in zip((axes[:3], axes[3:]), names):
+        for column, name in zip(block.T, row):
+            column[0].set_title(f"{STUDENTS[name].label}: last frames, same seeds", fontsize=9)
+            for axis, k in zip(column, COMPARED_STEPS):
+                frames = (pictures[name][k][:, -1, 0].clamp(-1, 1) + 1) / 2
+                strip = torch.cat(list(F.pad(frames, (1, 1, 1, 1), value=0.35)), dim=1)
+                axis.imshow(strip.numpy(), cmap="gray", vmin=0, vmax=1)
+                axis.set(xticks=[], yticks=[])
+                axis.set_ylabel(f"{k} steps", rotation=0, ha="right", va="center")
     return figure
 
 
 def plot_long(pyplot: Any, students: Students, results: Record) -> Any:
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     frames = results["settings"]["num_training_frames"]
-    stretches = range(len(next(iter(students.values()))[0]["long"]))
-    for name in autoregressive(students):
+    names = chosen(students, True)
+    stretches = range(len(students[names[0]][0]["long"]))
+    for name in names:
         columns = [values(students[name], long("distance", i)) for i in stretches]
         curve(axis, [(i + 1) * frames for i in stretches], name, columns)
     axis.axvline(frames, color="grey", linewidth=1, label="training length")

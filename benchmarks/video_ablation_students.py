@@ -34,12 +34,16 @@ BASE = {
 
 @dataclass(frozen=True)
 class Student:
-    """A trainer's own grid of `train_steps`, and the Salt settings that are attached, if any."""
+    """A trainer's own grid of `train_steps`, and the Salt settings that are attached, if any.
+
+    Not `autoregressive`: the whole video is one chunk. Not `distilled`: the teacher's own weights.
+    """
 
     label: str
     train_steps: int = 4
     salt: dict[str, Any] | None = None
     autoregressive: bool = True
+    distilled: bool = True
 
     def config(self, preset: Config, seed: int) -> Config:
         grid = tuple(1000 - 1000 * i // self.train_steps for i in range(self.train_steps))
@@ -63,18 +67,25 @@ def fixed(steps: int) -> dict[str, Any]:
 
 
 NO_ALIGNMENT = {"align_weight": 0.0}
-TABLES = {
+CHUNK_BY_CHUNK = {
+    "undistilled": Student("undistilled", distilled=False),
     "dmd-4": Student("DMD-4"),
-    "dmd-8": Student("DMD-8", 8),
-    "sc-dmd-8": Student("SC-DMD-8", 8, fixed(8)),
-    "naive": Student("DMD-4 + naive defect term", 4, fixed(4)),
-    "mixed": Student("mixed steps", 4, {"sc_weight": 0.0, **NO_ALIGNMENT}),
-    "mixed-sc": Student("mixed steps + defect term", 4, NO_ALIGNMENT),
-    "salt": Student("Salt: mixed steps + defect term + alignment", 4, {}),
-    "whole-dmd-4": Student("DMD-4, whole video at once", 4, None, False),
-    "whole-dmd-8": Student("DMD-8, whole video at once", 8, None, False),
-    "whole-sc-dmd-8": Student("SC-DMD-8, whole video at once", 8, fixed(8), False),
+    "dmd-8": Student("DMD-8", train_steps=8),
+    "sc-dmd-8": Student("SC-DMD-8", train_steps=8, salt=fixed(8)),
+    "naive": Student("DMD-4 + naive defect term", salt=fixed(4)),
+    "mixed": Student("mixed steps", salt={"sc_weight": 0.0, **NO_ALIGNMENT}),
+    "mixed-sc": Student("mixed steps + defect term", salt=NO_ALIGNMENT),
+    "salt": Student("Salt: mixed steps + defect term + alignment", salt={}),
 }
+WHOLE_VIDEO = {
+    f"whole-{name}": replace(
+        CHUNK_BY_CHUNK[name],
+        label=f"{CHUNK_BY_CHUNK[name].label}, whole video",
+        autoregressive=False,
+    )
+    for name in ("undistilled", "dmd-4", "dmd-8", "sc-dmd-8")
+}
+TABLES = CHUNK_BY_CHUNK | WHOLE_VIDEO
 # One setting changed at a time: what the defaults are chosen from.
 VARIED: dict[str, tuple[dict[str, Any], ...]] = {
     "whole-sc-dmd-8": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),

@@ -77,11 +77,17 @@ class Run:
             )
 
     def train(
-        self, name: str, trainer: Trains, until: int, companion: HasState | None = None
+        self,
+        name: str,
+        trainer: Trains,
+        until: int,
+        companion: HasState | None = None,
+        label: str | None = None,
     ) -> float:
         """Trains up to step `until`, or on from the checkpoint; returns the seconds it took.
 
         `companion` is anything else whose state belongs to the run: an attached Salt handle.
+        `label` stands at the progress bar; `None`: the name.
         """
         path, seconds = self.folder / f"{name}.pt", 0.0
         parts: dict[str, HasState] = {"trainer": trainer}
