@@ -13,7 +13,7 @@ help:
 	@echo "make lint    ruff (check, format) and mypy --strict over src"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   remove .venv, outputs and caches"
-	@echo "Options of the demo go into ARGS: make demo ARGS='--seed 1'"
+	@echo "Options of the demo go into ARGS: make demo ARGS='--seed 1 --out outputs/seed-1'"
 
 # torch first: left to the resolver, a plain 'torch' may pull gigabytes of CUDA packages.
 $(STAMP): pyproject.toml requirements-dev.txt

@@ -1,4 +1,7 @@
-"""Command line: measure all subjects or some, print tables, write results and plots."""
+"""Speed, memory and generator calls: measures subjects, prints tables, writes results and plots.
+
+The two studies of what Salt does are `benchmarks.compositionality` and `benchmarks.video_ablation`.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--results",
         type=Path,
         help="folder of compositionality.json and, under .work, the checkpoints "
-        "(default: benchmarks/results; with --toy outputs/compositionality)",
+        "(default: benchmarks/results; of a smaller or another run outputs/compositionality)",
     )
     parser.add_argument(
         "--figures", type=Path, help="folder of the pictures (default: docs; else --results)"
@@ -64,7 +64,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1; got {value}")
     here = Path(__file__).resolve().parent
-    recorded = options.results is None and not options.toy
+    # Only the study that the documents quote goes where they are.
+    whole = not options.toy and options.iterations is None and options.device == "cpu"
+    recorded = options.results is None and whole and options.seeds == parser.get_default("seeds")
     if options.results is None:
         options.results = here / "results" if recorded else here.parent / "outputs/compositionality"
     if options.figures is None:

@@ -88,12 +88,14 @@ WHOLE_VIDEO = {
 TABLES = CHUNK_BY_CHUNK | WHOLE_VIDEO
 # One setting changed at a time: what the defaults are chosen from.
 VARIED: dict[str, tuple[dict[str, Any], ...]] = {
-    "whole-sc-dmd-8": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
-    "mixed-sc": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
+    "whole-sc-dmd-8": (
+        *({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
+        {"sc_stop_grad": "composed"},
+    ),
+    "mixed-sc": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_stop_grad": "composed"}),
     "salt": (
-        *({"align_weight": 3.0}, {"align_weight": 10.0}),
-        *({"align_margin": 0.0}, {"align_margin": 0.3}),
-        *({"align_prob": 1.0}, {"align_block": 0}, {"align_block": LAST}),
+        *({"align_weight": 10.0}, {"align_margin": 0.0}, {"align_prob": 1.0}),
+        *({"align_block": 0}, {"align_block": LAST}),
     ),
 }
 

@@ -26,7 +26,7 @@ from .teacher import TeacherTrainer
 from .trainer import Trainer
 from .wrapper import VideoDiffusionWrapper
 
-# The paper's settings, but for the warm-up of the alignment: its 600 are more than there are here.
+# The defaults, but for the warm-up of the alignment: its 600 are more than there are here.
 SALT = SaltConfig(align_warmup=60)
 
 # What is attached to a student's trainer before it trains; the runs differ in nothing else.

@@ -18,10 +18,10 @@ from .mixed_step import MixedStepScheduler, StepPlan
 class SaltConfig:
     """Every setting of a Salt run. The scheduler's are under the same names as there.
 
-    The paper gives `step_counts`, `probs`, `sc_steps`, `align_reference` and `align_warmup`. It
-    does not give the others: their defaults are ours. `sc_weight` was chosen by the study in two
-    dimensions (`docs/evidence.md`); those of the alignment are provisional, no experiment chose
-    them.
+    The paper gives `step_counts`, `probs`, `sc_steps`, `inference_steps`, `align_reference` and
+    `align_warmup`. It does not give the others: their defaults are ours. `sc_weight` was chosen by
+    the study in two dimensions (`docs/evidence.md`); those of the alignment are provisional, no
+    experiment chose them.
 
     Args:
         step_counts, probs, sc_steps, align_reference, align_warmup, align_prob, inference_steps,
@@ -33,6 +33,8 @@ class SaltConfig:
         align_margin: delta of eq. 12, in units of cosine similarity.
         align_features: the network whose features are aligned: `"fake_score"` or `"real_score"`.
         align_block: index of the transformer block whose output is taken; `None`: the middle one.
+        sc_stop_grad: the endpoint of the self-consistency term that is a constant, `"direct"` or
+            `"composed"` (see `semigroup_defect_loss`); `None`, eq. 8 as it is written: neither.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range.
@@ -56,10 +58,12 @@ class SaltConfig:
     align_margin: float = 0.1
     align_features: str = "fake_score"
     align_block: int | None = None
+    sc_stop_grad: str | None = None
 
     def __post_init__(self) -> None:
         self.scheduler(1.0)
         check_number("sc_weight", self.sc_weight, low=0.0)
+        check_choice("sc_stop_grad", self.sc_stop_grad, (None, "direct", "composed"))
         check_number("align_weight", self.align_weight, low=0.0)
         check_number("align_margin", self.align_margin, low=0.0)
         check_choice("align_features", self.align_features, ("fake_score", "real_score"))

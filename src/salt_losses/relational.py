@@ -51,7 +51,8 @@ def relational_align_loss(
             all tokens of the clip.
         reduction: `"mean"`, or `"none"` for one value per sample.
         backend: `"reference"` holds the matrices and is the oracle of the tests. `"chunked"`
-            finds loss and gradient block by block in one pass, with no more memory than a block.
+            finds loss and gradient block by block in one pass: of the matrices it holds one block
+            at a time, and with a gradient one more tensor of the input's size.
             `"triton"` is its GPU kernel; Triton must be installed, and float64 is not taken.
             `"auto"` is `"chunked"` everywhere: the kernel has not been measured on a GPU yet.
 

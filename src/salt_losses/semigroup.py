@@ -53,7 +53,7 @@ def semigroup_defect_loss(
             otherwise twice. The number of calls never depends on values.
         mask: boolean, the shape of `x_s` or of its leading dimensions; elements that are False
             count for nothing.
-        stop_grad: `None`: both endpoints carry gradient, as in the paper. `"direct"` or
+        stop_grad: `None`: both endpoints carry gradient, as eq. 8 is written. `"direct"` or
             `"composed"`: that endpoint is a constant.
         reduction: `"mean"`: mean over the elements of feasible samples. `"norm"`: eq. 8 literally,
             the mean over feasible samples of the squared norm. `"none"`: for each sample the mean

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import harness
@@ -166,22 +167,26 @@ def dmd_loss_times_zero(model: Any) -> Iterator[None]:
         del model.compute_distribution_matching_loss
 
 
+@pytest.mark.parametrize("stop_grad", [None, "direct", "composed"])
 def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_cache(
-    model: Any,
+    model: Any, stop_grad: str | None
 ) -> None:
     if model.name == "causal_forcing_first_chunk":
         pytest.skip("its first chunk has another step list; covered by the other Causal Forcings")
     # With two steps and one inference interval there is one triple: (1, 1/2, 0).
     config = salt(model, step_counts=(2,), sc_steps=(2,), align_reference={}, sc_weight=1.0)
+    config = replace(config, sc_stop_grad=stop_grad)
     with dmd_loss_times_zero(model):
         seed = next(s for s in range(10) if generator_step(model, s, config).log["salt/sc_loss"])
         salted = generator_step(model, seed, config)
-        oracle = literal_defect_step(model, seed)
+        oracle = literal_defect_step(model, seed, stop_grad)
     assert float(salted.log["salt/sc_loss"]) == pytest.approx(float(oracle[0]), rel=1e-5)
     assert relative_change(salted.result[1], oracle[1]) < 1e-6
 
 
-def literal_defect_step(model: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+def literal_defect_step(
+    model: Any, seed: int, stop_grad: str | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6-8 word by word, in float64 where the network is not concerned."""
     table = model.scheduler.timesteps
     middle = float(table[500]) if model.denoising_step_list.is_floating_point() else 500.0
@@ -210,6 +215,10 @@ def literal_defect_step(model: Any, seed: int) -> tuple[Tensor, dict[str, Tensor
             )[0]
             direct = x_s.double() - t_s * v_s.double()
             composed = x_s.double() - (t_s - t_m) * v_s.double() - t_m * v_m.double()
+            if stop_grad == "direct":
+                direct = direct.detach()
+            if stop_grad == "composed":
+                composed = composed.detach()
             return (direct - composed).square().mean()
 
     build = type(model)._initialize_inference_pipeline

@@ -24,6 +24,21 @@ class Adapter:
         self.trainer, self.streaming = trainer, streaming
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
+        """Add Salt to a trainer; undone by the handle's `detach()`.
+
+        Args:
+            target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
+            config: Salt's settings; `None`: the defaults.
+
+        Returns:
+            The handle: the present plan, the last metrics, the state to save.
+
+        Raises:
+            MissingSeamError: the target lacks something that Salt needs; nothing is changed then.
+            RuntimeError: Salt is attached to it already.
+            ValueError: settings that this trainer cannot follow.
+            TypeError: `config` is no `SaltConfig`.
+        """
         config = SaltConfig() if config is None else config
         if not isinstance(config, SaltConfig):
             raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
@@ -43,6 +58,7 @@ class Adapter:
 
     @contextmanager
     def attached(self, target: Any, config: SaltConfig | None = None) -> Iterator[SaltHandle]:
+        """`attach` for the length of a `with` block, which gets the handle."""
         handle = self.attach(target, config)
         try:
             yield handle

@@ -23,6 +23,7 @@ class DefectTap:
         step_times: `step_times(block)`: the noise levels of the step list of block 0, 1, ...
         train_times, inference_times: grids of eq. 9, as noise levels.
         random: CPU generator for the triples.
+        stop_grad: as `semigroup_defect_loss` takes it.
     """
 
     def __init__(
@@ -32,11 +33,12 @@ class DefectTap:
         train_times: list[float],
         inference_times: list[float],
         random: torch.Generator,
+        stop_grad: str | None = None,
     ) -> None:
         self.generator = generator
         self._step_times = step_times
         self._train_times, self._inference_times = train_times, inference_times
-        self._random = random
+        self._random, self._stop_grad = random, stop_grad
         self._exit_steps = 0
         self._terms: list[Tensor] = []
         self._key: tuple[Any, int] | None = None
@@ -108,7 +110,9 @@ class DefectTap:
             v: Tensor = self.generator(**call)[0]
             return v
 
-        self._terms.append(semigroup_defect_loss(velocity, x_s, on_device, v_s=v_s))
+        self._terms.append(
+            semigroup_defect_loss(velocity, x_s, on_device, v_s=v_s, stop_grad=self._stop_grad)
+        )
 
 
 def _alias(block: dict[str, Any]) -> dict[str, Any]:

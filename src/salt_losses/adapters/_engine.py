@@ -69,7 +69,8 @@ class SaltHandle:
         return {"iteration": self._log_iteration, **values}
 
     def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
-        """Call `callback(metrics)` after each generator update."""
+        """Call `callback(metrics)` after each generator loss: before the optimizer's step, and as
+        often as gradients are accumulated."""
         self._callbacks.append(callback)
 
     def detach(self) -> None:
@@ -195,6 +196,7 @@ class SaltHandle:
             self._lists,
             wants_sc=plan.use_sc and config.sc_weight > 0,
             wants_align=plan.use_align and config.align_weight > 0,
+            stop_grad=config.sc_stop_grad,
             streaming=streaming,
         )
 

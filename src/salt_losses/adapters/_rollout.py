@@ -31,12 +31,13 @@ class Rollout:
         *,
         wants_sc: bool,
         wants_align: bool,
+        stop_grad: str | None = None,
         streaming: bool = False,
     ) -> None:
         self.plan, self.wants_sc, self.wants_align = plan, wants_sc, wants_align
         self.output: Tensor | None = None
         self.reference: Tensor | None = None
-        self._lists, self._streaming = lists, streaming
+        self._lists, self._streaming, self._stop_grad = lists, streaming, stop_grad
         self._tap: DefectTap | None = None
 
     def defect(self) -> Tensor | None:
@@ -71,6 +72,7 @@ class Rollout:
             lists.times(plan.train_times),
             lists.times(plan.inference_times),
             triples,
+            self._stop_grad,
         )
 
     def _after_reference(self, original: Callable[..., Any], pipeline: Any) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Relational alignment block by block: loss and gradient in one pass, one block of memory.
+"""Relational alignment block by block: loss and gradient in one pass, never a whole matrix.
 
 R is symmetric, so the blocks on and above its diagonal suffice. A block's gradient is known as
 soon as the block is: with `G = sign(R_low - R_ref)` where the margin is exceeded and 0 elsewhere,
