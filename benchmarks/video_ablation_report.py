@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.report import cell, markdown, spread, undecided
 from benchmarks.video_ablation_measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
-from benchmarks.video_ablation_students import BARE, STUDENTS
+from benchmarks.video_ablation_students import BARE, STUDENTS, WEAK_TEACHER
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
@@ -282,7 +282,7 @@ def chosen(students: Students, autoregressive: bool) -> tuple[str, ...]:
 
 
 def distance_table(students: Students, names: tuple[str, ...]) -> str:
-    columns: dict[str, Measure] = {f"{k} steps": Distance(k) for k in STEPS}
+    columns: dict[str, Measure] = {f"{k} step" + "s" * (k > 1): Distance(k) for k in STEPS}
     columns["mean of 2, 4, 8"] = mean_distance
     columns |= {f"{k} Euler steps": lambda r, k=k: Distance(k)(r["euler"]) for k in COMPARED_STEPS}
     return table(students, names, columns)
@@ -373,19 +373,31 @@ def sweep_text(results: Record) -> str:
     parts = [facts(results), LEGEND]
     for anchor, bare in BARE.items():
         varied = (name for name in students if name.startswith(f"{anchor} "))
-        columns: dict[str, Measure] = {f"{k} steps": Distance(k) for k in STEPS[1:]}
-        columns |= {
-            "mean of 2, 4, 8": mean_distance,
-            "accuracy, 2 steps": quality("accuracy", 2),
-            THOUSAND_DEFECTS: lambda r: 1000 * mean_defect(r),
-        }
-        if STUDENTS[anchor].autoregressive:
-            columns["last stretch"] = long("distance", -1)
         parts.append(
             f"Varied: {STUDENTS[anchor].label}\n\n"
-            + table(students, (anchor, bare, *varied), columns)
+            + sweep_table(students, (anchor, bare, *varied), STUDENTS[anchor].autoregressive)
         )
+    weak = {r["teacher_share"]: [] for r in results["references"]}
+    for reference in results["references"]:
+        weak[reference["teacher_share"]].append(reference["teacher"]["distance"])
+    teachers = ", ".join(f"{share:g}: {cell(found)}" for share, found in weak.items())
+    parts.append(
+        f"Teachers of a share of the training steps, their own distance: {teachers}\n\n"
+        + sweep_table(students, tuple(WEAK_TEACHER), False)
+    )
     return "\n\n".join(parts)
+
+
+def sweep_table(students: Students, names: tuple[str, ...], autoregressive: bool) -> str:
+    columns: dict[str, Measure] = {f"{k} steps": Distance(k) for k in STEPS[1:]}
+    columns |= {
+        "mean of 2, 4, 8": mean_distance,
+        THOUSAND_DEFECTS: lambda r: 1000 * mean_defect(r),
+        "apart, Euler": apart_by_euler,
+    }
+    if autoregressive:
+        columns["last stretch"] = long("distance", -1)
+    return table(students, names, columns)
 
 
 def figures(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]]) -> bool:
@@ -415,7 +427,7 @@ def curve(axis: Any, x: Any, name: str, columns: list[list[float]]) -> None:
         x,
         [statistics.fmean(c) for c in columns],
         [spread(c) for c in columns],
-        fmt="o-" if STUDENTS[name].salt else "o--",
+        fmt="o--" if STUDENTS[name].salt is None else "o-",
         capsize=2,
         markersize=3,
         label=STUDENTS[name].label,
@@ -463,7 +475,7 @@ def plot_defect(pyplot: Any, students: Students) -> Any:
 def plot_same_seeds(pyplot: Any, pictures: dict[str, dict[int, Tensor]]) -> Any:
     """Last frames: chunk by chunk, they depend on every chunk before them."""
     names = (("dmd-8", "salt"), ("whole-dmd-8", "whole-sc-dmd-8"))
-    figure, axes = pyplot.subplots(6, 2, figsize=(12, 4.4), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(6, 2, figsize=(12, 3.3), layout="constrained", squeeze=False)
     for block, row in zip((axes[:3], axes[3:]), names):
         for column, name in zip(block.T, row):
             column[0].set_title(f"{STUDENTS[name].label}: last frames, same seeds", fontsize=9)
@@ -486,6 +498,7 @@ def plot_long(pyplot: Any, students: Students, results: Record) -> Any:
         curve(axis, [(i + 1) * frames for i in stretches], name, columns)
     axis.axvline(frames, color="grey", linewidth=1, label="training length")
     axis.set(
+        xticks=[(i + 1) * frames for i in stretches],
         xlabel=f"frames generated ({INFERENCE_STEPS} steps each chunk)",
         ylabel="Fréchet distance of the last stretch",
         yscale="log",

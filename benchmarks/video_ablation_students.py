@@ -37,6 +37,7 @@ class Student:
     """A trainer's own grid of `train_steps`, and the Salt settings that are attached, if any.
 
     Not `autoregressive`: the whole video is one chunk. Not `distilled`: the teacher's own weights.
+    Its teacher is trained for `teacher_share` of the preset's steps.
     """
 
     label: str
@@ -44,12 +45,19 @@ class Student:
     salt: dict[str, Any] | None = None
     autoregressive: bool = True
     distilled: bool = True
+    teacher_share: float = 1.0
 
     def config(self, preset: Config, seed: int) -> Config:
         grid = tuple(1000 - 1000 * i // self.train_steps for i in range(self.train_steps))
         frames = preset.num_training_frames
         chunk = preset.num_frame_per_block if self.autoregressive else frames
-        return replace(preset, seed=seed, denoising_step_list=grid, num_frame_per_block=chunk)
+        return replace(
+            preset,
+            seed=seed,
+            denoising_step_list=grid,
+            num_frame_per_block=chunk,
+            teacher_steps=round(self.teacher_share * preset.teacher_steps),
+        )
 
     def salt_config(self, config: Config) -> SaltConfig | None:
         if self.salt is None:
@@ -109,7 +117,13 @@ def vary(name: str, change: dict[str, Any]) -> tuple[str, Student]:
 
 
 SWEEP = dict(vary(name, change) for name, changes in VARIED.items() for change in changes)
+WEAK_TEACHER = {
+    f"{name}, weak teacher": replace(
+        TABLES[name], label=f"{TABLES[name].label}, weak teacher", teacher_share=0.25
+    )
+    for name in ("whole-dmd-8", "whole-sc-dmd-8", "whole-undistilled")
+}
 # With the students that they are compared with, and those without the term.
 BARE = {"whole-sc-dmd-8": "whole-dmd-8", "mixed-sc": "mixed", "salt": "mixed-sc"}
-SWEPT = {name: TABLES[name] for pair in BARE.items() for name in pair} | SWEEP
-STUDENTS = TABLES | SWEEP
+SWEPT = {name: TABLES[name] for pair in BARE.items() for name in pair} | SWEEP | WEAK_TEACHER
+STUDENTS = TABLES | SWEEP | WEAK_TEACHER
