@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     path.write_text(json.dumps(results, indent=1) + "\n")
     results = json.loads(path.read_text())  # the same keys as whoever reads the file
     print(report.sweep_text(results) if options.sweep else report.text(results))
-    if not options.sweep and not report.figures(options.figures, results, pictures):
+    if not report.figures(options.figures, results, pictures, options.sweep):
         print("no figures: matplotlib is not installed", file=sys.stderr)
     return 0
 

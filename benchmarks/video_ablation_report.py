@@ -400,8 +400,10 @@ def sweep_table(students: Students, names: tuple[str, ...], autoregressive: bool
     return table(students, names, columns)
 
 
-def figures(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]]) -> bool:
-    """Four PNGs, one for each claim; False where matplotlib is not installed."""
+def figures(
+    folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]], sweep: bool
+) -> bool:
+    """PNGs, one for each claim; False where matplotlib is not installed."""
     try:
         import matplotlib
 
@@ -410,16 +412,31 @@ def figures(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]
     except ImportError:
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    students = by_student(results)
-    for stem, figure in {
-        "distance": plot_distance(pyplot, students, results["references"]),
-        "defect": plot_defect(pyplot, students),
-        "same_seeds": plot_same_seeds(pyplot, pictures),
-        "long": plot_long(pyplot, students, results),
-    }.items():
+    students, references = by_student(results), results["references"]
+    made = (
+        {"weight": plot_distance(pyplot, weights_of(students), references)}
+        if sweep
+        else {
+            "distance": plot_distance(pyplot, students, references),
+            "defect": plot_defect(pyplot, students),
+            "same_seeds": plot_same_seeds(pyplot, pictures),
+            "long": plot_long(pyplot, students, results),
+        }
+    )
+    for stem, figure in made.items():
         figure.savefig(folder / f"video_{stem}.png", dpi=110)
         pyplot.close(figure)
     return True
+
+
+def weights_of(students: Students) -> Students:
+    """Those that differ in the weight of the defect term alone, by weight."""
+    found = {}
+    for anchor in ("mixed-sc", "whole-sc-dmd-8"):
+        names = [n for n in students if n == anchor or n.startswith(f"{anchor} sc_weight")]
+        names.sort(key=lambda name: students[name][0]["salt"]["sc_weight"])
+        found |= {name: students[name] for name in (BARE[anchor], *names)}
+    return found
 
 
 def curve(axis: Any, x: Any, name: str, columns: list[list[float]]) -> None:
@@ -439,11 +456,12 @@ SETTINGS = ((True, "chunk by chunk"), (False, "whole video"))
 
 def plot_distance(pyplot: Any, students: Students, references: list[Record]) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    real = [reference for reference in references if reference["teacher_share"] == 1]
     for axis, (autoregressive, title) in zip(axes, SETTINGS):
         for name in chosen(students, autoregressive):
             curve(axis, STEPS, name, [values(students[name], Distance(k)) for k in STEPS])
         for name, style in (("teacher", "-."), ("real", ":")):
-            floor = statistics.fmean(r[name]["distance"] for r in references)
+            floor = statistics.fmean(r[name]["distance"] for r in real)
             axis.axhline(floor, color="grey", linestyle=style, label=name)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")

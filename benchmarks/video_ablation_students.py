@@ -100,10 +100,10 @@ VARIED: dict[str, tuple[dict[str, Any], ...]] = {
         *({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
         {"sc_stop_grad": "composed"},
     ),
-    "mixed-sc": ({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_stop_grad": "composed"}),
+    "mixed-sc": ({"sc_weight": 1.0}, {"sc_weight": 3.0}),
     "salt": (
-        *({"align_weight": 10.0}, {"align_margin": 0.0}, {"align_prob": 1.0}),
-        *({"align_block": 0}, {"align_block": LAST}),
+        *({"align_weight": 10.0}, {"align_margin": 0.0}),
+        *({"align_prob": 1.0}, {"align_block": LAST}),
     ),
 }
 
@@ -121,7 +121,7 @@ WEAK_TEACHER = {
     f"{name}, weak teacher": replace(
         TABLES[name], label=f"{TABLES[name].label}, weak teacher", teacher_share=0.25
     )
-    for name in ("whole-dmd-8", "whole-sc-dmd-8", "whole-undistilled")
+    for name in ("whole-dmd-8", "whole-sc-dmd-8")
 }
 # With the students that they are compared with, and those without the term.
 BARE = {"whole-sc-dmd-8": "whole-dmd-8", "mixed-sc": "mixed", "salt": "mixed-sc"}

@@ -229,6 +229,7 @@ def test_the_sweep_names_every_setting_it_varies_and_trains_its_anchors_once(
     for name in SWEPT:
         assert STUDENTS[name].label in printed
     assert (toy / "video_sweep.json").exists()
+    assert (toy / "video_weight.png").stat().st_size > 10_000
 
 
 def test_checkpoints_of_other_settings_are_refused_by_name(toy: Path) -> None:
