@@ -64,29 +64,25 @@ class Study:
         run.train("classifier", trainer, config.classifier_steps)
         return trainer.model
 
-    def teacher(self, seed: int, share: float) -> tuple[VideoDiffusionWrapper, float]:
-        """The teacher of `share` of the preset's steps, and the seconds its training took."""
-        config = self._teacher_config(seed, share)
+    def teacher(self, seed: int) -> tuple[VideoDiffusionWrapper, float]:
+        """The teacher, and the seconds its training took."""
+        config = dataclasses.replace(self.preset, seed=seed)
         torch.manual_seed(seed)
         trainer = TeacherTrainer(config, self.device)
-        run = self._run(f"seed-{seed}/{_of_share('teacher', share)}", config, TEACHER_SETTINGS)
+        run = self._run(f"seed-{seed}/teacher", config, TEACHER_SETTINGS)
         label = f"seed {seed}: teacher"
         seconds = run.train("teacher", trainer, config.teacher_steps, label=label)
         return trainer.model, seconds
 
-    def references(self, seed: int, share: float) -> Results:
+    def references(self, seed: int) -> Results:
         """What is measured of real videos and of the teacher's."""
-        config = self._teacher_config(seed, share)
-        teacher, seconds = self.teacher(seed, share)
+        config = dataclasses.replace(self.preset, seed=seed)
+        teacher, seconds = self.teacher(seed)
         teacher.is_causal = False
         examiner = Examiner(config, self.classifier(), self.device, seed)
-        run = self._run(f"seed-{seed}/{_of_share('references', share)}", config)
+        run = self._run(f"seed-{seed}/references", config)
         found = run.remember(f"references-{VERSION}", lambda: examiner.references(teacher))
-        return {"seed": seed, "teacher_share": share, "training_seconds": seconds, **found}
-
-    def _teacher_config(self, seed: int, share: float) -> Config:
-        steps = round(share * self.preset.teacher_steps)
-        return dataclasses.replace(self.preset, seed=seed, teacher_steps=steps)
+        return {"seed": seed, "training_seconds": seconds, **found}
 
     def student(self, name: str, seed: int) -> Results:
         """Trains and measures one student."""
@@ -95,7 +91,7 @@ class Study:
         salt = student.salt_config(config)
         run = self._run(f"seed-{seed}/{name}", config, salt=salt)
         examiner = Examiner(config, self.classifier(), self.device, seed)
-        teacher, _ = self.teacher(seed, student.teacher_share)
+        teacher, _ = self.teacher(seed)
         trainer = Trainer(config, teacher.state_dict(), self.device)
         handle = None if salt is None else self_forcing.attach(trainer, salt)
         generator = trainer.generator_ema
@@ -133,10 +129,6 @@ class Study:
         if salt is not None:
             settings["salt"] = dataclasses.asdict(salt)
         return Run(self.work / name, settings, self.device)
-
-
-def _of_share(name: str, share: float) -> str:
-    return name if share == 1 else f"{name}-{share:g}"
 
 
 def all_of(
@@ -233,9 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         study.classifier()
-        shares = sorted({STUDENTS[name].teacher_share for name in names}, reverse=True)
-        teachers = [(seed, share) for share in shares for seed in seeds]
-        references = all_of(study, Study.references, teachers, options.jobs)
+        references = all_of(study, Study.references, [(seed,) for seed in seeds], options.jobs)
         # Seed by seed: if it is interrupted, whole seeds are there.
         tasks = [(name, seed) for seed in seeds for name in names]
         students = all_of(study, Study.student, tasks, options.jobs)

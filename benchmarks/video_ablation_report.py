@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.report import cell, markdown, spread, undecided
 from benchmarks.video_ablation_measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
-from benchmarks.video_ablation_students import BARE, STUDENTS, WEAK_TEACHER
+from benchmarks.video_ablation_students import BARE, STUDENTS
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
@@ -377,14 +377,6 @@ def sweep_text(results: Record) -> str:
             f"Varied: {STUDENTS[anchor].label}\n\n"
             + sweep_table(students, (anchor, bare, *varied), STUDENTS[anchor].autoregressive)
         )
-    weak = {r["teacher_share"]: [] for r in results["references"]}
-    for reference in results["references"]:
-        weak[reference["teacher_share"]].append(reference["teacher"]["distance"])
-    teachers = ", ".join(f"{share:g}: {cell(found)}" for share, found in weak.items())
-    parts.append(
-        f"Teachers of a share of the training steps, their own distance: {teachers}\n\n"
-        + sweep_table(students, tuple(WEAK_TEACHER), False)
-    )
     return "\n\n".join(parts)
 
 
@@ -456,12 +448,11 @@ SETTINGS = ((True, "chunk by chunk"), (False, "whole video"))
 
 def plot_distance(pyplot: Any, students: Students, references: list[Record]) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    real = [reference for reference in references if reference["teacher_share"] == 1]
     for axis, (autoregressive, title) in zip(axes, SETTINGS):
         for name in chosen(students, autoregressive):
             curve(axis, STEPS, name, [values(students[name], Distance(k)) for k in STEPS])
         for name, style in (("teacher", "-."), ("real", ":")):
-            floor = statistics.fmean(r[name]["distance"] for r in real)
+            floor = statistics.fmean(r[name]["distance"] for r in references)
             axis.axhline(floor, color="grey", linestyle=style, label=name)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")

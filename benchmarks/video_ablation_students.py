@@ -37,7 +37,6 @@ class Student:
     """A trainer's own grid of `train_steps`, and the Salt settings that are attached, if any.
 
     Not `autoregressive`: the whole video is one chunk. Not `distilled`: the teacher's own weights.
-    Its teacher is trained for `teacher_share` of the preset's steps.
     """
 
     label: str
@@ -45,19 +44,12 @@ class Student:
     salt: dict[str, Any] | None = None
     autoregressive: bool = True
     distilled: bool = True
-    teacher_share: float = 1.0
 
     def config(self, preset: Config, seed: int) -> Config:
         grid = tuple(1000 - 1000 * i // self.train_steps for i in range(self.train_steps))
         frames = preset.num_training_frames
         chunk = preset.num_frame_per_block if self.autoregressive else frames
-        return replace(
-            preset,
-            seed=seed,
-            denoising_step_list=grid,
-            num_frame_per_block=chunk,
-            teacher_steps=round(self.teacher_share * preset.teacher_steps),
-        )
+        return replace(preset, seed=seed, denoising_step_list=grid, num_frame_per_block=chunk)
 
     def salt_config(self, config: Config) -> SaltConfig | None:
         if self.salt is None:
@@ -94,7 +86,7 @@ WHOLE_VIDEO = {
     for name in ("undistilled", "dmd-4", "dmd-8", "sc-dmd-8")
 }
 TABLES = CHUNK_BY_CHUNK | WHOLE_VIDEO
-# One setting changed at a time: what the defaults are chosen from.
+# Settings changed from those of the tables: what the defaults are chosen from.
 VARIED: dict[str, tuple[dict[str, Any], ...]] = {
     "whole-sc-dmd-8": (
         *({"sc_weight": 1.0}, {"sc_weight": 3.0}, {"sc_weight": 10.0}),
@@ -104,26 +96,23 @@ VARIED: dict[str, tuple[dict[str, Any], ...]] = {
     "salt": (
         *({"align_weight": 10.0}, {"align_margin": 0.0}),
         *({"align_prob": 1.0}, {"align_block": LAST}),
+        {"sc_weight": 1.0, "align_weight": 0.1},
     ),
 }
 
 
 def vary(name: str, change: dict[str, Any]) -> tuple[str, Student]:
     anchor = TABLES[name]
-    ((key, value),) = change.items()
-    what = f"{key}={value if isinstance(value, str) else format(value, 'g')}"
+    what = " ".join(
+        f"{key}={value if isinstance(value, str) else format(value, 'g')}"
+        for key, value in change.items()
+    )
     salt = {**(anchor.salt or {}), **change}
     return f"{name} {what}", replace(anchor, label=f"{anchor.label}, {what}", salt=salt)
 
 
 SWEEP = dict(vary(name, change) for name, changes in VARIED.items() for change in changes)
-WEAK_TEACHER = {
-    f"{name}, weak teacher": replace(
-        TABLES[name], label=f"{TABLES[name].label}, weak teacher", teacher_share=0.25
-    )
-    for name in ("whole-dmd-8", "whole-sc-dmd-8")
-}
 # With the students that they are compared with, and those without the term.
 BARE = {"whole-sc-dmd-8": "whole-dmd-8", "mixed-sc": "mixed", "salt": "mixed-sc"}
-SWEPT = {name: TABLES[name] for pair in BARE.items() for name in pair} | SWEEP | WEAK_TEACHER
-STUDENTS = TABLES | SWEEP | WEAK_TEACHER
+SWEPT = {name: TABLES[name] for pair in BARE.items() for name in pair} | SWEEP
+STUDENTS = TABLES | SWEEP

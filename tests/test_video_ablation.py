@@ -61,9 +61,9 @@ def test_students_differ_in_what_their_names_say() -> None:
     assert plans["salt"].align_warmup < PRESETS["cpu"].distill_steps
     for name, swept in SWEPT.items():
         if "=" in name:
-            anchor, change = name.split(" ")
-            key = change.split("=")[0]
-            assert replace(plans[anchor], **{key: getattr(plans[name], key)}) == plans[name]
+            anchor, *changes = name.split(" ")
+            changed = {key: getattr(plans[name], key) for key, _ in (c.split("=") for c in changes)}
+            assert replace(plans[anchor], **changed) == plans[name]
             assert plans[anchor] != plans[name], swept
 
 
