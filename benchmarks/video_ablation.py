@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import video_ablation_report as report
 from benchmarks.report import machine_name
 from benchmarks.video_ablation_measures import VERSION, Examiner
-from benchmarks.video_ablation_students import PRESETS, STAGES, STUDENTS, SWEPT, TABLES
+from benchmarks.video_ablation_students import PRESETS, STAGES, STUDENTS, SWEEP, TABLES
 from examples.tiny_video.checkpoint import Run, SettingsDiffer
 from examples.tiny_video.config import Config
 from examples.tiny_video.metrics import ClassifierTrainer, VideoClassifier
@@ -170,8 +170,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--sweep",
-        action="store_true",
-        help="instead of the tables: one setting of Salt changed at a time",
+        choices=SWEEP,
+        help="instead of the tables: settings changed from theirs, those of the defect term "
+        "(weight) or of the alignment (align)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="of every student (default 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -221,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(work, ignore_errors=True)
     study = Study(PRESETS[options.preset], work, torch.device(options.device))
     seeds = list(range(options.seeds))
-    names = list(SWEPT if options.sweep else TABLES)
+    names = list(SWEEP[options.sweep] if options.sweep else TABLES)
     started = time.monotonic()
     try:
         study.classifier()
@@ -250,11 +251,13 @@ def main(arguments: list[str] | None = None) -> int:
         "references": references,
         "students": students,
     }
-    stem = "video_sweep" if options.sweep else "video_ablation"
+    stem = f"video_{options.sweep}" if options.sweep else "video_ablation"
     path = options.results / f"{stem}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     results = json.loads(path.read_text())  # the same keys as whoever reads the file
     print(report.sweep_text(results) if options.sweep else report.text(results))
+    if options.sweep == "align":  # a table says it all
+        return 0
     if not report.figures(options.figures, results, pictures, options.sweep):
         print("no figures: matplotlib is not installed", file=sys.stderr)
     return 0

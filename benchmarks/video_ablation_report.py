@@ -371,7 +371,8 @@ def sweep_text(results: Record) -> str:
     """Each setting against the student that it varies, and that without the term."""
     students = by_student(results)
     parts = [facts(results), LEGEND]
-    for anchor, bare in BARE.items():
+    for anchor in (name for name in students if name in BARE and BARE[name] in students):
+        bare = BARE[anchor]
         varied = (name for name in students if name.startswith(f"{anchor} "))
         parts.append(
             f"Varied: {STUDENTS[anchor].label}\n\n"
@@ -393,9 +394,9 @@ def sweep_table(students: Students, names: tuple[str, ...], autoregressive: bool
 
 
 def figures(
-    folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]], sweep: bool
+    folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]], sweep: str | None
 ) -> bool:
-    """PNGs, one for each claim; False where matplotlib is not installed."""
+    """PNGs, one for each claim, or that of a sweep; False where matplotlib is not installed."""
     try:
         import matplotlib
 
@@ -405,16 +406,15 @@ def figures(
         return False
     folder.mkdir(parents=True, exist_ok=True)
     students, references = by_student(results), results["references"]
-    made = (
-        {"weight": plot_distance(pyplot, weights_of(students), references)}
-        if sweep
-        else {
+    if sweep is not None:
+        made = {"weight": plot_distance(pyplot, weights_of(students), references)}
+    else:
+        made = {
             "distance": plot_distance(pyplot, students, references),
             "defect": plot_defect(pyplot, students),
             "same_seeds": plot_same_seeds(pyplot, pictures),
             "long": plot_long(pyplot, students, results),
         }
-    )
     for stem, figure in made.items():
         figure.savefig(folder / f"video_{stem}.png", dpi=110)
         pyplot.close(figure)

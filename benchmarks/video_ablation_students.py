@@ -111,8 +111,12 @@ def vary(name: str, change: dict[str, Any]) -> tuple[str, Student]:
     return f"{name} {what}", replace(anchor, label=f"{anchor.label}, {what}", salt=salt)
 
 
-SWEEP = dict(vary(name, change) for name, changes in VARIED.items() for change in changes)
-# With the students that they are compared with, and those without the term.
+# Without the term that is varied.
 BARE = {"whole-sc-dmd-8": "whole-dmd-8", "mixed-sc": "mixed", "salt": "mixed-sc"}
-SWEPT = {name: TABLES[name] for pair in BARE.items() for name in pair} | SWEEP
-STUDENTS = TABLES | SWEEP
+SWEEP: dict[str, dict[str, Student]] = {}
+for anchors, sweep in (("whole-sc-dmd-8", "mixed-sc"), "weight"), (("salt",), "align"):
+    SWEEP[sweep] = {}
+    for anchor in anchors:
+        SWEEP[sweep] |= {name: TABLES[name] for name in (anchor, BARE[anchor])}
+        SWEEP[sweep] |= dict(vary(anchor, change) for change in VARIED[anchor])
+STUDENTS = TABLES | SWEEP["weight"] | SWEEP["align"]
