@@ -407,7 +407,7 @@ def figures(
     folder.mkdir(parents=True, exist_ok=True)
     students, references = by_student(results), results["references"]
     if sweep is not None:
-        made = {"weight": plot_distance(pyplot, weights_of(students), references)}
+        made = {"weight": plot_distance(pyplot, weights_of(students), references, True)}
     else:
         made = {
             "distance": plot_distance(pyplot, students, references),
@@ -431,7 +431,9 @@ def weights_of(students: Students) -> Students:
     return found
 
 
-def curve(axis: Any, x: Any, name: str, columns: list[list[float]]) -> None:
+def curve(
+    axis: Any, x: Any, name: str, columns: list[list[float]], label: str | None = None
+) -> None:
     axis.errorbar(
         x,
         [statistics.fmean(c) for c in columns],
@@ -439,25 +441,31 @@ def curve(axis: Any, x: Any, name: str, columns: list[list[float]]) -> None:
         fmt="o--" if STUDENTS[name].salt is None else "o-",
         capsize=2,
         markersize=3,
-        label=STUDENTS[name].label,
+        label=label or STUDENTS[name].label,
     )
 
 
 SETTINGS = ((True, "chunk by chunk"), (False, "whole video"))
 
 
-def plot_distance(pyplot: Any, students: Students, references: list[Record]) -> Any:
+def plot_distance(
+    pyplot: Any, students: Students, references: list[Record], by_weight: bool = False
+) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     for axis, (autoregressive, title) in zip(axes, SETTINGS):
         for name in chosen(students, autoregressive):
-            curve(axis, STEPS, name, [values(students[name], Distance(k)) for k in STEPS])
+            salt = students[name][0]["salt"]
+            label = f"weight {salt['sc_weight'] if salt else 0:g}" if by_weight else None
+            columns = [values(students[name], Distance(k)) for k in STEPS]
+            curve(axis, STEPS, name, columns, label)
         for name, style in (("teacher", "-."), ("real", ":")):
             floor = statistics.fmean(r[name]["distance"] for r in references)
             axis.axhline(floor, color="grey", linestyle=style, label=name)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(STEPS, STEPS)
-        axis.set(title=title, xlabel="sampling steps")
+        kind = {True: "mixed steps, ", False: "8-step grid, "}[autoregressive] if by_weight else ""
+        axis.set(title=kind + title, xlabel="sampling steps")
         axis.legend(fontsize=6)
     axes[0].set_ylabel("Fréchet distance to held-out videos")
     return figure
