@@ -23,10 +23,10 @@ class SaltConfig:
 
     - `sc_weight`: in two dimensions the distance to the data is lowest from 0.03 to 0.3 and little
       higher at 1; on the miniature video it falls up to 3, and 0.3 is too little. 1 serves both.
-    - `align_weight`: on the miniature video 1 is undecided against none and 10 does harm. No weight
-      was seen to help: 0.1, that of the authors' release, is small enough to be safe.
+    - `align_weight`: on the miniature video neither 0.1 nor 1 was seen to help, and 10 does harm.
+      0.1 is that of the authors' release.
     - `align_margin`, `align_prob`, `align_block`: a margin of 0, a probability of 1 and the last
-      block are no better there.
+      block are no better there, at weight 1.
 
     Args:
         step_counts, probs, sc_steps, align_reference, align_warmup, align_prob, inference_steps,
