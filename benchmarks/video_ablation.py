@@ -100,7 +100,9 @@ class Study:
             until = config.distill_steps * stage // STAGES
             label = f"seed {seed}: {name}"
             seconds = run.train(f"student.{name}", trainer, until, handle, label)
-            distance = run.remember(f"progress.{stage}", lambda: examiner.distances(generator))
+            distance = run.remember(
+                f"progress-{VERSION}.{until}", lambda: examiner.distances(generator)
+            )
             updates = -(-until // config.dfake_gen_update_ratio)
             progress.append({"updates": updates, "distance": distance})
         measured = run.remember(
@@ -111,7 +113,8 @@ class Study:
             "seed": seed,
             "salt": None if salt is None else dataclasses.asdict(salt),
             "training_seconds": seconds,
-            "evaluation_seconds": run.seconds("progress") + run.seconds(f"measures-{VERSION}"),
+            "evaluation_seconds": run.seconds(f"progress-{VERSION}")
+            + run.seconds(f"measures-{VERSION}"),
             "progress": progress,
             **measured,
         }

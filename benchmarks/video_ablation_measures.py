@@ -10,9 +10,8 @@ from torch import Tensor
 from examples.tiny_video.config import Config
 from examples.tiny_video.data import NULL_PROMPT, DigitVideos, prompts_of
 from examples.tiny_video.metrics import Judge, VideoClassifier, defects, rms_difference
-from examples.tiny_video.pipeline import sample
+from examples.tiny_video.pipeline import sample, sample_teacher
 from examples.tiny_video.wrapper import DigitPrompts, VideoDiffusionWrapper
-from salt_losses import euler_sample, guide, step_schedule
 
 STEPS = (1, 2, 4, 8, 16)
 # Of these the paper's Fig. 5 shows the same seeds.
@@ -100,20 +99,15 @@ class Examiner:
             "teacher": self.quality(self._teacher_videos(teacher)),
         }
 
-    @torch.no_grad()
     def _teacher_videos(self, teacher: VideoDiffusionWrapper) -> Tensor:
-        null = self.text_encoder([NULL_PROMPT] * len(self.digits))
-
-        def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
-            timestep = (1000 * t)[:, None].expand(x.shape[:2])
-            cond, uncond = (
-                teacher(noisy_image_or_video=x, conditional_dict=condition, timestep=timestep)[0]
-                for condition in (self.prompts, null)
-            )
-            return guide(cond, uncond, self.config.guidance_scale)
-
-        times = step_schedule(self.config.teacher_sampling_steps, self.config.timestep_shift)
-        return euler_sample(velocity_fn, self._noise(self._rng()), times)
+        return sample_teacher(
+            teacher,
+            self._noise(self._rng()),
+            self.prompts,
+            self.text_encoder([NULL_PROMPT] * len(self.digits)),
+            self.config.guidance_scale,
+            self.config.teacher_sampling_steps,
+        )
 
     def sampled(
         self, generator: VideoDiffusionWrapper, num_steps: int, euler: bool = False

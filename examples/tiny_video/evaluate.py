@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from salt_losses import euler_sample, guide, step_schedule
-
 from .checkpoint import Run
 from .config import Config
 from .data import NULL_PROMPT, DigitVideos, prompts_of
 from .metrics import Judge, defects, rms_difference
-from .pipeline import sample
+from .pipeline import sample, sample_teacher
 from .wrapper import DigitPrompts, VideoDiffusionWrapper
 
 STEPS = (1, 2, 4, 8)
@@ -78,21 +76,15 @@ class Evaluation:
             for name, task in tqdm(tasks.items(), desc="references", unit="set")
         }
 
-    @torch.no_grad()
     def _teacher_videos(self, teacher: VideoDiffusionWrapper) -> Tensor:
-        null = self.text_encoder([NULL_PROMPT] * len(self.digits))
-
-        def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
-            timestep = (1000 * t)[:, None].expand(x.shape[:2])
-            cond, uncond = (
-                teacher(noisy_image_or_video=x, conditional_dict=condition, timestep=timestep)[0]
-                for condition in (self.prompts, null)
-            )
-            return guide(cond, uncond, self.config.guidance_scale)
-
-        steps = self.config.teacher_sampling_steps
-        times = step_schedule(steps, self.config.timestep_shift)
-        return euler_sample(velocity_fn, self._noise(self._rng()), times)
+        return sample_teacher(
+            teacher,
+            self._noise(self._rng()),
+            self.prompts,
+            self.text_encoder([NULL_PROMPT] * len(self.digits)),
+            self.config.guidance_scale,
+            self.config.teacher_sampling_steps,
+        )
 
     def student(self, name: str, generator: VideoDiffusionWrapper) -> dict[str, Any]:
         """Distance, accuracy, agreement and defect of one student, and some of its videos."""

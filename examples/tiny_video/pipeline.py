@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from salt_losses import consistency_sample, euler_sample, step_schedule
+from salt_losses import consistency_sample, euler_sample, guide, step_schedule
 
 from .model import Cache, VideoTransformer
 from .wrapper import FlowMatchScheduler, VideoDiffusionWrapper
@@ -207,3 +207,25 @@ def sample(
         video.append(x0)
         frames.append(x0)
     return torch.cat(frames, dim=1)
+
+
+@torch.no_grad()
+def sample_teacher(
+    teacher: VideoDiffusionWrapper,
+    noise: Tensor,
+    conditional_dict: dict[str, Tensor],
+    unconditional_dict: dict[str, Tensor],
+    guidance_scale: float,
+    num_steps: int,
+) -> Tensor:
+    """Frames from noise `[B, F, C, H, W]`, all at once, in guided Euler steps."""
+
+    def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
+        timestep = (1000 * t)[:, None].expand(x.shape[:2])
+        cond, uncond = (
+            teacher(noisy_image_or_video=x, conditional_dict=condition, timestep=timestep)[0]
+            for condition in (conditional_dict, unconditional_dict)
+        )
+        return guide(cond, uncond, guidance_scale)
+
+    return euler_sample(velocity_fn, noise, step_schedule(num_steps, teacher.get_scheduler().shift))
