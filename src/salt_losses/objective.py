@@ -40,6 +40,16 @@ class SaltConfig:
         align_block: index of the transformer block whose output is taken; `None`: the middle one.
         sc_stop_grad: the endpoint of the self-consistency term that is a constant, `"direct"` or
             `"composed"` (see `semigroup_defect_loss`); `None`, eq. 8 as it is written: neither.
+        sc_time_weight: `None`, or `"clean"`: the term of a state at `t_s` counts `1 - t_s`.
+        sc_nearest: how many of the ends `t_e` below `t_s` are drawn from, the nearest ones; `None`:
+            all (see `shortcut_triple_sampler`).
+        align_at: what the student's prediction is aligned to. `"end"`: the reference's last one.
+            `"exit"`: its prediction at the student's exit level; no alignment where the student
+            leaves at its first step. `"input"`: the prediction from the student's own exit input
+            on the reference's cache, so that only the cache differs.
+        align_noise: the noise between the reference's steps. `"own"`, or `"shared"`: the student's
+            own at the levels that both grids have, an Euler step at the others.
+        align_levels: lowest and highest noise level of the aligned features, before the shift.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range.
@@ -64,6 +74,11 @@ class SaltConfig:
     align_features: str = "fake_score"
     align_block: int | None = None
     sc_stop_grad: str | None = None
+    sc_time_weight: str | None = None
+    sc_nearest: int | None = None
+    align_at: str = "end"
+    align_noise: str = "own"
+    align_levels: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         self.scheduler(1.0)
@@ -74,6 +89,12 @@ class SaltConfig:
         check_choice("align_features", self.align_features, ("fake_score", "real_score"))
         if self.align_block is not None:
             check_count("align_block", self.align_block, low=0)
+        check_choice("sc_time_weight", self.sc_time_weight, (None, "clean"))
+        if self.sc_nearest is not None:
+            check_count("sc_nearest", self.sc_nearest)
+        check_choice("align_at", self.align_at, ("end", "exit", "input"))
+        check_choice("align_noise", self.align_noise, ("own", "shared"))
+        _check_levels(self.align_levels)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
@@ -166,6 +187,16 @@ def salt_loss(
                 )
             total = total + weight * term
     return total
+
+
+def _check_levels(levels: object) -> None:
+    if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) != 2:
+        raise TypeError(
+            f"align_levels must be the lowest and the highest noise level; got {describe(levels)}"
+        )
+    low, high = (check_number(f"align_levels[{i}]", u, low=0.0) for i, u in enumerate(levels))
+    if not low < high <= 1:
+        raise ValueError(f"align_levels must be two rising noise levels in [0, 1]; got {levels!r}")
 
 
 def _scalar(name: str, value: object) -> Tensor:

@@ -33,6 +33,7 @@ def semigroup_defect_loss(
     triple: ShortcutTriple,
     *,
     v_s: Tensor | None = None,
+    weight: Tensor | None = None,
     mask: Tensor | None = None,
     stop_grad: str | None = None,
     reduction: str = "mean",
@@ -51,6 +52,8 @@ def semigroup_defect_loss(
         triple: from `shortcut_triple_sampler`; its tensors are `[B]` or `[B, F]`.
         v_s: the velocity at `(x_s, t_s)`, if at hand. Then `velocity_fn` is called once, at `t_m`;
             otherwise twice. The number of calls never depends on values.
+        weight: multiplies each time's term, the shape of `triple.t_s`; the number of elements that
+            a mean divides by is not weighted. (The authors' release: `1 - t_s`.)
         mask: boolean, the shape of `x_s` or of its leading dimensions; elements that are False
             count for nothing.
         stop_grad: `None`: both endpoints carry gradient, as eq. 8 is written. `"direct"` or
@@ -85,6 +88,8 @@ def semigroup_defect_loss(
     check_choice("reduction", reduction, ("mean", "norm", "none"))
     t_s, t_m, t_e, feasible = _check_triple(triple, x_s)
     keep = None if mask is None else as_mask(mask, x_s, "x_s")
+    if weight is not None:
+        check_like("weight", weight, "triple.t_s", triple.t_s)
 
     if v_s is None:
         v_s = velocity_at(velocity_fn, x_s, t_s)
@@ -103,6 +108,8 @@ def semigroup_defect_loss(
         first_leg = x_m - x_m.detach()
         gap = gap + (first_leg if stop_grad == "composed" else -first_leg) / leg.where(leg > 0, 1.0)
     squared, count = _squared_and_count(gap, leg, feasible, keep)
+    if weight is not None:
+        squared = squared * weight.to(squared.dtype)
     return _reduce(squared, count, feasible, reduction)
 
 

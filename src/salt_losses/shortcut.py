@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import as_grid, check_unit_interval, describe
+from ._checks import as_grid, check_count, check_unit_interval, describe
 from ._random import check_generator, draw
 
 # Grid points closer than this are the same point: a noise level that went through a trainer's
@@ -30,6 +30,7 @@ def shortcut_triple_sampler(
     train_times: Tensor | Sequence[float],
     inference_times: Tensor | Sequence[float],
     *,
+    nearest: int | None = None,
     generator: torch.Generator | None = None,
 ) -> ShortcutTriple:
     """Sample where a direct update and a composed one are compared (eq. 9).
@@ -42,6 +43,8 @@ def shortcut_triple_sampler(
         t_s: start noise levels, a float32 or float64 tensor of any shape (`[B]`, `[B, F]`).
         train_times: the fine grid that `t_m` is from, `[M + 1]`, strictly decreasing.
         inference_times: the sampler's grid that `t_e` is from, `[K + 1]`, strictly decreasing.
+        nearest: `t_e` only from so many of its choices, the highest ones; `None`, eq. 9: from all
+            of them. (The authors' release: 2.)
         generator: source of the draw, on the device of `t_s`. Without one, the draw is seeded
             afresh and not reproducible; the global stream is never used.
 
@@ -51,7 +54,7 @@ def shortcut_triple_sampler(
 
     Raises:
         TypeError, ValueError: times of another type or outside [0, 1], a grid that is empty or not
-            strictly decreasing.
+            strictly decreasing, `nearest` not a positive integer.
 
     Example:
         >>> import torch
@@ -66,12 +69,16 @@ def shortcut_triple_sampler(
     check_unit_interval("t_s", t_s)
     train = as_grid("train_times", train_times, t_s.device).to(t_s.dtype)
     inference = as_grid("inference_times", inference_times, t_s.device).to(t_s.dtype)
+    if nearest is not None:
+        check_count("nearest", nearest)
     check_generator(generator, t_s.device)
 
     below_start = train < t_s[..., None] - SAME_TIME  # [..., M + 1]
     above_end = train > inference[:, None] + SAME_TIME  # [K + 1, M + 1]
     between = below_start[..., None, :] & above_end  # [..., K + 1, M + 1]
-    admissible = between.any(-1)  # [..., K + 1]
+    admissible = between.any(-1)  # [..., K + 1], highest point first
+    if nearest is not None:
+        admissible = admissible & (admissible.cumsum(-1) <= nearest)
     u = draw(torch.Size((*t_s.shape, 2)), t_s, generator, normal=False)
     e = _pick(admissible, u[..., 0])
     t_e = inference[e]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..objective import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
 
@@ -23,7 +24,7 @@ class DefectTap:
         step_times: `step_times(block)`: the noise levels of the step list of block 0, 1, ...
         train_times, inference_times: grids of eq. 9, as noise levels.
         random: CPU generator for the triples.
-        stop_grad: as `semigroup_defect_loss` takes it.
+        config: Salt's settings, for those of the term.
     """
 
     def __init__(
@@ -33,12 +34,12 @@ class DefectTap:
         train_times: list[float],
         inference_times: list[float],
         random: torch.Generator,
-        stop_grad: str | None = None,
+        config: SaltConfig,
     ) -> None:
         self.generator = generator
         self._step_times = step_times
         self._train_times, self._inference_times = train_times, inference_times
-        self._random, self._stop_grad = random, stop_grad
+        self._random, self._config = random, config
         self._exit_steps = 0
         self._terms: list[Tensor] = []
         self._key: tuple[Any, int] | None = None
@@ -85,6 +86,7 @@ class DefectTap:
             torch.full((x_s.shape[0],), t, dtype=torch.float64),
             self._train_times,
             self._inference_times,
+            nearest=self._config.sc_nearest,
             generator=self._random,
         )
         if not bool(triple.feasible[0]):  # one t for the whole batch, so all or none
@@ -110,8 +112,12 @@ class DefectTap:
             v: Tensor = self.generator(**call)[0]
             return v
 
+        config = self._config
+        weight = 1 - on_device.t_s if config.sc_time_weight == "clean" else None
         self._terms.append(
-            semigroup_defect_loss(velocity, x_s, on_device, v_s=v_s, stop_grad=self._stop_grad)
+            semigroup_defect_loss(
+                velocity, x_s, on_device, v_s=v_s, weight=weight, stop_grad=config.sc_stop_grad
+            )
         )
 
 

@@ -190,15 +190,7 @@ class SaltHandle:
 
     def _rollout(self, *, streaming: bool = False) -> Rollout:
         self._begin_call()
-        plan, config = self.plan, self.config
-        return Rollout(
-            plan,
-            self._lists,
-            wants_sc=plan.use_sc and config.sc_weight > 0,
-            wants_align=plan.use_align and config.align_weight > 0,
-            stop_grad=config.sc_stop_grad,
-            streaming=streaming,
-        )
+        return Rollout(self.plan, self._lists, self.config, streaming=streaming)
 
     @contextmanager
     def _step_lists(self, plan: StepPlan) -> Iterator[Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..mixed_step import StepPlan
+from ..objective import SaltConfig
 from ._defect import DefectTap
 from ._patch import Patches
 from ._steps import StepLists, noise_levels
@@ -28,16 +29,16 @@ class Rollout:
         self,
         plan: StepPlan,
         lists: StepLists,
+        config: SaltConfig,
         *,
-        wants_sc: bool,
-        wants_align: bool,
-        stop_grad: str | None = None,
         streaming: bool = False,
     ) -> None:
-        self.plan, self.wants_sc, self.wants_align = plan, wants_sc, wants_align
+        self.plan = plan
+        self.wants_sc = plan.use_sc and config.sc_weight > 0
+        self.wants_align = plan.use_align and config.align_weight > 0
         self.output: Tensor | None = None
         self.reference: Tensor | None = None
-        self._lists, self._streaming, self._stop_grad = lists, streaming, stop_grad
+        self._lists, self._config, self._streaming = lists, config, streaming
         self._tap: DefectTap | None = None
 
     def defect(self) -> Tensor | None:
@@ -72,7 +73,7 @@ class Rollout:
             lists.times(plan.train_times),
             lists.times(plan.inference_times),
             triples,
-            self._stop_grad,
+            self._config,
         )
 
     def _after_reference(self, original: Callable[..., Any], pipeline: Any) -> Callable[..., Any]:
