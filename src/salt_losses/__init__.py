@@ -6,7 +6,7 @@ no device placement and no distributed set-up: these are the trainer's.
 """
 
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
-from .flow import add_noise, euler_step, velocity_to_x0, x0_to_velocity
+from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
 from .mixed_step import MixedStepScheduler, StepPlan
 from .objective import SaltConfig, salt_loss
 from .relational import relational_align_loss
@@ -38,6 +38,7 @@ __all__ = [
     "shift_time",
     "shortcut_triple_sampler",
     "step_schedule",
+    "to_velocity",
     "velocity_to_x0",
     "x0_to_velocity",
 ]
