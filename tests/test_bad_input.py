@@ -374,10 +374,32 @@ euler_sample(lambda x, t: x.long(), X, COARSE)
     [2, 3, 4]
 consistency_sample(straight, X, [1.0, 0.5, -0.1])
     ValueError: times must hold noise levels in [0, 1]; got [1.0, 0.5, -0.1]
+backward_simulation(straight, X, COARSE, 2)
+    ValueError: exit_step must be one of the 2 steps of times, counted from 0; got 2
+backward_simulation(straight, X, COARSE, -1)
+    ValueError: exit_step must be at least 0; got -1
+backward_simulation(straight, X, COARSE, 1.0)
+    TypeError: exit_step must be an integer; got 1.0 (float)
+backward_simulation(straight, X, COARSE[::-1], 0)
+    ValueError: times must be strictly decreasing; got [0.0, 0.5, 1.0]
+backward_simulation(None, X, COARSE, 0)
+    TypeError: velocity_fn must be callable; got None (NoneType)
+backward_simulation(straight, X, COARSE, 1, generator="cpu")
+    TypeError: generator must be a torch.Generator or None; got 'cpu' (str)
+backward_simulation(lambda x, t: x[:, :1], X, COARSE, 1)
+    ValueError: velocity_fn's result must have the shape of x, [2, 3, 4]; got [2, 1, 4]
 consistency_sample(straight, X, COARSE, generator="cpu")
     TypeError: generator must be a torch.Generator or None; got 'cpu' (str)
 consistency_sample(straight, META, COARSE, generator=torch.Generator())
     ValueError: generator must be on the device of the draw, meta; got one on cpu
+
+# kv_cache
+detached_alias("cache")
+    TypeError: cache must be a tensor or a nesting of lists, tuples, dicts and dataclasses of
+    tensors; got 'cache' (str)
+detached_alias(ShortcutTriple)
+    TypeError: cache must be a tensor or a nesting of lists, tuples, dicts and dataclasses of
+    tensors; got <class 'salt_losses.shortcut.ShortcutTriple'> (type)
 
 # mixed_step
 MixedStepScheduler(step_counts=())

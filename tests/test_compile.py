@@ -14,6 +14,7 @@ from salt_losses import (
     ShortcutTriple,
     StepPlan,
     add_noise,
+    backward_simulation,
     consistency_sample,
     critic_loss,
     dmd_grad,
@@ -113,6 +114,7 @@ RANDOM = {
     "shortcut_triple_sampler, tensors": lambda x, g: torch.stack(
         [u.float() for u in shortcut_triple_sampler(x * 0 + 1, GRID, GRID[::2], generator=g)]
     ),
+    "backward_simulation": lambda x, g: backward_simulation(velocity_fn, x, FINE, 2, generator=g),
     "consistency_sample": lambda x, g: consistency_sample(velocity_fn, x, FINE, generator=g),
     "semigroup_defect": lambda x, g: (
         semigroup_defect(velocity_fn, x, COARSE, FINE, generator=g).per_interval
