@@ -64,18 +64,6 @@ def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -
     assert len(steps) > 12
 
 
-def test_a_model_alone_counts_an_iteration_per_critic_update() -> None:
-    model = tiny.build_model()
-    inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, BUSY) as handle:
-        assert handle.plan.iteration == 0
-        model.generator_loss(**inputs)
-        assert handle.plan.iteration == 0
-        model.critic_loss(**inputs)
-        model.critic_loss(**inputs)
-        assert handle.plan.iteration == 2
-
-
 def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
     model = tiny.build_model()
     config = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1)
