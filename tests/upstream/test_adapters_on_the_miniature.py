@@ -223,7 +223,7 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     model.fake_score.model.forward = lambda x, *_, **__: x
     with (
         self_forcing.attached(model, ALIGNED),
-        pytest.raises(RuntimeError, match="block was not called"),
+        pytest.raises(RuntimeError, match="did not call the block"),
     ):
         model.generator_loss(**tiny.loss_inputs(model))
     assert all("forward" not in vars(block) for block in blocks)
@@ -328,7 +328,7 @@ def test_align_levels_is_the_range_of_the_features_level_before_the_shift(
     real = _engine.alignment
 
     def alignment(*args: Any, **kwargs: Any) -> torch.Tensor:
-        levels.append(kwargs["t"])
+        levels.append(args[3])
         return real(*args, **kwargs)
 
     monkeypatch.setattr(_engine, "alignment", alignment)

@@ -253,13 +253,13 @@ class SaltHandle:
             getattr(model, config.align_features),
             low,
             reference,
-            frames=[frame for frame, takes_part in enumerate(aligned) if takes_part],
+            t,
+            conditional_dict=conditional_dict,
+            frames=None if all(aligned) else [f for f, frame in enumerate(aligned) if frame],
             block=config.align_block,
             margin=config.align_margin,
-            t=t,
-            noise=torch.randn(low.shape, dtype=low.dtype, device=low.device, generator=generator),
-            conditional_dict=conditional_dict,
             tokens_per_frame=model.inference_pipeline.frame_seq_length,
+            generator=generator,
         )
 
     def _triples(self) -> torch.Generator:
