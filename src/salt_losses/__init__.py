@@ -5,6 +5,7 @@ in [0, 1], 1 is pure noise; velocities are `noise - x0`. This package owns no op
 no device placement and no distributed set-up: these are the trainer's.
 """
 
+from .alignment import rollout_align_loss
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
 from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
 from .kv_cache import detached_alias
@@ -35,6 +36,7 @@ __all__ = [
     "euler_step",
     "guide",
     "relational_align_loss",
+    "rollout_align_loss",
     "salt_loss",
     "semigroup_defect",
     "semigroup_defect_loss",
