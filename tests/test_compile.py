@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from salt_losses import (
     euler_sample,
     euler_step,
     guide,
+    relational_align_loss,
     salt_loss,
     semigroup_defect,
     semigroup_defect_loss,
@@ -214,6 +217,92 @@ def test_a_compiled_training_rollout_draws_what_eager_draws_in_value_and_gradien
         value.backward()
         results.append((value.detach(), x.grad, generator.get_state()))
     torch.testing.assert_close(*results)
+
+
+class Sampler(torch.nn.Module):
+    def __init__(self, generator=None):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, x):
+        return consistency_sample(velocity_fn, x, COARSE, generator=self.generator)
+
+
+@takes_generators
+def test_random_functions_compile_once_for_all_batch_sizes():
+    def draws(x):
+        times = shortcut_triple_sampler(x[:, 0, 0].sigmoid() * 0 + 1, FINE, COARSE).t_m
+        return Sampler()(x), times
+
+    compiled = torch.compile(draws, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for batch in range(2, 12):  # more than the compiler's limit of 8
+        sample, times = compiled(torch.ones(batch, 3, 4))
+        assert sample.shape == (batch, 3, 4)
+        assert times.shape == (batch,)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+RUN_EXPORTED = """
+import sys, torch, salt_losses
+program = torch.export.load(sys.argv[1]).module()
+torch.manual_seed(0)
+before = torch.get_rng_state()
+a, b = program(torch.ones(5, 3, 4)), program(torch.ones(5, 3, 4))
+print(list(a.shape), torch.equal(a, b), torch.equal(before, torch.get_rng_state()))
+"""
+
+
+@takes_generators
+def test_an_exported_sampler_draws_in_another_process_too(tmp_path):
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        Sampler(), (torch.ones(2, 3, 4),), dynamic_shapes={"x": {0: batch}}
+    )
+    torch.export.save(program, tmp_path / "sampler.pt2")
+    command = [sys.executable, "-c", RUN_EXPORTED, str(tmp_path / "sampler.pt2")]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[5, 3, 4] False True"
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="this torch cannot tell an export"
+)
+def test_a_generator_cannot_be_exported():
+    with pytest.raises(ValueError, match=r"generator must be None in torch\.export"):
+        torch.export.export(Sampler(torch.Generator()), (torch.ones(2, 3, 4),), strict=False)
+
+
+# Each takes two tensors and a number.
+WITH_A_NUMBER = {
+    "guide": guide,
+    "shift_time": lambda x, y, number: shift_time(x.sigmoid(), 1 + number),
+    "shift_time, float": lambda x, y, number: x * shift_time(number, 2 * number),
+    "add_noise": add_noise,
+    "to_velocity": lambda x, y, number: to_velocity(x, y, number, "noise"),
+    "relational_align_loss": lambda x, y, number: relational_align_loss(x, y, margin=number),
+    "relational_align_loss, defaults": lambda x, y, number: relational_align_loss(x, y),
+}
+
+
+@pytest.mark.skipif(OLD, reason="torch 2.4 traces no number that changes")
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "default"])
+@pytest.mark.parametrize("name", WITH_A_NUMBER)
+def test_other_numbers_and_other_shapes_compile_to_one_graph_as_well(name, dynamic):
+    function = WITH_A_NUMBER[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for number, tokens in ((0.1, 4), (0.25, 4), (0.5, 4), (0.5, 6), (0.75, 7)):
+        x, y = inputs_of(2, 3, tokens, 5)
+        results = []
+        for run in (compiled, function):
+            value = run(x, y, number)
+            results.append((value, *torch.autograd.grad(value.sum(), x)))
+        torch.testing.assert_close(*results)
+
+
+def inputs_of(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).requires_grad_() for _ in range(2)]
 
 
 @takes_generators
