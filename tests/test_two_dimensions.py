@@ -66,12 +66,14 @@ def student(students: Distillation, index: int, name: str = "generator") -> list
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("stop_grad", [None, "direct", "composed"])
+@pytest.mark.parametrize(("time_weight", "nearest"), [(None, None), ("clean", 2)])
 @pytest.mark.parametrize("steps", [(8,), (2, 4, 8)])
 def test_a_student_in_a_stack_is_the_student_trained_alone(
-    steps: tuple[int, ...], stop_grad: str | None
+    steps: tuple[int, ...], time_weight: str | None, nearest: int | None, stop_grad: str | None
 ) -> None:
     probs = (1 / len(steps),) * len(steps)
-    stack = Setting("sc", steps, probs, weights=(0.0, 1.0, 10.0), stop_grad=stop_grad)
+    weights = (0.0, 1.0, 10.0)
+    stack = Setting("sc", steps, probs, weights, time_weight, nearest, stop_grad)
     together = distil(stack, SEEDS, updates=8)
     for weight, seed in ((1, 2), (2, 0)):
         single = replace(stack, weights=(stack.weights[weight],))
@@ -98,11 +100,16 @@ def test_a_student_does_not_feel_what_becomes_of_another() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_each_student_gets_the_mean_defect_over_its_own_points() -> None:
-    students = Distillation(TOY, SC, teacher(SEEDS), SEEDS, "cpu")
+@pytest.mark.parametrize("exit_step", [0, 3, 5])
+@pytest.mark.parametrize(("time_weight", "nearest"), [(None, None), ("clean", None), (None, 2)])
+def test_each_student_gets_the_mean_defect_over_its_own_points(
+    time_weight: str | None, nearest: int | None, exit_step: int
+) -> None:
+    setting = replace(SC, time_weight=time_weight, nearest=nearest)
+    students = Distillation(TOY, setting, teacher(SEEDS), SEEDS, "cpu")
     plan = students.plans.plan(0)
     count = len(students.nets["generator"]) * TOY.batch
-    x, t = torch.randn(count, 2), torch.ones(count)
+    x, t = torch.randn(count, 2), torch.full((count,), float(plan.times[exit_step]))
     net = students.nets["generator"]
     states = [g.get_state() for g in students.streams]
     losses = students.defect(plan, x, t, net(x, t))
@@ -110,8 +117,11 @@ def test_each_student_gets_the_mean_defect_over_its_own_points() -> None:
         stream = torch.Generator()
         stream.set_state(states[index % len(SEEDS)])
         grids = plan.train_times, plan.inference_times
-        triple = shortcut_triple_sampler(t[: TOY.batch], *grids, generator=stream)
+        own_t = t[: TOY.batch]
+        triple = shortcut_triple_sampler(own_t, *grids, nearest=nearest, generator=stream)
         own = semigroup_defect_loss(net.one(index), points, triple)
+        if time_weight == "clean":  # one time for all points: a factor of the mean
+            own = (1 - own_t[0]) * own
         torch.testing.assert_close(losses[index], own)
 
 

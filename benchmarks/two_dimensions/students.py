@@ -49,6 +49,9 @@ class Setting:
     step_counts: tuple[int, ...]
     probs: tuple[float, ...] = (1.0,)
     weights: tuple[float, ...] = (0.0,)
+    # As `SaltConfig` has them: `sc_time_weight`, `sc_nearest`, `sc_stop_grad`.
+    time_weight: str | None = None
+    nearest: int | None = None
     stop_grad: str | None = None
 
     def scheduler(self) -> MixedStepScheduler:
@@ -58,13 +61,29 @@ class Setting:
         )
 
 
+MIXED = (2, 4, 8), (0.2, 0.4, 0.4)
+CLEAN, NEAR = {"time_weight": "clean"}, {"nearest": 2}
+COMPOSED, DIRECT = {"stop_grad": "composed"}, {"stop_grad": "direct"}
+WEIGHTS, CONSTANTS = (0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 1.0)
+
+# In the order of training: what matters most first.
 SETTINGS = (
-    Setting("dmd-4", (4,)),
-    Setting("sc-8", (8,), weights=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+    Setting("sc", (8,), weights=(0.0, *WEIGHTS)),
+    Setting("sc-clean-near", (8,), weights=(*WEIGHTS, 10.0), **CLEAN, **NEAR),
+    Setting("sc-clean", (8,), weights=WEIGHTS, **CLEAN),
+    Setting("sc-near", (8,), weights=WEIGHTS, **NEAR),
+    Setting("mixed", *MIXED, weights=(0.0, 0.3, 1.0)),
+    Setting("mixed-clean-near", *MIXED, weights=(0.3, 1.0, 3.0), **CLEAN, **NEAR),
     Setting("dmd-16", (16,)),
-    Setting("sc-8-direct", (8,), weights=(0.1, 0.3, 1.0), stop_grad="direct"),
-    Setting("sc-8-composed", (8,), weights=(0.1, 0.3, 1.0), stop_grad="composed"),
-    Setting("mixed", (2, 4, 8), (0.2, 0.4, 0.4), weights=(0.0, 0.1, 0.3, 1.0)),
+    Setting("dmd-4", (4,)),
+    # As the authors' release has the term.
+    Setting("mixed-clean-near-composed", *MIXED, weights=(0.2,), **CLEAN, **NEAR, **COMPOSED),
+    Setting("sc-composed", (8,), weights=CONSTANTS, **COMPOSED),
+    Setting("sc-clean-near-composed", (8,), weights=CONSTANTS, **CLEAN, **NEAR, **COMPOSED),
+    Setting("sc-clean-composed", (8,), weights=CONSTANTS, **CLEAN, **COMPOSED),
+    Setting("sc-near-composed", (8,), weights=CONSTANTS, **NEAR, **COMPOSED),
+    Setting("sc-direct", (8,), weights=CONSTANTS, **DIRECT),
+    Setting("sc-clean-near-direct", (8,), weights=CONSTANTS, **CLEAN, **NEAR, **DIRECT),
 )
 
 
@@ -155,7 +174,10 @@ class Distillation(Trains):
         """Each student's own `semigroup_defect_loss(reduction="mean")`, `[M]`."""
         one = t_s[: self.scale.batch]
         grids = plan.train_times, plan.inference_times
-        triples = [shortcut_triple_sampler(one, *grids, generator=g) for g in self.streams]
+        nearest = self.setting.nearest
+        triples = [
+            shortcut_triple_sampler(one, *grids, nearest=nearest, generator=g) for g in self.streams
+        ]
         # All points of a student have one t_s: all are feasible, or none is.
         triple = ShortcutTriple(*(torch.cat(u * self.copies) for u in map(list, zip(*triples))))
         losses = semigroup_defect_loss(
@@ -163,6 +185,7 @@ class Distillation(Trains):
             x_s,
             triple,
             v_s=v_s,
+            weight=1 - triple.t_s if self.setting.time_weight == "clean" else None,
             stop_grad=self.setting.stop_grad,
             reduction="none",
         )

@@ -60,13 +60,12 @@ class Study:
         return students
 
     def distil_in_processes(self, settings: Sequence[Setting], jobs: int) -> None:
-        """Leaves the finished checkpoints. Settings with many students first: they take longest."""
+        """Leaves the finished checkpoints."""
         threads = max(1, torch.get_num_threads() // jobs)
-        order = sorted(settings, key=lambda setting: len(setting.weights), reverse=True)
         with ProcessPoolExecutor(
             jobs, get_context("spawn"), torch.set_num_threads, (threads,)
         ) as pool:
-            list(pool.map(distil_alone, [self] * len(order), order))
+            list(pool.map(distil_alone, [self] * len(settings), settings))
 
     def train(self, name: str, trainer: Trains, setting: Setting | None = None) -> None:
         path = self.work / f"{name}.pt"
