@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.two_dimensions.evaluation import evaluate, evaluate_teacher
+from benchmarks.two_dimensions.flow_map import FlowMaps, FlowMapSetting
 from benchmarks.two_dimensions.students import Distillation, Setting
 from benchmarks.two_dimensions.teacher import Scale, Stack, Teacher, Trains
 
@@ -55,7 +56,8 @@ class Study:
         return teacher.nets["teacher"]
 
     def distil(self, setting: Setting, teacher: Stack) -> Distillation:
-        students = Distillation(self.scale, setting, teacher, self.seeds, self.device)
+        kind = FlowMaps if isinstance(setting, FlowMapSetting) else Distillation
+        students = kind(self.scale, setting, teacher, self.seeds, self.device)
         self.train(setting.name, students, setting)
         return students
 
