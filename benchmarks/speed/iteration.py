@@ -25,12 +25,18 @@ from salt_losses.adapters import SaltHandle, self_forcing
 
 TITLE = "Iterations on examples/tiny_video"
 
-# Each adds one thing to the one before it. No warm-up: the cost after it is what is asked for.
+# No warm-up: the cost after it is what is asked for.
+ALIGNED = SaltConfig(align_weight=0.1, align_warmup=0)
+RELEASE = SaltConfig.preset("released_causal_forcing")
+# Each adds one thing to the one before it; then other alignments.
 VARIANTS: dict[str, SaltConfig | None] = {
     "DMD": None,
     "+ mixed steps": SaltConfig(sc_weight=0.0, align_weight=0.0),
     "+ defect term": SaltConfig(align_weight=0.0),
-    "+ alignment": SaltConfig(align_warmup=0),
+    "+ alignment": replace(ALIGNED, align_at="end"),
+    "  at the exit": replace(ALIGNED, align_at="exit"),
+    "  on the input": replace(ALIGNED, align_at="input"),
+    "the release": replace(RELEASE, align_warmup=0),
 }
 
 
@@ -156,8 +162,19 @@ def _calls_of(
         if plan.use_sc and salt.sc_weight > 0 and _admits(plan)[exit_step]:
             counts["grad"] += blocks
         if plan.reference_steps is not None and salt.align_weight > 0:
-            counts["no_grad"] += blocks * (plan.reference_steps + 1)
+            counts["no_grad"] += blocks * _reference_calls(salt, plan, exit_step)
     return counts
+
+
+def _reference_calls(salt: SaltConfig, plan: StepPlan, exit_step: int) -> int:
+    """Of one block, its context pass among them."""
+    reference_steps = plan.reference_steps or 0
+    if salt.align_at == "end":
+        return reference_steps + 1
+    if exit_step == 0:
+        return 0
+    steps = exit_step * reference_steps // plan.num_steps + 1
+    return steps + 1 + (salt.align_at == "input")
 
 
 def _admits(plan: StepPlan) -> list[bool]:
@@ -184,11 +201,17 @@ def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -
         if p > 0 and salt.sc_weight > 0 and plans[k].use_sc
     )
     reference = sum(
-        p * salt.align_prob * (salt.align_reference[k] + 1)
+        p * salt.align_prob * _expected_reference_calls(salt.align_at, k, salt.align_reference[k])
         for k, p in probs.items()
         if salt.align_weight > 0 and k in salt.align_reference
     )
     return _expectation(probs, update_ratio, defect, reference)
+
+
+def _expected_reference_calls(align_at: str, steps: int, reference_steps: int) -> float:
+    if align_at == "end":
+        return reference_steps + 1
+    return (steps - 1) / steps * (reference_steps / 2 + (3 if align_at == "input" else 2))
 
 
 def _expectation(
