@@ -5,6 +5,11 @@ in [0, 1], 1 is pure noise; velocities are `noise - x0`. This package owns no op
 no device placement and no distributed set-up: these are the trainer's.
 """
 
+from .adversarial import (
+    adversarial_discriminator_loss,
+    adversarial_generator_loss,
+    finite_difference_penalty,
+)
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
 from .flow import add_noise, euler_step, velocity_to_x0, x0_to_velocity
 from .mixed_step import MixedStepScheduler, StepPlan
@@ -24,12 +29,15 @@ __all__ = [
     "ShortcutTriple",
     "StepPlan",
     "add_noise",
+    "adversarial_discriminator_loss",
+    "adversarial_generator_loss",
     "consistency_sample",
     "critic_loss",
     "dmd_grad",
     "dmd_loss",
     "euler_sample",
     "euler_step",
+    "finite_difference_penalty",
     "guide",
     "relational_align_loss",
     "salt_loss",
