@@ -24,6 +24,8 @@ NAMES = {
         torch.tensor([True, True]),
     ),
     "PLAN": StepPlan(7, 8, GRID, True, True, 8, GRID, GRID, GRID),  # with every term on
+    "ReLU": torch.nn.ReLU,
+    "BLOCKS": torch.nn.ModuleList([torch.nn.ReLU(), torch.nn.ReLU()]),
     "ONE": torch.tensor(1.0),
     "STATE": MixedStepScheduler().state_dict(),
     "straight": lambda x, t: torch.ones_like(x),
@@ -545,6 +547,24 @@ finite_difference_penalty(L, L, INF)
     ValueError: sigma must be a finite number above 0; got inf
 finite_difference_penalty(L, L, T)
     TypeError: sigma must be a number; got a float32 tensor of shape [2]
+
+# features
+feature_tap([ReLU()], [0]).__enter__()
+    TypeError: blocks must be an nn.ModuleList; got list
+feature_tap(BLOCKS, 1).__enter__()
+    TypeError: indices must be a sequence of block indices; got 1 (int)
+feature_tap(BLOCKS, "01").__enter__()
+    TypeError: indices must be a sequence of block indices; got '01' (str)
+feature_tap(BLOCKS, [0, 1.0]).__enter__()
+    TypeError: indices[1] must be an integer; got 1.0 (float)
+feature_tap(BLOCKS, [0, -1]).__enter__()
+    ValueError: indices[1] must be at least 0; got -1
+feature_tap(BLOCKS, [0, 2]).__enter__()
+    ValueError: indices must name blocks that exist, 0 to 1; got 2
+feature_tap(BLOCKS, [1, 1]).__enter__()
+    ValueError: indices must name at least one block and none twice; got (1, 1)
+feature_tap(BLOCKS, []).__enter__()
+    ValueError: indices must name at least one block and none twice; got ()
 """
 
 

@@ -11,6 +11,7 @@ from .adversarial import (
     finite_difference_penalty,
 )
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
+from .features import feature_tap
 from .flow import add_noise, euler_step, velocity_to_x0, x0_to_velocity
 from .mixed_step import MixedStepScheduler, StepPlan
 from .objective import SaltConfig, salt_loss
@@ -37,6 +38,7 @@ __all__ = [
     "dmd_loss",
     "euler_sample",
     "euler_step",
+    "feature_tap",
     "finite_difference_penalty",
     "guide",
     "relational_align_loss",
