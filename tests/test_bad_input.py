@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import salt_losses
-from salt_losses import MixedStepScheduler, ShortcutTriple, StepPlan
+from salt_losses import DiscriminatorHead, MixedStepScheduler, ShortcutTriple, StepPlan
 
 X = torch.zeros(2, 3, 4)
 GRID = torch.tensor([1.0, 0.5, 0.0])
@@ -26,6 +26,7 @@ NAMES = {
     "PLAN": StepPlan(7, 8, GRID, True, True, 8, GRID, GRID, GRID),  # with every term on
     "ReLU": torch.nn.ReLU,
     "BLOCKS": torch.nn.ModuleList([torch.nn.ReLU(), torch.nn.ReLU()]),
+    "HEAD": DiscriminatorHead(4, (0, 1)),
     "ONE": torch.tensor(1.0),
     "STATE": MixedStepScheduler().state_dict(),
     "straight": lambda x, t: torch.ones_like(x),
@@ -565,6 +566,42 @@ feature_tap(BLOCKS, [1, 1]).__enter__()
     ValueError: indices must name at least one block and none twice; got (1, 1)
 feature_tap(BLOCKS, []).__enter__()
     ValueError: indices must name at least one block and none twice; got ()
+
+# discriminator
+DiscriminatorHead(0, 1)
+    ValueError: dim must be at least 1; got 0
+DiscriminatorHead(4.0, 1)
+    TypeError: dim must be an integer; got 4.0 (float)
+DiscriminatorHead(4, 0)
+    ValueError: blocks must be at least 1; got 0
+DiscriminatorHead(4, None)
+    TypeError: blocks must be a sequence of block indices; got None (NoneType)
+DiscriminatorHead(4, (3, -1))
+    ValueError: blocks[1] must be at least 0; got -1
+DiscriminatorHead(4, (3, 3))
+    ValueError: blocks must name at least one block and none twice; got (3, 3)
+DiscriminatorHead(4, 1, num_classes=0)
+    ValueError: num_classes must be at least 1; got 0
+DiscriminatorHead(4, 1, registers=0)
+    ValueError: registers must be at least 1; got 0
+DiscriminatorHead(4, 1, generator=0)
+    TypeError: generator must be a torch.Generator or None; got 0 (int)
+HEAD(X)
+    TypeError: features must be a list or tuple; got a float32 tensor of shape [2, 3, 4]
+HEAD([X])
+    ValueError: features must hold the tokens of 2 blocks; got 1
+HEAD([X, None])
+    TypeError: features[1] must be a floating-point tensor; got None (NoneType)
+HEAD([X, X.long()])
+    TypeError: features[1] must be a floating-point tensor; got a int64 tensor of shape [2, 3, 4]
+HEAD([X, L])
+    ValueError: features[1] must be [B, tokens, 4]; got a float32 tensor of shape [2, 3]
+HEAD([X, X[..., :3]])
+    ValueError: features[1] must be [B, tokens, 4]; got a float32 tensor of shape [2, 3, 3]
+HEAD([X, X[:1]])
+    ValueError: features[1] must have the batch of features[0], 2; got 1
+HEAD([X, META])
+    ValueError: features[1] must be on the device of the head, cpu; got meta
 """
 
 
