@@ -84,9 +84,8 @@ def feature_tap(
     missing = [index for index in wanted if index not in outputs]
     if missing:
         raise RuntimeError(
-            f"feature_tap: block{'s' if len(missing) > 1 else ''} "
-            f"{', '.join(map(str, missing))} of {len(blocks)} did not run: no forward pass was "
-            "made, or the network is compiled as a whole (compile its blocks instead)"
+            f"block {missing[0]} was not called within feature_tap: no forward pass was made, or "
+            "the network is compiled as a whole (compile its blocks instead)"
         )
 
 
