@@ -1,1 +1,1 @@
-"""Speed and memory of the losses against what people use today: `python -m benchmarks --help`."""
+"""Measurements in three rooms; `python -m benchmarks` lists them."""

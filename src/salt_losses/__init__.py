@@ -11,14 +11,16 @@ from .adversarial import (
     adversarial_generator_loss,
     finite_difference_penalty,
 )
+from .alignment import rollout_align_loss
 from .discriminator import DiscriminatorHead
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
 from .features import feature_tap
-from .flow import add_noise, euler_step, velocity_to_x0, x0_to_velocity
+from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
+from .kv_cache import detached_alias
 from .mixed_step import MixedStepScheduler, StepPlan
 from .objective import SaltConfig, salt_loss
 from .relational import relational_align_loss
-from .sampling import consistency_sample, euler_sample
+from .sampling import backward_simulation, consistency_sample, euler_sample
 from .schedule import shift_time, step_schedule
 from .semigroup import SemigroupDefect, semigroup_defect, semigroup_defect_loss
 from .shortcut import ShortcutTriple, shortcut_triple_sampler
@@ -35,8 +37,10 @@ __all__ = [
     "add_noise",
     "adversarial_discriminator_loss",
     "adversarial_generator_loss",
+    "backward_simulation",
     "consistency_sample",
     "critic_loss",
+    "detached_alias",
     "dmd_grad",
     "dmd_loss",
     "euler_sample",
@@ -45,12 +49,14 @@ __all__ = [
     "finite_difference_penalty",
     "guide",
     "relational_align_loss",
+    "rollout_align_loss",
     "salt_loss",
     "semigroup_defect",
     "semigroup_defect_loss",
     "shift_time",
     "shortcut_triple_sampler",
     "step_schedule",
+    "to_velocity",
     "velocity_to_x0",
     "x0_to_velocity",
 ]

@@ -1,4 +1,4 @@
-"""The benchmarks at toy size: they run, check their peers, and write what they measured."""
+"""The speed room at toy size: they run, check their peers, and write what they measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.__main__ import SUBJECTS, main, parse
-from benchmarks.runner import Case, check_same
+from benchmarks.speed.__main__ import SUBJECTS, main, parse
+from benchmarks.speed.runner import Case, check_same
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -17,7 +17,7 @@ def test_every_subject_runs_at_toy_size_and_writes_its_results(
     subject: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([subject, "--toy", "--repeats", "2", "--machine", "A Box", "--results", str(tmp_path)])
-    results = json.loads((tmp_path / "a-box.json").read_text())
+    results = json.loads((tmp_path / "speed-a-box.json").read_text())
     assert results["machine"] == "A Box"
     printed = capsys.readouterr().out
     for case in results["subjects"][subject]["cases"]:
@@ -30,10 +30,12 @@ def test_every_subject_runs_at_toy_size_and_writes_its_results(
 
 
 def test_results_of_subjects_that_were_not_run_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "a-box.json").write_text('{"machine": "A Box", "subjects": {"other": {"x": 1}}}')
+    (tmp_path / "speed-a-box.json").write_text(
+        '{"machine": "A Box", "subjects": {"other": {"x": 1}}}'
+    )
     arguments = ["dmd", "--toy", "--no-memory", "--repeats", "1", "--machine", "A Box"]
     main([*arguments, "--results", str(tmp_path)])
-    subjects = json.loads((tmp_path / "a-box.json").read_text())["subjects"]
+    subjects = json.loads((tmp_path / "speed-a-box.json").read_text())["subjects"]
     assert subjects["other"] == {"x": 1}
     assert "dmd" in subjects
 
@@ -57,7 +59,7 @@ def test_an_unknown_subject_is_refused_with_the_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        parse(["speed"])
+        parse(["memory"])
     assert (
-        "unknown subject 'speed'; known are relational, dmd, iteration" in capsys.readouterr().err
+        "unknown subject 'memory'; known are relational, dmd, iteration" in capsys.readouterr().err
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.runner import Case, Step
+from benchmarks.speed.runner import Case, Step
 from salt_losses.relational import relational_align_loss
 
 TITLE = "Relational alignment, forward and backward, [F, S, D]"

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import compositionality_report as report
-from benchmarks.compositionality import SETTINGS, Study, main, parse
-from benchmarks.compositionality_evaluation import sliced_wasserstein
-from benchmarks.compositionality_students import Distillation, Setting
-from benchmarks.compositionality_teacher import (
+from benchmarks.two_dimensions import report
+from benchmarks.two_dimensions.__main__ import main, parse
+from benchmarks.two_dimensions.evaluation import sliced_wasserstein
+from benchmarks.two_dimensions.students import SETTINGS, Distillation, Setting
+from benchmarks.two_dimensions.study import Study
+from benchmarks.two_dimensions.teacher import (
     TOY,
     Stack,
     Teacher,
@@ -156,7 +157,7 @@ def test_the_distance_of_a_shifted_set_is_the_shift_seen_from_a_random_side() ->
 def test_a_resumed_run_gives_the_students_of_an_uninterrupted_one(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.compositionality.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("benchmarks.two_dimensions.study.SECONDS_BETWEEN_SAVES", 0.0)
     settings = [SC, SETTINGS[-1]]
     whole, _ = Study(TOY, [0, 1], "cpu", tmp_path / "whole").run(settings)
 
@@ -207,7 +208,7 @@ def test_the_command_writes_numbers_tables_and_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--toy", "--seeds", "2", "--results", str(tmp_path)])
-    results = json.loads((tmp_path / "compositionality.json").read_text())
+    results = json.loads((tmp_path / "two_dimensions.json").read_text())
     students = report.by_student(results)
     assert len(students) == sum(len(setting.weights) for setting in SETTINGS)
     for records in students.values():
@@ -218,7 +219,7 @@ def test_the_command_writes_numbers_tables_and_pictures(
     printed = capsys.readouterr().out
     assert all(name in printed for name in students)
     for stem in ("distance", "defect", "weight", "same_seeds"):
-        assert (tmp_path / f"compositionality_{stem}.png").stat().st_size > 1000
+        assert (tmp_path / f"two_dimensions_{stem}.png").stat().st_size > 1000
 
 
 def test_differences_within_their_own_spread_are_undecided() -> None:
@@ -231,9 +232,9 @@ def test_differences_within_their_own_spread_are_undecided() -> None:
 def test_a_toy_run_leaves_the_recorded_results_alone() -> None:
     toy, full = parse(["--toy"]), parse([])
     assert full.results.parts[-2:] == ("benchmarks", "results")
-    assert full.figures.name == "docs"
+    assert full.figures.parts[-2:] == ("docs", "figures")
     assert toy.results == toy.figures
-    assert toy.results.parts[-2:] == ("outputs", "compositionality")
+    assert toy.results.parts[-2:] == ("outputs", "two_dimensions")
 
 
 def test_counts_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.compositionality_students import Distillation
-from benchmarks.compositionality_teacher import (
+from benchmarks.two_dimensions.students import Distillation
+from benchmarks.two_dimensions.teacher import (
     SHIFT,
     Scale,
     Stack,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.runner import Case, Step
+from benchmarks.speed.runner import Case, Step
 from salt_losses.dmd import dmd_grad, dmd_loss
 
 TITLE = "DMD direction and loss, forward and backward, [B, F, C, H, W]"

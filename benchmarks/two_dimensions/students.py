@@ -13,7 +13,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from benchmarks.compositionality_teacher import (
+from benchmarks.two_dimensions.teacher import (
     SHIFT,
     Scale,
     Stack,
@@ -56,6 +56,16 @@ class Setting:
         return MixedStepScheduler(
             self.step_counts, self.probs, shift=SHIFT, sc_steps=sc_steps, align_reference={}
         )
+
+
+SETTINGS = (
+    Setting("dmd-4", (4,)),
+    Setting("sc-8", (8,), weights=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+    Setting("dmd-16", (16,)),
+    Setting("sc-8-direct", (8,), weights=(0.1, 0.3, 1.0), stop_grad="direct"),
+    Setting("sc-8-composed", (8,), weights=(0.1, 0.3, 1.0), stop_grad="composed"),
+    Setting("mixed", (2, 4, 8), (0.2, 0.4, 0.4), weights=(0.0, 0.1, 0.3, 1.0)),
+)
 
 
 class Distillation(Trains):

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.compositionality_evaluation import COMPARED_STEPS, STEPS
 from benchmarks.report import cell, machine_name, markdown, spread, undecided
+from benchmarks.two_dimensions.evaluation import COMPARED_STEPS, STEPS
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
@@ -138,7 +138,7 @@ def figures(folder: Path, results: dict[str, Any], pictures: dict[str, Any]) -> 
         "same_seeds": lambda: plot_same_seeds(pyplot, pictures),
     }.items():
         figure = plot()
-        figure.savefig(folder / f"compositionality_{stem}.png", dpi=110)
+        figure.savefig(folder / f"two_dimensions_{stem}.png", dpi=110)
         pyplot.close(figure)
     return True
 

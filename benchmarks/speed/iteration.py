@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.runner import Case, Step
+from benchmarks.speed.runner import Case, Step
 from examples.tiny_video.config import CPU, PRESETS, Config
 from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import VideoDiffusionWrapper
