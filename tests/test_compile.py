@@ -16,6 +16,8 @@ from salt_losses import (
     ShortcutTriple,
     StepPlan,
     add_noise,
+    adversarial_discriminator_loss,
+    adversarial_generator_loss,
     backward_simulation,
     consistency_sample,
     critic_loss,
@@ -23,6 +25,7 @@ from salt_losses import (
     dmd_loss,
     euler_sample,
     euler_step,
+    finite_difference_penalty,
     guide,
     relational_align_loss,
     salt_loss,
@@ -67,8 +70,29 @@ def defect_loss(**settings):
     return call
 
 
+def classes(x):
+    return torch.ones(len(x), dtype=torch.long, device=x.device)
+
+
+ADVERSARIAL = {
+    f"adversarial {player}, {kind}": lambda x, y, z, loss=loss, kind=kind: loss(
+        x[:, :, 0], y[:, :, 0], kind=kind, index=classes(x)
+    )
+    for kind in ("non_saturating", "hinge", "relativistic")
+    for player, loss in {
+        "discriminator": adversarial_discriminator_loss,
+        "generator": lambda fake, real, kind, index: adversarial_generator_loss(
+            fake, real if kind == "relativistic" else None, kind=kind, index=index
+        ),
+    }.items()
+}
 # Each takes three tensors [2, 3, 4].
 LOSSES = {
+    **ADVERSARIAL,
+    "adversarial generator, [B, n]": lambda x, y, z: adversarial_generator_loss(x[..., 0]),
+    "finite_difference_penalty": lambda x, y, z: finite_difference_penalty(
+        x[:, :, 0], y[:, :, 0], 0.1, index=1
+    ),
     "dmd_loss": lambda x, y, z: dmd_loss(x, y),
     "dmd_loss, mask": lambda x, y, z: dmd_loss(x, y, mask=MASK.to(x.device)),
     "critic_loss": lambda x, y, z: critic_loss(x, y, z),
@@ -359,7 +383,7 @@ SYNCHRONISING = {
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
     """CPU tensors that are treated like those whose values cannot be read for free."""
-    for module in (salt_losses._checks, salt_losses.flow):
+    for module in (salt_losses._checks, salt_losses.flow, salt_losses.adversarial):
         monkeypatch.setattr(module, "values_readable", lambda tensor: False)
 
 
