@@ -328,6 +328,7 @@ def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None
     )
     assert one["iteration"] == 700  # only rank 0 had the file
     assert str(tmp_path / "disk_0" / "broken" / "start" / "salt.json") in one["broken"]
+    assert one["unreadable"] == "no such disk"  # on rank 0 alone, and nobody waits for it
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
