@@ -211,7 +211,7 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     model.fake_score.model.forward = lambda x, *_, **__: x
     with (
         self_forcing.attached(model, ALIGNED),
-        pytest.raises(RuntimeError, match="did not call the block"),
+        pytest.raises(RuntimeError, match="was not called within feature_tap"),
     ):
         model.generator_loss(**tiny.loss_inputs(model))
     assert all("forward" not in vars(block) for block in blocks)
