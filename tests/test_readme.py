@@ -64,3 +64,23 @@ def test_a_loop_of_ones_own_trains_with_mixed_steps_and_the_defect_term() -> Non
     assert len(gradients) == len(seen) == 12
     assert all(g > 0 for g in gradients)
     assert {plan.num_steps for plan in seen} == {2, 4, 8}
+
+
+def test_an_adversarial_term_trains_the_head_and_then_the_generator() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor, t: Tensor, text: Any) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    video = torch.randn(2, 6, 16, requires_grad=True)
+    names: dict[str, Any] = {"network": Network().requires_grad_(False), "video": video, "dim": 16}
+    names |= {"data": torch.randn(2, 6, 16), "noise": torch.randn(2, 6, 16)}
+    names |= {"t": torch.tensor([0.5, 0.5]), "text": None, "dmd": torch.zeros(())}
+    exec(snippet("An adversarial term"), names)
+    assert all(p.grad is not None for p in names["head"].parameters())
+    assert float(video.grad.abs().sum()) > 0
