@@ -111,9 +111,9 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(typo, nearest)
 OTHER = SaltConfig(
     step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, sc_steps=(3, 6),
     align_reference={3: 6, 1: 4}, align_warmup=4, align_prob=0.9, inference_steps=3, seed=11,
-    sc_weight=2.0, align_weight=0.0, align_margin=0.2, align_features="real_score", align_block=20,
-    sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="exit",
-    align_noise="shared", align_levels=(0.1, 0.2),
+    sc_weight=2.0, align_weight=0.3, align_margin=0.2, align_features="real_score", align_block=20,
+    sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="input",
+    align_noise="own", align_levels=(0.1, 0.2),
 )  # fmt: skip
 
 

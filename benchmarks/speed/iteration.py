@@ -30,6 +30,7 @@ TITLE = "Iterations on examples/tiny_video"
 SALT = SaltConfig(
     sc_weight=1.0,
     align_weight=0.1,
+    align_noise="own",
     align_warmup=0,
     align_prob=0.5,
     align_reference={2: 4, 4: 8},

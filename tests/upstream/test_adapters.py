@@ -59,6 +59,8 @@ def salt(model: Any, **settings: Any) -> SaltConfig:
         "align_prob": 1.0,
         "sc_weight": 0.0,
         "align_weight": 0.0,
+        "align_at": "end",
+        "align_noise": "own",
     }
     return SaltConfig(**(defaults | settings))
 

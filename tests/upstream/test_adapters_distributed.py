@@ -22,6 +22,7 @@ SALT: dict[str, Any] = {
     "align_prob": 0.7,
     "sc_weight": 1.0,
     "align_weight": 1.0,
+    "align_at": "end",
     "seed": 3,
 }
 TRAINERS = ["self_forcing", "longlive", "longlive_streaming", "causal_forcing"]

@@ -30,10 +30,19 @@ BUSY = SaltConfig(
     align_reference={1: 2, 2: 4},
     align_warmup=1,
     align_prob=0.7,
+    align_weight=0.1,
+    align_at="end",
 )
 
 ALIGNED = SaltConfig(
-    step_counts=(2,), probs=(1.0,), sc_steps=(), align_warmup=0, align_prob=1.0, align_margin=0.0
+    step_counts=(2,),
+    probs=(1.0,),
+    sc_steps=(),
+    align_warmup=0,
+    align_prob=1.0,
+    align_weight=0.1,
+    align_margin=0.0,
+    align_at="end",
 )
 
 
@@ -121,7 +130,7 @@ def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
 
 
 def test_salt_leaves_pythons_and_torchs_random_streams_to_the_trainer() -> None:
-    config = SaltConfig(step_counts=(2,), probs=(1.0,), sc_steps=(), align_warmup=0, align_prob=1.0)
+    config = ALIGNED
     model = tiny.build_model()
     with self_forcing.attached(model, config):
         torch.manual_seed(0)
@@ -139,7 +148,10 @@ def test_salt_leaves_pythons_and_torchs_random_streams_to_the_trainer() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"align_block": 5}, "align_block must be an index into the 2 blocks of fake_score; got 5"),
+        (
+            {"align_block": 5, "align_weight": 0.1},
+            "align_block must be an index into the 2 blocks of fake_score; got 5",
+        ),
         (
             {
                 "step_counts": (600,),
