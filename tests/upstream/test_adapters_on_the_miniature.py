@@ -18,8 +18,8 @@ import tiny
 import torch
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-from salt_losses import SaltConfig
-from salt_losses.adapters import MissingSeamError, record, self_forcing
+from salt_losses import SaltConfig, shift_time
+from salt_losses.adapters import MissingSeamError, _engine, record, self_forcing
 
 # Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
 BUSY = SaltConfig(
@@ -57,9 +57,9 @@ def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -
         assert handle.plan.iteration == 6
     expected = []
     for plan in map(BUSY.scheduler().plan, range(6)):
-        counts = [plan.reference_steps] if plan.use_align else []
-        counts += [plan.num_steps, plan.num_steps]
-        expected += [(plan.iteration, count) for count in counts]
+        # The reference runs inside the student's rollout; the critic's has none.
+        counts = [plan.num_steps, plan.reference_steps, plan.num_steps]
+        expected += [(plan.iteration, count) for count in counts if count is not None]
     assert steps == expected
     assert len(steps) > 12
 
@@ -319,3 +319,28 @@ def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> N
     assert {"salt/sc_loss", "salt/align_loss"} <= logged
     assert 0.0 in one["sc"]  # an exit step that admits no triple
     assert any(one["sc"])
+
+
+def test_align_levels_is_the_range_of_the_features_level_before_the_shift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    levels: list[float] = []
+    real = _engine.alignment
+
+    def alignment(*args: Any, **kwargs: Any) -> torch.Tensor:
+        levels.append(kwargs["t"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(_engine, "alignment", alignment)
+    model = tiny.build_model()
+    inputs = tiny.loss_inputs(model)
+    with self_forcing.attached(model, replace(ALIGNED, align_levels=(0.1, 0.2))):
+        for _ in range(20):
+            model.generator_loss(**inputs)
+    lowest, highest = (shift_time(u, model.timestep_shift) for u in (0.1, 0.2))
+    assert lowest <= min(levels) < max(levels) <= highest
+    assert max(levels) - min(levels) > 0.5 * (highest - lowest)
+    levels.clear()
+    with self_forcing.attached(model, replace(ALIGNED, align_levels=(0.0, 1e-9))):
+        model.generator_loss(**inputs)
+    assert levels == [model.min_step / 1000]

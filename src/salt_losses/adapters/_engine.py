@@ -138,7 +138,7 @@ class SaltHandle:
         rollout = self._rollout()
         with (
             self._step_lists(rollout.plan) as pipeline,
-            rollout.collecting(self._model, pipeline, self._triples()),
+            rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
         ):
             loss, log = original()
         frames = arguments["image_or_video_shape"][1]
@@ -159,7 +159,7 @@ class SaltHandle:
         self._chunk = rollout = self._rollout(streaming=True)
         with (
             self._step_lists(rollout.plan) as pipeline,
-            rollout.collecting(self._model, pipeline, self._triples()),
+            rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
         ):
             return original()
 
@@ -236,13 +236,16 @@ class SaltHandle:
 
     def _alignment(self, rollout: Rollout, conditional_dict: dict[str, Any], frames: int) -> Tensor:
         model, config = self._model, self.config
-        low, reference = rollout.output, rollout.reference
-        if low is None or reference is None:
+        if rollout.output is None or rollout.reference is None:
             raise RuntimeError("the alignment was not collected: the rollout did not take place")
         # Of a longer rollout only the last frames are scored, and only they carry gradient.
-        low, reference = low[:, -frames:], reference[:, -frames:]
+        aligned = rollout.reference.frames[-frames:]
+        if rollout.reference.output is None or not any(aligned):
+            return torch.zeros((), device=rollout.output.device)
+        low, reference = rollout.output[:, -frames:], rollout.reference.output[:, -frames:]
         # As the DMD loss draws its level: uniform, then shifted, and kept off both ends.
-        u = random.Random(self._key("t_f")).random()
+        lowest, highest = config.align_levels
+        u = lowest + (highest - lowest) * random.Random(self._key("t_f")).random()
         t = shift_time(u, float(model.timestep_shift))
         t = min(max(t, model.min_step / 1000), model.max_step / 1000)
         generator = torch.Generator(low.device).manual_seed(_seed(self._key("noise")))
@@ -250,6 +253,7 @@ class SaltHandle:
             getattr(model, config.align_features),
             low,
             reference,
+            frames=[frame for frame, takes_part in enumerate(aligned) if takes_part],
             block=config.align_block,
             margin=config.align_margin,
             t=t,
@@ -260,6 +264,9 @@ class SaltHandle:
 
     def _triples(self) -> torch.Generator:
         return torch.Generator().manual_seed(_seed(self._key("triples")))
+
+    def _noise_seed(self) -> int:
+        return _seed(self._key("reference"))
 
     def _key(self, purpose: str) -> str:
         """Names a stream of each iteration, call and rank, so that there is no state to save."""

@@ -21,6 +21,7 @@ def alignment(
     low: Tensor,
     reference: Tensor,
     *,
+    frames: list[int],
     block: int | None,
     margin: float,
     t: float,
@@ -30,7 +31,8 @@ def alignment(
 ) -> Tensor:
     """The alignment loss of `low` towards `reference`, 0-dim, on the graph of `low` alone.
 
-    Both rollouts `[B, F, C, H, W]` get the same noise at level `t`. The gradient w.r.t. `low` is
+    Both rollouts `[B, F, C, H, W]` get the same noise at level `t`; `frames` are those that are
+    compared. The gradient w.r.t. `low` is
     taken here and now: nothing of the network's graph outlives the call. Its parameters are to be
     `frozen` meanwhile.
     """
@@ -44,7 +46,8 @@ def alignment(
     with torch.no_grad():
         target, _ = features(reference)
     z, output = features(leaf)
-    value = relational_align_loss(z, target, margin=margin)
+    kept = slice(None) if len(frames) == low.shape[1] else frames
+    value = relational_align_loss(z[:, kept], target[:, kept], margin=margin)
     if not leaf.requires_grad:
         return value
     # The zero times the output makes the backward pass enter at the network's end, where FSDP

@@ -1,0 +1,284 @@
+"""The alignment's target: what the reference predicts, on which noise, and when there is none."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from test_adapters import VANISHING, calls_of_a_step, generator_step, salt
+from test_harness import assert_same
+from torch import Tensor
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import _engine
+
+AT = ["end", "exit", "input"]
+
+
+def aligned(model: Any, at: str, noise: str, **settings: Any) -> SaltConfig:
+    chosen = {"align_weight": 1.0, "align_margin": 0.0, "align_at": at, "align_noise": noise}
+    return salt(model, **(chosen | settings))
+
+
+@contextlib.contextmanager
+def exits_of_their_own(model: Any) -> Iterator[None]:
+    """Every block draws its exit step for itself."""
+    build = model._initialize_inference_pipeline
+
+    def build_pipeline() -> None:
+        build()
+        model.inference_pipeline.same_step_across_blocks = False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_initialize_inference_pipeline", build_pipeline)
+        if model.inference_pipeline is not None:
+            patch.setattr(model.inference_pipeline, "same_step_across_blocks", False)
+        yield
+
+
+@contextlib.contextmanager
+def watched(model: Any) -> Iterator[list[dict[str, Any]]]:
+    """What is aligned: `low`, `reference`, `frames` of each alignment."""
+    seen: list[dict[str, Any]] = []
+    real = _engine.alignment
+
+    def alignment(network: Any, low: Tensor, reference: Tensor, **kwargs: Any) -> Any:
+        seen.append({"low": low.detach(), "reference": reference, **kwargs})
+        return real(network, low, reference, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_engine, "alignment", alignment)
+        yield seen
+
+
+class Recorded:
+    """A plain rollout of the trainer, written down: each block's calls and draws."""
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.draws: list[tuple[Tensor, float]] = []
+        self.drawn = False
+        build = model._initialize_inference_pipeline
+        recorded = self
+
+        class Generator:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(model.generator, name)
+
+            def __call__(self, **kwargs: Any) -> Any:
+                if not recorded.calls:
+                    recorded.caches = clones(kwargs)
+                result = model.generator(**kwargs)
+                recorded.calls.append({**kwargs, "x0": result[1].detach().clone()})
+                return result
+
+        class Scheduler:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(model.scheduler, name)
+
+            def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+                recorded.draws.append((noise.clone(), float(timestep.flatten()[0])))
+                return model.scheduler.add_noise(x0, noise, timestep)
+
+        def build_pipeline() -> None:
+            build()
+            model.inference_pipeline.generator = Generator()
+            model.inference_pipeline.scheduler = Scheduler()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "_initialize_inference_pipeline", build_pipeline)
+            generator_step(model, seed)
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """Calls and draws by block; the last call and draw of each are its context pass."""
+        starts = sorted({call["current_start"] for call in self.calls})
+        calls = [[c for c in self.calls if c["current_start"] == start] for start in starts]
+        draws = iter(self.draws)
+        return [{"calls": c, "draws": [next(draws) for _ in c[1:]]} for c in calls]
+
+
+def clones(call: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [
+            {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in layer.items()}
+            for layer in call[name]
+        ]
+        for name in ("kv_cache", "crossattn_cache")
+    }
+
+
+def literal_call(model: Any, like: dict[str, Any], x: Tensor, t: float) -> Any:
+    timestep = torch.full_like(like["timestep"], t)
+    call = {**like, "noisy_image_or_video": x, "timestep": timestep}
+    return model.generator(**{name: value for name, value in call.items() if name != "x0"})
+
+
+def literal_noise(model: Any, x0: Tensor, noise: Tensor, t: float) -> Tensor:
+    times = torch.full((len(noise),), t, dtype=torch.float64)
+    return model.scheduler.add_noise(x0.flatten(0, 1), noise, times).unflatten(0, x0.shape[:2])
+
+
+@torch.no_grad()
+def literal_target(
+    model: Any, recorded: Recorded, at: str, noise: list[list[Tensor]] | None = None
+) -> Tensor:
+    """The target, step by step, on a cache of its own. `noise`: each block's draws, where they are
+    not the student's."""
+    table, own = model.scheduler.timesteps.double(), model.denoising_step_list.double()
+    dense = []  # the grid with a level between each two, off the trainer's table
+    for level in torch.arange(2 * len(own)):
+        raw = 1000 - 1000 * level.double() / (2 * len(own))
+        dense.append(
+            float(table[1000 - int(raw)])
+            if model.denoising_step_list.is_floating_point()
+            else float(raw)
+        )
+    targets = []
+    caches = recorded.caches
+    for number, block in enumerate(recorded.blocks()):
+        steps = dense
+        first = getattr(model, "denoising_step_list_first_chunk", None)
+        if number == 0 and first is not None:
+            steps = first.tolist()
+        *denoising, context = block["calls"]
+        shared = {round(level, 3): drawn for drawn, level in block["draws"][:-1]}
+        exit_level = float(denoising[-1]["timestep"].flatten()[0])
+        last = steps[-1] if at == "end" else min(steps, key=lambda t: abs(t - exit_level))
+        x = denoising[0]["noisy_image_or_video"]
+
+        call = partial(literal_call, model, denoising[0] | caches)
+        for step, t in enumerate(steps):
+            v, x0 = call(x, t)
+            if t == last:
+                break
+            s = steps[step + 1]
+            if noise is not None:
+                x = literal_noise(model, x0, noise[number][step], s)
+            elif round(s, 3) in shared:
+                x = literal_noise(model, x0, shared[round(s, 3)], s)
+            else:
+                x = (x.double() - (t - s) / 1000 * v.double()).to(x)
+        target = x0
+        if at == "input" and exit_level != steps[0]:
+            _, target = call(denoising[-1]["noisy_image_or_video"], exit_level)
+        targets.append(target)
+        drawn = block["draws"][-1][0] if noise is None else noise[number][-1]
+        call(
+            literal_noise(model, x0, drawn, block["draws"][-1][1]),
+            float(context["timestep"].flatten()[0]),
+        )
+    return torch.cat(targets, dim=1)
+
+
+def seed_with_exits(model: Any, wanted: Callable[[list[int]], bool]) -> tuple[int, list[int]]:
+    """A seed for which each block's exit step is as wanted, and these."""
+    for seed in range(100):
+        exits = [len(block["calls"]) - 2 for block in Recorded(model, seed).blocks()]
+        if wanted(exits):
+            return seed, exits
+    pytest.fail("no seed has such exit steps")
+
+
+@pytest.mark.parametrize("across", ["one exit", "an exit per block"])
+@pytest.mark.parametrize("at", AT)
+def test_the_target_is_the_literal_one_from_the_students_recorded_noise(
+    model: Any, at: str, across: str
+) -> None:
+    half = len(model.denoising_step_list) // 2
+    with contextlib.ExitStack() as stack:
+        if across == "an exit per block":
+            stack.enter_context(exits_of_their_own(model))
+            seed, exits = seed_with_exits(model, lambda e: e[-1] >= half and 0 in e[1:-1])
+        else:
+            seed, exits = seed_with_exits(model, lambda e: e[-1] >= half)
+        recorded = Recorded(model, seed)
+        with watched(model) as seen:
+            step = generator_step(model, seed, aligned(model, at, "shared"))
+        oracle = literal_target(model, recorded, at)
+    assert float(step.log["salt/align_loss"]) > 0
+    (one,) = seen
+    assert one["reference"].shape == oracle.shape
+    error = (one["reference"] - oracle).abs().max() / oracle.abs().max()
+    assert float(error) < 1e-6
+    assert float((one["low"] - oracle).abs().max()) > 1e-3
+    per_block = oracle.shape[1] // len(exits)
+    first_is_as_dense = at != "end" and model.name == "causal_forcing_first_chunk"
+    taking_part = [
+        block
+        for block, exit_step in enumerate(exits)
+        if at == "end" or (exit_step > 0 and not (block == 0 and first_is_as_dense))
+    ]
+    assert one["frames"] == [b * per_block + f for b in taking_part for f in range(per_block)]
+
+
+@pytest.mark.parametrize("at", AT)
+def test_own_noise_is_neither_the_students_nor_the_same_in_every_iteration(
+    model: Any, at: str
+) -> None:
+    seed, _ = seed_with_exits(model, lambda e: min(e) == max(e) > 0)
+    targets = []
+    for settings in ({"align_noise": "shared"}, {"seed": 0}, {"seed": 0}, {"seed": 1}):
+        config = replace(aligned(model, at, "own"), **settings)
+        with watched(model) as seen:
+            generator_step(model, seed, config)
+        targets.append(seen[0]["reference"])
+    shared, own, again, other = targets
+    assert torch.equal(own, again)
+    for one, two in ((own, shared), (own, other)):
+        assert float((one - two).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("noise", ["own", "shared"])
+@pytest.mark.parametrize("at", ["exit", "input"])
+def test_where_the_student_leaves_at_its_first_step_nothing_is_called_and_nothing_aligned(
+    model: Any, at: str, noise: str
+) -> None:
+    seed, _ = seed_with_exits(model, lambda e: max(e[1:]) == 0)
+    plain, _ = calls_of_a_step(model, seed, None)
+    salted, step = calls_of_a_step(model, seed, aligned(model, at, noise))
+    assert salted == plain
+    assert float(step.log["salt/align_loss"]) == 0
+
+
+@pytest.mark.parametrize("noise", ["own", "shared"])
+@pytest.mark.parametrize("at", ["exit", "input"])
+def test_the_reference_makes_no_call_below_the_students_exit(
+    model: Any, at: str, noise: str
+) -> None:
+    seed, exits = seed_with_exits(model, lambda e: min(e) == max(e) > 0)
+    plain, _ = calls_of_a_step(model, seed, None)
+    salted, _ = calls_of_a_step(model, seed, aligned(model, at, noise))
+    steps = 2 * exits[1] + 1
+    extra = len(exits) * (steps + 1 + (at == "input"))  # with the context pass
+    if model.name == "causal_forcing_first_chunk":  # its first chunk keeps its own list
+        extra = (len(exits) - 1) * (steps + 1 + (at == "input")) + exits[0] + 2
+    assert salted["no_grad"] == plain["no_grad"] + extra
+    assert salted["grad"] == plain["grad"]
+    assert salted["fake_score"] == plain["fake_score"] + 2
+
+
+@pytest.mark.parametrize("across", ["one exit", "an exit per block"])
+@pytest.mark.parametrize("noise", ["own", "shared"])
+@pytest.mark.parametrize("at", AT)
+def test_a_reference_of_vanishing_weight_leaves_the_generator_step_bit_identical(
+    model: Any, at: str, noise: str, across: str
+) -> None:
+    config = aligned(model, at, noise, align_weight=VANISHING, sc_weight=VANISHING)
+    active = 0.0
+    with contextlib.ExitStack() as stack:
+        if across == "an exit per block":
+            stack.enter_context(exits_of_their_own(model))
+        for seed in (0, 1, 2):
+            plain, salted = generator_step(model, seed), generator_step(model, seed, config)
+            assert_same(plain.result, salted.result)
+            assert torch.equal(plain.streams[0], salted.streams[0])
+            assert plain.streams[1] == salted.streams[1]
+            assert [n for n, c in plain.caches.items() if not c.equal(salted.caches[n])] == []
+            assert salted.critic_gradients == {}
+            active += float(salted.log["salt/align_loss"])
+    assert active > 0
