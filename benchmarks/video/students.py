@@ -15,7 +15,7 @@ CHUNKS = {"num_training_frames": 7, "num_frame_per_block": 1}
 PRESETS = {
     "cpu": replace(DEMO["cpu"], **CHUNKS, distill_steps=300),
     "gpu": replace(DEMO["gpu"], num_training_frames=21, num_frame_per_block=3, ema_weight=0.99),
-    "toy": replace(DEMO["smoke"], num_training_frames=4, num_frame_per_block=1),
+    "toy": replace(DEMO["smoke"], num_training_frames=3, num_frame_per_block=1),
 }
 # Progress is looked at after each of these shares of the training.
 STAGES = 2
@@ -154,11 +154,10 @@ _FAMILIES = {
     ),
     "baseline": (
         retrain("dmd-4", lr=1e-4)
-        | retrain("dmd-4", lr=4e-4)
-        | retrain("dmd-4", lr_critic=5e-4)
-        | retrain("dmd-4", lr_critic=2e-3)
+        | retrain("dmd-4", lr=1e-4, dfake_gen_update_ratio=5)
+        | retrain("dmd-4", lr_critic=2e-3, dfake_gen_update_ratio=2)
+        | retrain("dmd-4", lr=4e-4, lr_critic=2e-3)
         | retrain("dmd-4", guidance_scale=0.3)
-        | retrain("dmd-4", dfake_gen_update_ratio=5)
     ),
 }
 
