@@ -90,6 +90,20 @@ x0_to_velocity(X, X, times(0.5, 0.0))
     ValueError: t must be above 0: the velocity is not determined at noise level 0
 x0_to_velocity(X, X.int(), 0.5)
     TypeError: x0 must be a floating-point tensor; got a int32 tensor of shape [2, 3, 4]
+to_velocity(X, X, 0.5, "epsilon")
+    ValueError: kind must be one of 'velocity', 'x0', 'noise'; got 'epsilon'
+to_velocity(X[:1], X, 0.5, "velocity")
+    ValueError: prediction must have the shape of x_t, [2, 3, 4]; got [1, 3, 4]
+to_velocity(META, X, 0.5, "noise")
+    ValueError: prediction must be on the device of x_t, cpu; got meta
+to_velocity(X, X, 500, "velocity")
+    ValueError: t must be a noise level in [0, 1]; got 500
+to_velocity(X, X, 0.0, "x0")
+    ValueError: t must be above 0: the velocity is not determined at noise level 0
+to_velocity(X, X, 1.0, "noise")
+    ValueError: t must be below 1: noise does not determine the velocity at level 1
+to_velocity(X, X, T, "noise")
+    ValueError: t must be below 1: noise does not determine the velocity at level 1
 euler_step(X, X, 0.25, 0.5)
     ValueError: s must not lie above t; got s=0.5, t=0.25 at index 0
 euler_step(X, X, T, times(0.4, 1.5))
@@ -205,6 +219,12 @@ shortcut_triple_sampler(torch.tensor([1, 0]), FINE, COARSE)
     TypeError: t_s must be a float32 or float64 tensor; got a int64 tensor of shape [2]
 shortcut_triple_sampler(T * 1000, FINE, COARSE)
     ValueError: t_s must hold noise levels in [0, 1]; got 500 at index 0
+shortcut_triple_sampler(T, FINE, COARSE, nearest=0)
+    ValueError: nearest must be at least 1; got 0
+shortcut_triple_sampler(T, FINE, COARSE, nearest=2.0)
+    TypeError: nearest must be an integer; got 2.0 (float)
+shortcut_triple_sampler(T, FINE, COARSE, nearest=True)
+    TypeError: nearest must be an integer; got True (bool)
 shortcut_triple_sampler(T, [], COARSE)
     ValueError: train_times must hold at least two noise levels; got []
 shortcut_triple_sampler(T, FINE, [1.0])
@@ -281,6 +301,20 @@ semigroup_defect_loss(straight, X, TRIPLE, v_s=X[:1])
     ValueError: v_s must have the shape of x_s, [2, 3, 4]; got [1, 3, 4]
 semigroup_defect_loss(straight, X, TRIPLE, v_s=META)
     ValueError: v_s must be on the device of x_s, cpu; got meta
+semigroup_defect_loss(straight, X, TRIPLE, weight=0.5)
+    TypeError: weight must be a floating-point tensor; got 0.5 (float)
+semigroup_defect_loss(straight, X, TRIPLE, weight=torch.tensor([1, 0]))
+    TypeError: weight must be a floating-point tensor; got a int64 tensor of shape [2]
+semigroup_defect_loss(straight, X, TRIPLE, weight=torch.ones(2, 1))
+    ValueError: weight must have the shape of triple.t_s, [2]; got [2, 1]
+semigroup_defect_loss(straight, X, TRIPLE, weight=META[:, 0, 0])
+    ValueError: weight must be on the device of triple.t_s, cpu; got meta
+semigroup_defect_loss(straight, X, TRIPLE, weight=times(1.0, -0.5))
+    ValueError: weight must hold finite numbers of at least 0; got -0.5 at index 1
+semigroup_defect_loss(straight, X, TRIPLE, weight=times(NAN, 0.5))
+    ValueError: weight must hold finite numbers of at least 0; got nan at index 0
+semigroup_defect_loss(straight, X, TRIPLE, weight=times(INF, 0.5))
+    ValueError: weight must hold finite numbers of at least 0; got inf at index 0
 semigroup_defect_loss(straight, X, TRIPLE, mask=torch.ones(2))
     TypeError: mask must be a boolean tensor; got a float32 tensor of shape [2]
 semigroup_defect_loss(straight, X, TRIPLE, mask=torch.ones(2, 1, dtype=torch.bool))
@@ -340,10 +374,32 @@ euler_sample(lambda x, t: x.long(), X, COARSE)
     [2, 3, 4]
 consistency_sample(straight, X, [1.0, 0.5, -0.1])
     ValueError: times must hold noise levels in [0, 1]; got [1.0, 0.5, -0.1]
+backward_simulation(straight, X, COARSE, 2)
+    ValueError: exit_step must be one of the 2 steps of times, counted from 0; got 2
+backward_simulation(straight, X, COARSE, -1)
+    ValueError: exit_step must be at least 0; got -1
+backward_simulation(straight, X, COARSE, 1.0)
+    TypeError: exit_step must be an integer; got 1.0 (float)
+backward_simulation(straight, X, COARSE[::-1], 0)
+    ValueError: times must be strictly decreasing; got [0.0, 0.5, 1.0]
+backward_simulation(None, X, COARSE, 0)
+    TypeError: velocity_fn must be callable; got None (NoneType)
+backward_simulation(straight, X, COARSE, 1, generator="cpu")
+    TypeError: generator must be a torch.Generator or None; got 'cpu' (str)
+backward_simulation(lambda x, t: x[:, :1], X, COARSE, 1)
+    ValueError: velocity_fn's result must have the shape of x, [2, 3, 4]; got [2, 1, 4]
 consistency_sample(straight, X, COARSE, generator="cpu")
     TypeError: generator must be a torch.Generator or None; got 'cpu' (str)
 consistency_sample(straight, META, COARSE, generator=torch.Generator())
     ValueError: generator must be on the device of the draw, meta; got one on cpu
+
+# kv_cache
+detached_alias("cache")
+    TypeError: cache must be a tensor or a nesting of lists, tuples, dicts and dataclasses of
+    tensors; got 'cache' (str)
+detached_alias(ShortcutTriple)
+    TypeError: cache must be a tensor or a nesting of lists, tuples, dicts and dataclasses of
+    tensors; got <class 'salt_losses.shortcut.ShortcutTriple'> (type)
 
 # mixed_step
 MixedStepScheduler(step_counts=())
@@ -439,9 +495,54 @@ SaltConfig(shift=-3.0)
 SaltConfig.from_mapping([("sc_weight", 1.0)])
     TypeError: mapping must be a mapping of settings; got [('sc_weight', 1.0)] (list)
 SaltConfig.from_mapping({"lambda_sc": 1.0})
-    ValueError: unknown setting 'lambda_sc'; did you mean 'align_block'?
+    ValueError: unknown setting 'lambda_sc'; known are preset, step_counts, probs, shift,
+    sc_steps, align_reference, align_warmup, align_prob, inference_steps, seed, sc_weight,
+    align_weight, align_margin, align_features, align_block, sc_stop_grad, sc_time_weight,
+    sc_nearest, align_at, align_noise, align_levels
 SaltConfig.from_mapping({"sc_wieght": 1.0})
     ValueError: unknown setting 'sc_wieght'; did you mean 'sc_weight'?
+SaltConfig.from_mapping({"preset": "released"})
+    ValueError: preset must be one of 'paper', 'released_self_forcing',
+    'released_causal_forcing', 'released_longlive'; got 'released'
+SaltConfig.from_mapping({"preset": None})
+    ValueError: preset must be one of 'paper', 'released_self_forcing',
+    'released_causal_forcing', 'released_longlive'; got None
+SaltConfig.from_mapping({"preset": "paper", "sc_nearst": 2})
+    ValueError: unknown setting 'sc_nearst'; did you mean 'sc_nearest'?
+SaltConfig.from_mapping({"align_reference": {"two": 4}})
+    TypeError: align_reference's key must be an integer; got 'two' (str)
+SaltConfig.from_mapping({"align_reference": {"2": 4, 2: 8}})
+    ValueError: align_reference must hold each step count once; got {'2': 4, 2: 8}
+SaltConfig.from_mapping({"align_reference": {"2": "4"}})
+    TypeError: align_reference[2] must be an integer; got '4' (str)
+SaltConfig.preset("salt")
+    ValueError: preset must be one of 'paper', 'released_self_forcing',
+    'released_causal_forcing', 'released_longlive'; got 'salt'
+SaltConfig(sc_stop_grad="both")
+    ValueError: sc_stop_grad must be one of None, 'direct', 'composed'; got 'both'
+SaltConfig(sc_time_weight=True)
+    ValueError: sc_time_weight must be one of None, 'clean'; got True
+SaltConfig(sc_nearest=0)
+    ValueError: sc_nearest must be at least 1; got 0
+SaltConfig(sc_nearest="2")
+    TypeError: sc_nearest must be an integer; got '2' (str)
+SaltConfig(align_at="last")
+    ValueError: align_at must be one of 'end', 'exit', 'input'; got 'last'
+SaltConfig(align_noise=None)
+    ValueError: align_noise must be one of 'own', 'shared'; got None
+SaltConfig(align_levels=0.2)
+    TypeError: align_levels must be the lowest and the highest noise level; got 0.2 (float)
+SaltConfig(align_levels=(0.0, 0.2, 1.0))
+    TypeError: align_levels must be the lowest and the highest noise level; got (0.0, 0.2, 1.0)
+    (tuple)
+SaltConfig(align_levels=(0.0, "1"))
+    TypeError: align_levels[1] must be a number; got '1' (str)
+SaltConfig(align_levels=(-0.1, 0.2))
+    ValueError: align_levels[0] must be a finite number of at least 0; got -0.1
+SaltConfig(align_levels=(0.2, 0.2))
+    ValueError: align_levels must be two rising noise levels in [0, 1]; got (0.2, 0.2)
+SaltConfig(align_levels=(0.0, 200))
+    ValueError: align_levels must be two rising noise levels in [0, 1]; got (0.0, 200)
 SaltConfig.from_mapping({"sc_weight": None})
     TypeError: sc_weight must be a number; got None (NoneType)
 salt_loss(1.0, PLAN, SaltConfig())

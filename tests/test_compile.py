@@ -14,6 +14,7 @@ from salt_losses import (
     ShortcutTriple,
     StepPlan,
     add_noise,
+    backward_simulation,
     consistency_sample,
     critic_loss,
     dmd_grad,
@@ -27,6 +28,7 @@ from salt_losses import (
     shift_time,
     shortcut_triple_sampler,
     step_schedule,
+    to_velocity,
     velocity_to_x0,
     x0_to_velocity,
 )
@@ -52,10 +54,12 @@ def velocity_fn(x, t):
 
 def defect_loss(**settings):
     def call(x, y, z):
-        v_s = velocity_fn(x, triple_for(x).t_s) if settings.get("v_s") else None
-        return semigroup_defect_loss(
-            velocity_fn, x, triple_for(x), **{**settings, "v_s": v_s, "mask": MASK.to(x.device)}
-        )
+        triple, given = triple_for(x), dict(settings)
+        if settings.get("v_s"):
+            given["v_s"] = velocity_fn(x, triple.t_s)
+        if settings.get("weight"):
+            given["weight"] = 1.25 - triple.t_s
+        return semigroup_defect_loss(velocity_fn, x, triple, **given, mask=MASK.to(x.device))
 
     return call
 
@@ -70,6 +74,7 @@ LOSSES = {
     "semigroup_defect_loss, v_s": defect_loss(v_s=True),
     "semigroup_defect_loss, direct": defect_loss(stop_grad="direct", reduction="norm"),
     "semigroup_defect_loss, composed": defect_loss(stop_grad="composed", reduction="none"),
+    "semigroup_defect_loss, weight": defect_loss(weight=True),
     "salt_loss": lambda x, y, z: salt_loss(
         x.mean(), PLAN, CONFIG, sc=x.sin().sum(), align=y.mean()
     ),
@@ -80,6 +85,8 @@ DETERMINISTIC = {
     "add_noise, [B, F]": lambda x, y, z: add_noise(x, y, triple_for(x).t_m),
     "velocity_to_x0": lambda x, y, z: velocity_to_x0(x, y, triple_for(x).t_m[:, 0]),
     "x0_to_velocity": lambda x, y, z: x0_to_velocity(x, y, 0.5),
+    "to_velocity, x0": lambda x, y, z: to_velocity(x, y, 0.5, "x0"),
+    "to_velocity, noise": lambda x, y, z: to_velocity(x, y, triple_for(x).t_m, "noise"),
     "euler_step": lambda x, y, z: euler_step(x, y, triple_for(x).t_s, 0.25),
     "shift_time": lambda x, y, z: shift_time(x.sigmoid(), 3.0),
     "guide": lambda x, y, z: guide(x, y, 3.0),
@@ -96,9 +103,18 @@ RANDOM = {
     "shortcut_triple_sampler": lambda x, g: torch.stack(
         [u.float() for u in shortcut_triple_sampler(x.sigmoid() * 0 + 1, FINE, COARSE, generator=g)]
     ),
+    "shortcut_triple_sampler, nearest": lambda x, g: torch.stack(
+        [
+            u.float()
+            for u in shortcut_triple_sampler(
+                x * 0 + 1, GRID, (1.0, 0.75, 0.5, 0.0), nearest=2, generator=g
+            )
+        ]
+    ),
     "shortcut_triple_sampler, tensors": lambda x, g: torch.stack(
         [u.float() for u in shortcut_triple_sampler(x * 0 + 1, GRID, GRID[::2], generator=g)]
     ),
+    "backward_simulation": lambda x, g: backward_simulation(velocity_fn, x, FINE, 2, generator=g),
     "consistency_sample": lambda x, g: consistency_sample(velocity_fn, x, FINE, generator=g),
     "semigroup_defect": lambda x, g: (
         semigroup_defect(velocity_fn, x, COARSE, FINE, generator=g).per_interval
@@ -262,8 +278,11 @@ WITHOUT_SYNC = {
     **LOSSES,
     **{name: DETERMINISTIC[name] for name in ("add_noise", "velocity_to_x0", "x0_to_velocity")},
     **{name: DETERMINISTIC[name] for name in ("euler_step", "guide", "dmd_grad", "shift_time")},
+    **{name: DETERMINISTIC[name] for name in ("to_velocity, x0", "to_velocity, noise")},
     "dmd_grad, block": DETERMINISTIC["dmd_grad, block"],
-    "shortcut_triple_sampler": lambda x, y, z: shortcut_triple_sampler(x * 0 + 1, GRID, GRID[::2]),
+    "shortcut_triple_sampler": lambda x, y, z: shortcut_triple_sampler(
+        x * 0 + 1, GRID, GRID[::2], nearest=1
+    ),
 }
 
 

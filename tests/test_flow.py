@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from salt_losses import add_noise, euler_step, velocity_to_x0, x0_to_velocity
+from salt_losses import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
 
 SHAPE = (2, 3, 4, 5)
 TIMES = {
@@ -72,6 +72,54 @@ def test_the_velocity_is_the_derivative_of_the_path(pair):
     torch.testing.assert_close(v, noise - x0)
 
 
+BELOW_1 = {name: t if isinstance(t, float) else t.clamp(max=0.95) for name, t in TIMES.items()}
+
+
+@pytest.mark.parametrize("t", BELOW_1.values(), ids=BELOW_1)
+def test_to_velocity_is_the_literal_equation_of_each_kind(pair, t):
+    x_t, predicted = pair
+    equations = {
+        "velocity": lambda t, x, p: p,
+        "x0": lambda t, x, p: (x - p) / t,
+        "noise": lambda t, x, p: p - (x - t * p) / (1 - t),  # noise - x0
+    }
+    for kind, equation in equations.items():
+        expected = elementwise(equation, t, x_t, predicted)
+        torch.testing.assert_close(to_velocity(predicted, x_t, t, kind), expected)
+
+
+@pytest.mark.parametrize("t", BELOW_1.values(), ids=BELOW_1)
+def test_exact_predictions_of_all_kinds_are_one_velocity(pair, t):
+    x0, noise = pair
+    x_t = add_noise(x0, noise, t)
+    for kind, prediction in {"velocity": noise - x0, "x0": x0, "noise": noise}.items():
+        torch.testing.assert_close(to_velocity(prediction, x_t, t, kind), noise - x0)
+
+
+@pytest.mark.parametrize("kind", ["velocity", "x0", "noise"])
+def test_to_velocity_has_the_numerical_gradient(pair, kind):
+    a, b = (u.requires_grad_() for u in pair)
+    t = BELOW_1["[B, F]"]
+    assert torch.autograd.gradcheck(lambda a, b: to_velocity(a, b, t, kind), (a, b))
+
+
+def test_a_noise_prediction_next_to_pure_noise_keeps_the_precision_of_its_time(pair):
+    x0, noise = pair
+    t = 1 - 1e-6  # 1 - t would lose half of its digits in float32
+    x_t = add_noise(x0, noise, t)
+    v = to_velocity(noise, x_t.float(), t, "noise")
+    expected = (noise - x_t.float().double()) / (1 - t)
+    torch.testing.assert_close(v.double(), expected, rtol=1e-5, atol=0.2)
+
+
+def test_each_kind_has_a_velocity_where_the_others_have_none(pair):
+    x, prediction = pair
+    assert to_velocity(prediction, x, 1.0, "x0").isfinite().all()
+    assert to_velocity(prediction, x, 0.0, "noise").isfinite().all()
+    for t in (0.0, 1.0):
+        assert torch.equal(to_velocity(prediction, x, t, "velocity"), prediction)
+
+
 def test_euler_step_takes_a_per_sample_time_next_to_a_per_frame_one(pair):
     x, v = pair
     t, s = TIMES["[B]"], torch.tensor([[0.0, 0.1, 0.2], [0.3, 0.6, 0.9]], dtype=torch.float64)
@@ -96,6 +144,9 @@ def test_half_precision_states_are_computed_in_float32_and_returned_as_they_came
         assert torch.equal(velocity_to_x0(x, v, t), (x.float() - t_ * v.float()).to(dtype))
         assert torch.equal(x0_to_velocity(x, v, t), ((x.float() - v.float()) / t_).to(dtype))
         assert torch.equal(euler_step(x, v, t, 0.0), (x.float() - t_ * v.float()).to(dtype))
+        by_noise = ((v.float() - x.float()) / (1 - t_)).to(dtype)
+        assert torch.equal(to_velocity(v, x, t, "noise"), by_noise)
+        assert torch.equal(to_velocity(v.float(), x, t, "velocity"), v)
 
 
 @pytest.mark.parametrize("function", [add_noise, velocity_to_x0, x0_to_velocity])

@@ -1,4 +1,7 @@
 import dataclasses
+import fractions
+import json
+import pickle
 
 import pytest
 import torch
@@ -102,6 +105,76 @@ def test_from_mapping_reads_what_a_yaml_file_holds():
 def test_an_unknown_setting_is_refused_with_the_nearest_known_one(typo, nearest):
     with pytest.raises(ValueError, match=f"'{typo}'; did you mean '{nearest}'"):
         SaltConfig.from_mapping({typo: 1})
+
+
+# Every setting away from its default, as Python code has it.
+OTHER = SaltConfig(
+    step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, sc_steps=(3, 6),
+    align_reference={3: 6, 1: 4}, align_warmup=4, align_prob=0.9, inference_steps=3, seed=11,
+    sc_weight=2.0, align_weight=0.0, align_margin=0.2, align_features="real_score", align_block=20,
+    sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="exit",
+    align_noise="shared", align_levels=(0.1, 0.2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [SaltConfig(), OTHER], ids=["defaults", "others"])
+def test_asdict_json_pickle_and_replace_give_the_config_back(config):
+    settings = dataclasses.asdict(config)
+    for same in (
+        SaltConfig(**settings),
+        SaltConfig.from_mapping(settings),
+        SaltConfig.from_mapping(json.loads(json.dumps(settings))),
+        dataclasses.replace(config),
+        pickle.loads(pickle.dumps(config)),
+    ):
+        assert same == config
+        assert hash(same) == hash(config)
+        assert dataclasses.asdict(same) == settings
+
+
+def test_every_setting_counts_in_a_comparison():
+    for name, value in dataclasses.asdict(OTHER).items():
+        if name not in ("step_counts", "probs", "inference_steps"):  # these go together
+            assert dataclasses.replace(SaltConfig(), **{name: value}) != SaltConfig()
+
+
+def test_equal_configs_are_one_key_of_a_dict_whatever_they_were_made_from():
+    lists = SaltConfig(step_counts=[2, 4, 8], probs=[0.2, 0.4, 0.4], align_reference={4: 8, 2: 4})
+    assert {SaltConfig(): 1, lists: 2, SaltConfig(sc_weight=1, align_levels=[0, 1]): 3} == {
+        SaltConfig(): 3
+    }
+    assert OTHER not in {SaltConfig(): 1}
+
+
+def test_a_config_does_not_change_with_what_it_was_made_from():
+    counts, reference = [2, 4, 8], {2: 4}
+    config = SaltConfig(step_counts=counts, align_reference=reference)
+    before = dataclasses.asdict(config)
+    counts[0], reference[4] = 1, 16
+    config.scheduler().align_reference[2] = 6
+    assert dataclasses.asdict(config) == before
+
+
+def test_numbers_of_numpy_are_numbers():
+    np = pytest.importorskip("numpy")
+    config = SaltConfig(
+        step_counts=list(np.array([2, 4, 8])), probs=list(np.array([0.25, 0.25, 0.5], np.float32)),
+        shift=np.float32(5), align_reference={np.int64(2): np.int32(4)}, seed=np.uint8(3),
+        sc_weight=np.float16(0.5), align_margin=fractions.Fraction(1, 4), align_block=np.int8(20),
+        align_levels=(np.float32(0), np.float64(0.5)), sc_nearest=np.int16(2),
+    )  # fmt: skip
+    expected = SaltConfig(
+        probs=(0.25, 0.25, 0.5), shift=5.0, align_reference={2: 4}, seed=3, sc_weight=0.5,
+        align_margin=0.25, align_block=20, align_levels=(0.0, 0.5), sc_nearest=2,
+    )  # fmt: skip
+    assert config == expected
+    assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(expected))
+    assert json.dumps(config.scheduler().state_dict()) == json.dumps(
+        expected.scheduler().state_dict()
+    )
+    for truth in (np.bool_(True), np.array([1.0]), np.complex64(1)):
+        with pytest.raises(TypeError, match="sc_weight must be a number"):
+            SaltConfig(sc_weight=truth)
 
 
 def test_the_config_is_frozen():

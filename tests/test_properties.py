@@ -22,6 +22,7 @@ from salt_losses import (
     shift_time,
     shortcut_triple_sampler,
     step_schedule,
+    to_velocity,
     velocity_to_x0,
     x0_to_velocity,
 )
@@ -277,6 +278,48 @@ def test_triples_are_ordered_points_of_their_grids(coarse, factor, shift, seed, 
     for start, ok in zip(t_s.tolist(), feasible.tolist()):
         between = [t for t in points if 1e-6 < t < start - 1e-6]
         assert ok == bool(between)
+
+
+@properties
+@given(st.integers(1, 6), st.integers(1, 4), shifts, seeds)
+def test_as_many_nearest_ends_as_there_are_is_no_restriction(coarse, factor, shift, seed):
+    inference, train = step_schedule(coarse, shift), step_schedule(coarse * factor, shift)
+    t_s = torch.rand(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    free, restricted = (
+        shortcut_triple_sampler(
+            t_s, train, inference, nearest=n, generator=torch.Generator().manual_seed(seed)
+        )
+        for n in (None, len(inference))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(free, restricted))
+
+
+@properties
+@given(shapes, seeds, dtypes, frames, st.floats(0, 3))
+def test_a_weight_multiplies_each_time_s_term(shape, seed, dtype, per_frame, factor):
+    x = randn(shape, seed, dtype)
+    triple = rand_triple(shape, per_frame, seed)
+    weight = rand_times(shape, per_frame, seed + 3)
+    for reduction in ("mean", "norm", "none"):
+        plain, ones, weighted, scaled, by_each = (
+            semigroup_defect_loss(curved, x, triple, weight=w, reduction=reduction)
+            for w in (None, torch.ones_like(weight), weight, weight * factor, None)
+        )
+        assert torch.equal(ones, plain)
+        assert (weighted <= plain * (1 + 1e-5)).all()  # no weight is above 1
+        close(scaled, weighted * factor, torch.float32, 1 + plain.abs().max().item())
+        if reduction == "none" and not per_frame:
+            close(weighted, by_each * weight, torch.float32, 1 + plain.abs().max().item())
+
+
+@properties
+@given(shapes, seeds, st.sampled_from(["velocity", "x0", "noise"]), frames)
+def test_every_kind_of_prediction_leads_to_one_x0(shape, seed, kind, per_frame):
+    x0, noise = (randn(shape, seed + i) for i in range(2))
+    t = rand_times(shape, per_frame, seed).clamp(max=0.95)
+    x_t = add_noise(x0, noise, t)
+    prediction = {"velocity": noise - x0, "x0": x0, "noise": noise}[kind]
+    close(velocity_to_x0(x_t, to_velocity(prediction, x_t, t, kind), t), x0, torch.float64, 1e3)
 
 
 @properties

@@ -5,6 +5,7 @@ import torch
 
 from salt_losses import (
     add_noise,
+    backward_simulation,
     consistency_sample,
     euler_sample,
     euler_step,
@@ -50,6 +51,38 @@ def test_consistency_sample_denoises_and_noises_again_with_the_generators_noise(
         x = (1 - s) * x0 + s * fresh
     ours = consistency_sample(curved, noise, times, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(ours, x)
+
+
+@pytest.mark.parametrize("exit_step", [0, 1, 2, 3])
+def test_backward_simulation_is_consistency_sampling_up_to_its_exit(exit_step):
+    x = noise = randn(2, 3, 4)
+    times = [1.0, 0.75, 0.5, 0.25, 0.0]
+    generator = torch.Generator().manual_seed(5)
+    for t, s in list(pairwise(times))[:exit_step]:
+        x0 = x - t * curved(x, torch.full((2,), t, dtype=torch.float64))
+        x = (1 - s) * x0 + s * torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    ours = torch.Generator().manual_seed(5)
+    state = backward_simulation(curved, noise, times, exit_step, generator=ours)
+    torch.testing.assert_close(state, x)
+    assert (state is noise) == (exit_step == 0)
+    # From there on it is the sampler's own path, on the same stream.
+    rest = consistency_sample(curved, state, times[exit_step:], generator=ours)
+    whole = consistency_sample(curved, noise, times, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(rest, whole)
+
+
+def test_backward_simulation_needs_no_gradient_and_leaves_the_callers_mode():
+    modes = []
+
+    def velocity_fn(x, t):
+        modes.append(torch.is_grad_enabled())
+        return weight * x
+
+    weight = torch.ones(4, requires_grad=True)
+    state = backward_simulation(velocity_fn, randn(2, 3, 4), [1.0, 0.75, 0.5, 0.0], 2)
+    assert modes == [False, False]
+    assert not state.requires_grad
+    assert torch.is_grad_enabled()
 
 
 def test_consistency_sample_without_a_generator_differs_from_draw_to_draw():

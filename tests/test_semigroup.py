@@ -32,11 +32,16 @@ MASKS = {
     "full mask": torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.6,
     "[B, F] mask": torch.tensor([[True, False], [True, True], [True, True]]),
 }
+WEIGHTS = {
+    "no weight": lambda triple: None,
+    "weight in time": lambda triple: 1.25 - triple.t_s,
+}
 STOP_GRADS = (None, "direct", "composed")
 REDUCTIONS = ("mean", "norm", "none")
 all_modes = [
     pytest.mark.parametrize("triple", TRIPLES.values(), ids=TRIPLES),
     pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS),
+    pytest.mark.parametrize("weight_of", WEIGHTS.values(), ids=WEIGHTS),
     pytest.mark.parametrize("stop_grad", STOP_GRADS),
     pytest.mark.parametrize("reduction", REDUCTIONS),
     pytest.mark.parametrize("with_v_s", [False, True], ids=["two calls", "v_s given"]),
@@ -102,64 +107,72 @@ def mask_at(mask, x, index):
     return mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim())).expand(x.shape)[index]
 
 
-def literal_loss(velocity_fn, x_s, triple, mask, stop_grad, reduction):
+def weighted(squared, weight):
+    return squared if weight is None else spread(weight, squared) * squared
+
+
+def literal_loss(velocity_fn, x_s, triple, mask, weight, stop_grad, reduction):
     direct, composed = endpoints(velocity_fn, x_s, triple)
     direct = direct.detach() if stop_grad == "direct" else direct
     composed = composed.detach() if stop_grad == "composed" else composed
-    return reduce((direct - composed) ** 2, triple.feasible, mask, reduction)
+    return reduce(weighted((direct - composed) ** 2, weight), triple.feasible, mask, reduction)
 
 
-def our_loss(x_s, weight, triple, mask, stop_grad, reduction, with_v_s):
-    velocity_fn = curved(weight)
+def our_loss(x_s, parameter, triple, mask, stop_grad, reduction, with_v_s, weight=None):
+    velocity_fn = curved(parameter)
     v_s = velocity_fn(x_s, triple.t_s) if with_v_s else None
     return semigroup_defect_loss(
-        velocity_fn, x_s, triple, v_s=v_s, mask=mask, stop_grad=stop_grad, reduction=reduction
-    )
+        velocity_fn, x_s, triple, v_s=v_s, weight=weight, mask=mask, stop_grad=stop_grad,
+        reduction=reduction,
+    )  # fmt: skip
 
 
 @in_all_modes
 def test_the_loss_is_the_literal_equation_in_value_and_gradient(
-    triple, mask, stop_grad, reduction, with_v_s
+    triple, mask, weight_of, stop_grad, reduction, with_v_s
 ):
-    x, weight = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
-    ours = our_loss(x, weight, triple, mask, stop_grad, reduction, with_v_s)
-    literal = literal_loss(curved(weight), x, triple, mask, stop_grad, reduction)
+    x, parameter = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
+    weight = weight_of(triple)
+    ours = our_loss(x, parameter, triple, mask, stop_grad, reduction, with_v_s, weight)
+    literal = literal_loss(curved(parameter), x, triple, mask, weight, stop_grad, reduction)
     assert ours.shape == ((3,) if reduction == "none" else ())
     assert ours.dtype == torch.float64
     assert (literal > 0).any()
     torch.testing.assert_close(ours, literal)
     upstream = torch.arange(1.0, 1 + ours.numel(), dtype=torch.float64).reshape(ours.shape)
-    gradients = torch.autograd.grad(ours, (x, weight), upstream)
-    expected = torch.autograd.grad(literal, (x, weight), upstream)
+    gradients = torch.autograd.grad(ours, (x, parameter), upstream)
+    expected = torch.autograd.grad(literal, (x, parameter), upstream)
     torch.testing.assert_close(gradients, expected)
 
 
 @in_all_modes
 def test_the_loss_has_the_numerical_gradient_with_the_stopped_endpoint_held(
-    triple, mask, stop_grad, reduction, with_v_s
+    triple, mask, weight_of, stop_grad, reduction, with_v_s
 ):
-    x, weight = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
-    held_direct, held_composed = (u.detach() for u in endpoints(curved(weight), x, triple))
+    x, parameter = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
+    held_direct, held_composed = (u.detach() for u in endpoints(curved(parameter), x, triple))
+    weight = weight_of(triple)
 
     class Held(torch.autograd.Function):
         """The literal value, for gradcheck to difference; our gradient."""
 
         @staticmethod
-        def forward(ctx, x, weight):
-            ctx.save_for_backward(x, weight)
-            direct, composed = endpoints(curved(weight), x, triple)
+        def forward(ctx, x, parameter):
+            ctx.save_for_backward(x, parameter)
+            direct, composed = endpoints(curved(parameter), x, triple)
             direct = held_direct if stop_grad == "direct" else direct
             composed = held_composed if stop_grad == "composed" else composed
-            return reduce((direct - composed) ** 2, triple.feasible, mask, reduction)
+            squared = weighted((direct - composed) ** 2, weight)
+            return reduce(squared, triple.feasible, mask, reduction)
 
         @staticmethod
         def backward(ctx, upstream):
             inputs = [u.detach().requires_grad_() for u in ctx.saved_tensors]
             with torch.enable_grad():
-                loss = our_loss(*inputs, triple, mask, stop_grad, reduction, with_v_s)
+                loss = our_loss(*inputs, triple, mask, stop_grad, reduction, with_v_s, weight)
             return torch.autograd.grad(loss, inputs, upstream)
 
-    assert torch.autograd.gradcheck(Held.apply, (x, weight))
+    assert torch.autograd.gradcheck(Held.apply, (x, parameter))
 
 
 def test_without_stop_grad_gradcheck_holds_on_the_loss_itself():
@@ -203,7 +216,7 @@ def test_velocity_fn_is_called_twice_or_once_with_v_s_whatever_is_feasible(stop_
     assert torch.equal(a, b)
     assert [t.tolist() for _, t, _ in two.calls] == [triple.t_s.tolist(), triple.t_m.tolist()]
     assert [t.tolist() for _, t, _ in one.calls] == [triple.t_m.tolist()]
-    x_m = x - spread(triple.t_s - triple.t_m, x) * x * 0.5
+    x_m = x - spread((triple.t_s - triple.t_m) * triple.feasible, x) * x * 0.5
     torch.testing.assert_close(one.calls[0][0], x_m)
 
 
@@ -253,12 +266,38 @@ def test_masked_elements_count_for_nothing_even_when_they_are_nan():
     assert x.grad[mask].isfinite().all()
 
 
+@pytest.mark.parametrize("triple", TRIPLES.values(), ids=TRIPLES)
+@pytest.mark.parametrize("stop_grad", STOP_GRADS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("where", ["at t_m", "v_s given", "everywhere, none feasible"])
+def test_an_infeasible_sample_counts_for_nothing_even_when_its_velocity_is_nan(
+    triple, stop_grad, reduction, where
+):
+    if "none feasible" in where:
+        triple = triple._replace(feasible=torch.zeros_like(triple.feasible))
+    x, parameter = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
+    nan = torch.where(spread(triple.feasible, x), 0.0, float("nan"))
+
+    def result(nan_at_m, nan_at_s):
+        v_s = curved(parameter)(x, triple.t_s)
+        loss = semigroup_defect_loss(
+            lambda x, t: curved(parameter)(x, t) + nan_at_m, x, triple, v_s=v_s + nan_at_s,
+            stop_grad=stop_grad, reduction=reduction,
+        )  # fmt: skip
+        return loss.detach(), *torch.autograd.grad(loss.sum(), (x, parameter))
+
+    got = result(nan * (where != "v_s given"), nan * (where != "at t_m"))
+    assert all(u.isfinite().all() for u in got)
+    if "none feasible" not in where:
+        torch.testing.assert_close(got, result(0.0, 0.0), rtol=0, atol=0)
+
+
 class LatentOps(TorchDispatchMode):
     """The operators that read or write a tensor of the latent's size, views aside."""
 
     def __init__(self, latent):
         super().__init__()
-        self.size, self.readers, self.writers = latent.numel(), [], []
+        self.size, self.readers, self.written = latent.numel(), [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -266,24 +305,25 @@ class LatentOps(TorchDispatchMode):
             name = func.overloadpacket.__name__
             big = [u for u in args if isinstance(u, torch.Tensor) and u.numel() == self.size]
             self.readers += [name] * bool(big)
-            self.writers += [name] * (getattr(result, "numel", int)() == self.size)
+            if getattr(result, "numel", int)() == self.size:
+                self.written.append(result)
         return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_after_its_model_call_it_passes_twice_over_the_latent_with_one_temporary(dtype):
+def test_after_its_model_call_it_passes_three_times_over_the_latent_with_one_temporary(dtype):
     x_s, v_s, v_m = (randn(3, 2, 4, 5, 6, seed=seed).to(dtype) for seed in range(3))
     ops = LatentOps(x_s)
 
     def velocity_fn(x, t):
         ops.readers.clear()
-        ops.writers.clear()
+        ops.written.clear()
         return v_m
 
     with ops:
         semigroup_defect_loss(velocity_fn, x_s, B_TRIPLE, v_s=v_s)
-    assert ops.readers == ["addcmul", "linalg_vector_norm"]
-    assert ops.writers == ["addcmul"]
+    assert ops.readers == ["addcmul", "masked_fill_", "linalg_vector_norm"]
+    assert len({u.data_ptr() for u in ops.written}) == 1
 
 
 def test_agreeing_endpoints_give_zero_gradient_not_nan():

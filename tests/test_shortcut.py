@@ -14,14 +14,15 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def pair_probabilities(t_s, train, inference):
-    """Eq. 9 by enumeration: {(t_m, t_e): probability}."""
+def pair_probabilities(t_s, train, inference, nearest=None):
+    """Eq. 9 by enumeration, `t_e` from the highest few: {(t_m, t_e): probability}."""
     choices = {
         t_e: [t_m for t_m in train if t_e < t_m < t_s]
         for t_e in inference
         if t_e < t_s
     }  # fmt: skip
     choices = {t_e: inside for t_e, inside in choices.items() if inside}
+    choices = {t_e: choices[t_e] for t_e in sorted(choices, reverse=True)[:nearest]}
     return {
         (t_m, t_e): 1 / len(choices) / len(inside)
         for t_e, inside in choices.items()
@@ -66,6 +67,43 @@ def test_every_start_of_the_training_grid_draws_eq_9(i, shift, rounding):
     assert (triple.t_e < triple.t_m).all()
     assert (triple.t_m < t_s - 1e-3).all()
     assert_distribution(triple, expected, train.tolist())
+
+
+@pytest.mark.parametrize("nearest", [1, 2, 3, 9])
+@pytest.mark.parametrize("i", range(7))
+def test_the_nearest_ends_are_drawn_from_the_highest_choices_of_eq_9(i, nearest):
+    train, inference = step_schedule(8, 5.0), step_schedule(4, 5.0)
+    expected = pair_probabilities(train[i].item(), train.tolist(), inference.tolist(), nearest)
+    t_s = (1000 * train[i].expand(DRAWS)).float() / 1000  # as from a trainer's table of timesteps
+    triple = shortcut_triple_sampler(
+        t_s, train, inference, nearest=nearest, generator=seeded(i)
+    )  # fmt: skip
+    assert triple.feasible.all()
+    assert_distribution(triple, expected, train.tolist())
+
+
+def test_the_two_nearest_ends_are_those_of_the_authors_release():
+    # Timesteps of its shift-5 table: at each exit the two highest ends below the next step.
+    steps = (1000, 972, 937, 892, 833, 750, 625, 416)
+    ends = {1000: {937, 833}, 972: {833, 625}, 937: {833, 625}, 892: {625, 0}, 833: {625, 0},
+            750: {0}, 625: {0}}  # fmt: skip
+    train, inference = step_schedule(8, 5.0), step_schedule(4, 5.0)
+    for t_s in train[:-2]:
+        triple = shortcut_triple_sampler(
+            t_s.expand(200), train, inference, nearest=2, generator=seeded()
+        )
+        assert {int(1000 * t) for t in triple.t_e.tolist()} == ends[int(1000 * t_s)]
+        assert {int(1000 * t) for t in triple.t_m.tolist()} <= {
+            s for s in steps if s < int(1000 * t_s)
+        }
+
+
+def test_nearest_leaves_the_same_starts_feasible():
+    t_s = torch.rand(300, generator=seeded(), dtype=torch.float64)
+    grids = step_schedule(8), step_schedule(4)
+    every, one = (shortcut_triple_sampler(t_s, *grids, nearest=n) for n in (None, 1))
+    assert torch.equal(every.feasible, one.feasible)
+    assert torch.equal(one.t_e[~one.feasible], t_s[~one.feasible])
 
 
 def test_a_start_between_the_grid_points_is_bounded_by_itself():

@@ -6,11 +6,12 @@ no device placement and no distributed set-up: these are the trainer's.
 """
 
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
-from .flow import add_noise, euler_step, velocity_to_x0, x0_to_velocity
+from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
+from .kv_cache import detached_alias
 from .mixed_step import MixedStepScheduler, StepPlan
 from .objective import SaltConfig, salt_loss
 from .relational import relational_align_loss
-from .sampling import consistency_sample, euler_sample
+from .sampling import backward_simulation, consistency_sample, euler_sample
 from .schedule import shift_time, step_schedule
 from .semigroup import SemigroupDefect, semigroup_defect, semigroup_defect_loss
 from .shortcut import ShortcutTriple, shortcut_triple_sampler
@@ -24,8 +25,10 @@ __all__ = [
     "ShortcutTriple",
     "StepPlan",
     "add_noise",
+    "backward_simulation",
     "consistency_sample",
     "critic_loss",
+    "detached_alias",
     "dmd_grad",
     "dmd_loss",
     "euler_sample",
@@ -38,6 +41,7 @@ __all__ = [
     "shift_time",
     "shortcut_triple_sampler",
     "step_schedule",
+    "to_velocity",
     "velocity_to_x0",
     "x0_to_velocity",
 ]

@@ -4,8 +4,9 @@ and what is wanted."""
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -76,14 +77,20 @@ def check_choice(name: str, value: object, known: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number, NumPy's included, and no truth value."""
+    return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+
+
 def check_number(
     name: str, value: object, *, low: float = -math.inf, above: float = -math.inf
 ) -> float:
     """A finite real number, `>= low` and `> above`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number; got {describe(value)}")
     number = float(value)
-    if not math.isfinite(number) or number < low or number <= above:
+    # Comparisons alone: while torch.compile traces, the number may be a symbol.
+    if not (-math.inf < number < math.inf and number >= low and number > above):
         if above > -math.inf:
             wanted = f"a finite number above {above:g}"
         elif low > -math.inf:
@@ -95,11 +102,11 @@ def check_number(
 
 
 def check_count(name: str, value: object, *, low: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name} must be an integer; got {describe(value)}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}; got {value}")
-    return value
+    return int(value)
 
 
 def as_times(name: str, t: object, x: Tensor, x_name: str = "x") -> Tensor:
@@ -107,7 +114,7 @@ def as_times(name: str, t: object, x: Tensor, x_name: str = "x") -> Tensor:
 
     A float becomes `[B]` in float64, so that differences of times stay exact until they meet `x`.
     """
-    if isinstance(t, (int, float)) and not isinstance(t, bool):
+    if is_number(t):
         if not 0.0 <= float(t) <= 1.0:
             raise ValueError(f"{name} must be a noise level in [0, 1]; got {t!r}")
         # MPS and other devices without float64 hold times in float32.
@@ -136,6 +143,17 @@ def check_unit_interval(name: str, t: Tensor) -> None:
             raise ValueError(
                 f"{name} must hold noise levels in [0, 1]; got {t[tuple(index)].item():g} "
                 f"at index {_index(index)}"
+            )
+
+
+def check_weights(name: str, weight: Tensor) -> None:
+    if values_readable(weight):
+        bad = ~((weight >= 0) & weight.isfinite())
+        if bad.any():
+            index = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name} must hold finite numbers of at least 0; "
+                f"got {weight[tuple(index)].item():g} at index {_index(index)}"
             )
 
 
@@ -215,8 +233,8 @@ def _check_grid(name: str, grid: list[float]) -> None:
         raise ValueError(f"{name} must be strictly decreasing; got {grid}")
 
 
-def _as_float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _as_float(name: str, value: object) -> float:
+    if not is_number(value):
         raise TypeError(f"{name} must hold floats; got {describe(value)}")
     return float(value)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from ._checks import (
     Times,
     as_times,
+    check_choice,
     check_float_tensor,
     check_like,
     check_order,
@@ -94,6 +95,44 @@ def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
     _check_positive(times)
     difference = x_t.to(compute_dtype(x_t.dtype)) - x0
     return (difference / spread(times, x_t)).to(x_t.dtype)
+
+
+def to_velocity(prediction: Tensor, x_t: Tensor, t: Times, kind: str) -> Tensor:
+    """A network's prediction, whatever it predicts, as the velocity `noise - x0`.
+
+    Args:
+        prediction: the network's output at `(x_t, t)`, the shape of `x_t`.
+        x_t: states `[B, ...]`.
+        t: noise level of `x_t`: a float, `[B]` or `[B, F]`. Above 0 for `"x0"`, below 1 for
+            `"noise"`: there the velocity is not determined, which is checked for floats and CPU
+            tensors, and NaN or infinite elsewhere.
+        kind: what is predicted: `"velocity"`, `"x0"`, for `v = (x_t - x0) / t`, or `"noise"`, for
+            `v = (noise - x_t) / (1 - t)`.
+
+    Returns:
+        `v`, the shape and dtype of `x_t`; computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, device, an unknown kind, or
+            `t` outside the range above.
+
+    Example:
+        >>> import torch
+        >>> to_velocity(torch.tensor([[2.0]]), torch.tensor([[0.5]]), 0.25, "noise")
+        tensor([[2.]])
+    """
+    check_choice("kind", kind, ("velocity", "x0", "noise"))
+    check_float_tensor("x_t", x_t)
+    check_like("prediction", prediction, "x_t", x_t)
+    times = as_times("t", t, x_t, "x_t")
+    if kind == "velocity":
+        return prediction.to(x_t.dtype)
+    if kind == "x0":
+        return x0_to_velocity(x_t, prediction, t)
+    if values_readable(times) and (times == 1).any():
+        raise ValueError("t must be below 1: noise does not determine the velocity at level 1")
+    difference = prediction.to(compute_dtype(x_t.dtype)) - x_t
+    return (difference / spread(1 - times, x_t)).to(x_t.dtype)
 
 
 def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:

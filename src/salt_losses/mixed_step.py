@@ -241,8 +241,8 @@ def _references(value: object) -> dict[int, int]:
         )
     references = {}
     for low, high in value.items():
-        check_count("align_reference's key", low)
-        check_count(f"align_reference[{low}]", high)
+        low = check_count("align_reference's key", low)
+        high = check_count(f"align_reference[{low}]", high)
         if high <= low or high % low:
             raise ValueError(
                 f"align_reference[{low}] must be a larger multiple of {low}, "

@@ -12,11 +12,16 @@ from typing_extensions import Self
 
 from ._checks import check_choice, check_count, check_device, check_number, describe
 from .mixed_step import MixedStepScheduler, StepPlan
+from .presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
 class SaltConfig:
     """Every setting of a Salt run. The scheduler's are under the same names as there.
+
+    Settings are kept as they were checked: tuples, plain numbers, a dict of its own. So a config
+    from a YAML or JSON file equals, and hashes like, the same one from keywords, and
+    `from_mapping(dataclasses.asdict(config))` is `config` again, by way of JSON too.
 
     The paper gives `step_counts`, `probs`, `sc_steps`, `inference_steps`, `align_reference` and
     `align_warmup`; the other defaults are ours. What chose them (numbers in `docs/evidence.md`):
@@ -63,7 +68,10 @@ class SaltConfig:
     probs: Sequence[float] = (0.2, 0.4, 0.4)
     shift: float | None = None
     sc_steps: Sequence[int] = (8,)
-    align_reference: Mapping[int, int] = dataclasses.field(default_factory=lambda: {2: 4, 4: 8})
+    align_reference: Mapping[int, int] = dataclasses.field(
+        default_factory=lambda: {2: 4, 4: 8},
+        hash=False,  # a dict has none
+    )
     align_warmup: int = 600
     align_prob: float = 0.5
     inference_steps: int = 4
@@ -81,41 +89,88 @@ class SaltConfig:
     align_levels: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        self.scheduler(1.0)
-        check_number("sc_weight", self.sc_weight, low=0.0)
-        check_choice("sc_stop_grad", self.sc_stop_grad, (None, "direct", "composed"))
-        check_number("align_weight", self.align_weight, low=0.0)
-        check_number("align_margin", self.align_margin, low=0.0)
-        check_choice("align_features", self.align_features, ("fake_score", "real_score"))
-        if self.align_block is not None:
-            check_count("align_block", self.align_block, low=0)
-        check_choice("sc_time_weight", self.sc_time_weight, (None, "clean"))
-        if self.sc_nearest is not None:
-            check_count("sc_nearest", self.sc_nearest)
-        check_choice("align_at", self.align_at, ("end", "exit", "input"))
-        check_choice("align_noise", self.align_noise, ("own", "shared"))
-        _check_levels(self.align_levels)
+        scheduler = self.scheduler()
+        checked: dict[str, Any] = {name: getattr(scheduler, name) for name in _SCHEDULERS}
+        checked["shift"] = None if self.shift is None else scheduler.shift
+        for name in ("sc_weight", "align_weight", "align_margin"):
+            checked[name] = check_number(name, getattr(self, name), low=0.0)
+        for name, low in (("align_block", 0), ("sc_nearest", 1)):
+            value = getattr(self, name)
+            checked[name] = None if value is None else check_count(name, value, low=low)
+        for name, known in _CHOICES.items():
+            check_choice(name, getattr(self, name), known)
+        checked["align_levels"] = _levels(self.align_levels)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass sets itself
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """From a parsed YAML or JSON file. Settings that it leaves out keep their defaults.
+        """From a parsed YAML or JSON file. Settings that it leaves out keep their defaults, or have
+        the values of the `"preset"` that it names.
 
         Raises:
-            ValueError: an unknown key; the message suggests the nearest known one.
+            ValueError: an unknown key; the message suggests the nearest known one, if one is near.
             TypeError: not a mapping.
 
         Example:
-            >>> SaltConfig.from_mapping({"sc_weight": 0.5}).sc_weight
+            >>> SaltConfig.from_mapping({"preset": "paper", "sc_weight": 0.5}).sc_weight
             0.5
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of settings; got {describe(mapping)}")
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = ["preset", *(field.name for field in dataclasses.fields(cls))]
         for key in mapping:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-                raise ValueError(f"unknown setting {key!r}; did you mean {near[0]!r}?")
-        return cls(**mapping)
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"unknown setting {key!r}; {hint}")
+        settings = dict(mapping)
+        if "align_reference" in settings:
+            settings["align_reference"] = _integer_keys(settings["align_reference"])
+        if "preset" in settings:
+            settings = {**_preset(settings.pop("preset")), **settings}
+        return cls(**settings)
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """The settings of a published recipe; `dataclasses.replace` changes some of them.
+
+        `"paper"`: arXiv 2604.03118. It gives the step counts and their probabilities, K = 8 for the
+        self-consistency term, the references 2 -> 4 and 4 -> 8, and 600 iterations before the
+        alignment; its equations give the loss without a constant endpoint or a weight in time, with
+        ends from the whole grid. Ours, as it gives none: `sc_weight` and `align_weight` (1, 0.1),
+        `align_margin`, `align_prob`, `align_noise`, `align_features`, `align_block`,
+        `align_levels`. `align_at="input"` is how we read its sec. 3.3 ("the same input noise").
+
+        `"released_self_forcing"`, `"released_causal_forcing"`, `"released_longlive"`: the authors'
+        release (github.com/XingtongGe/Salt at 020d04f), mixed steps with both terms. They differ in
+        `align_warmup` (1000, 700, 1200) and `align_noise` (own, shared, shared). `align_warmup`
+        counts the trainer's steps, here as there; every fifth updates the generator.
+
+        What no setting reproduces of the release, and what that means:
+
+        - One triple for the whole rollout and all ranks; here each block, sample and rank draws its
+          own. The same mean, less variance.
+        - A step count and an exit of its own for every rollout; here an iteration's generator and
+          critic share the step count. Each sees the same mixture; not measured beyond that.
+        - Times cut to integers (937 for 937.5): the network is asked up to 0.001 away from every
+          level that a rollout uses. Harmless, and not worth copying.
+        - Endpoints in bfloat16: their rounding hides velocity gaps below 0.007 to 0.024 (root mean
+          square). Here the gap itself is taken, in float32.
+        - Token relations in bfloat16 under autocast; here in float32. And the whole step in
+          autocast: that is the trainer's.
+        - An exception in the alignment drops the term on that rank; here it raises.
+        - Learning rates, EMA, a batch of 1 on 8 ranks, guidance 3 and the 14B teacher are the
+          trainer's settings.
+
+        Raises:
+            ValueError: an unknown name.
+
+        Example:
+            >>> SaltConfig.preset("released_longlive").align_warmup
+            1200
+        """
+        return cls(**_preset(name))
 
     def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
         """The scheduler of these settings; `shift` stands in where `self.shift` is `None`."""
@@ -189,7 +244,36 @@ def salt_loss(
     return total
 
 
-def _check_levels(levels: object) -> None:
+# Settings that the scheduler checks and keeps; not its shift, which may be left to the trainer.
+_SCHEDULERS = (
+    "step_counts", "probs", "sc_steps", "align_reference", "align_warmup", "align_prob",
+    "inference_steps", "seed",
+)  # fmt: skip
+_CHOICES = {
+    "sc_stop_grad": (None, "direct", "composed"),
+    "sc_time_weight": (None, "clean"),
+    "align_at": ("end", "exit", "input"),
+    "align_noise": ("own", "shared"),
+    "align_features": ("fake_score", "real_score"),
+}
+
+
+def _preset(name: str) -> dict[str, Any]:
+    check_choice("preset", name, tuple(PRESETS))
+    return PRESETS[name]
+
+
+def _integer_keys(value: object) -> object:
+    """JSON knows keys of text only."""
+    if not isinstance(value, Mapping):
+        return value
+    keys = [int(k) if isinstance(k, str) and k.isdecimal() else k for k in value]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"align_reference must hold each step count once; got {value!r}")
+    return dict(zip(keys, value.values()))
+
+
+def _levels(levels: object) -> tuple[float, float]:
     if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) != 2:
         raise TypeError(
             f"align_levels must be the lowest and the highest noise level; got {describe(levels)}"
@@ -197,6 +281,7 @@ def _check_levels(levels: object) -> None:
     low, high = (check_number(f"align_levels[{i}]", u, low=0.0) for i, u in enumerate(levels))
     if not low < high <= 1:
         raise ValueError(f"align_levels must be two rising noise levels in [0, 1]; got {levels!r}")
+    return low, high
 
 
 def _scalar(name: str, value: object) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ._checks import (
     Times,
     as_times,
+    check_count,
     check_float_tensor,
     check_like,
     compute_dtype,
@@ -92,6 +93,52 @@ def consistency_sample(
     check_generator(generator, noise.device)
     x = noise
     for t, s in intervals:
+        x = consistency_step(x, velocity_at(velocity_fn, x, t), t, s, generator)
+    return x
+
+
+@torch.no_grad()
+def backward_simulation(
+    velocity_fn: VelocityFn,
+    noise: Tensor,
+    times: Tensor | Sequence[float],
+    exit_step: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The state at which a DMD training step leaves its rollout: consistency sampling up to there.
+
+    The first `exit_step` steps of `consistency_sample`, with its draws. The caller makes the exit
+    step itself, with gradient: `v = velocity_fn(x, t)` at `t = times[exit_step]`. No gradient flows
+    through the steps here, as in the trainers, which truncate it too.
+
+    Args:
+        velocity_fn, noise, times, generator: as in `consistency_sample`. `velocity_fn` is called
+            `exit_step` times, without gradient.
+        exit_step: index of the step that is left to the caller, from 0 to K - 1.
+
+    Returns:
+        The states at `times[exit_step]`, the shape and dtype of `noise`; `noise` itself for 0.
+
+    Raises:
+        TypeError, ValueError: as in `consistency_sample`, or an `exit_step` that `times` has not.
+
+    Example:
+        >>> import torch
+        >>> noise = torch.ones(1, 1)
+        >>> x = backward_simulation(lambda x, t: x, noise, [1.0, 0.5, 0.0], exit_step=0)
+        >>> x is noise
+        True
+    """
+    intervals = _intervals(velocity_fn, noise, times)
+    check_generator(generator, noise.device)
+    if check_count("exit_step", exit_step, low=0) >= len(intervals):
+        raise ValueError(
+            f"exit_step must be one of the {len(intervals)} steps of times, counted from 0; "
+            f"got {exit_step}"
+        )
+    x = noise
+    for t, s in intervals[:exit_step]:
         x = consistency_step(x, velocity_at(velocity_fn, x, t), t, s, generator)
     return x
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ._checks import check_count, check_number, check_unit_interval, describe
+from ._checks import check_count, check_number, check_unit_interval, describe, is_number
 
 T = TypeVar("T", float, Tensor)
 
@@ -32,7 +32,7 @@ def shift_time(t: T, shift: float) -> T:
     shift = check_number("shift", shift, above=0.0)
     if isinstance(t, Tensor) and t.is_floating_point():
         check_unit_interval("t", t)
-    elif not isinstance(t, (int, float)) or isinstance(t, bool):
+    elif not is_number(t):
         raise TypeError(f"t must be a float or a floating-point tensor; got {describe(t)}")
     elif not 0.0 <= t <= 1.0:
         raise ValueError(f"t must be a noise level in [0, 1]; got {t!r}")

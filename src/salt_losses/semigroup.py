@@ -16,6 +16,7 @@ from ._checks import (
     check_float_tensor,
     check_like,
     check_order,
+    check_weights,
     compute_dtype,
     describe,
     grid_floats,
@@ -52,24 +53,27 @@ def semigroup_defect_loss(
         triple: from `shortcut_triple_sampler`; its tensors are `[B]` or `[B, F]`.
         v_s: the velocity at `(x_s, t_s)`, if at hand. Then `velocity_fn` is called once, at `t_m`;
             otherwise twice. The number of calls never depends on values.
-        weight: multiplies each time's term, the shape of `triple.t_s`; the number of elements that
-            a mean divides by is not weighted. (The authors' release: `1 - t_s`.)
+        weight: multiplies each time's term, a float tensor of the shape of `triple.t_s`, finite
+            and at least 0; the number of elements that a mean divides by is not weighted. (The
+            authors' release: `1 - t_s`.)
         mask: boolean, the shape of `x_s` or of its leading dimensions; elements that are False
             count for nothing.
         stop_grad: `None`: both endpoints carry gradient, as eq. 8 is written. `"direct"` or
             `"composed"`: that endpoint is a constant.
         reduction: `"mean"`: mean over the elements of feasible samples. `"norm"`: eq. 8 literally,
             the mean over feasible samples of the squared norm. `"none"`: for each sample the mean
-            over its elements, `[B]`. Infeasible samples count for nothing, and are 0 in `"none"`;
-            with none feasible the result is 0 and still has a gradient path.
+            over its elements, `[B]`. Infeasible samples count for nothing, even where their
+            velocity is NaN, and are 0 in `"none"`; with none feasible the result is 0 and still
+            has a gradient path.
             With `[B, F]` times a frame is feasible or not, and `"norm"` averages over frames.
 
     Returns:
         0-dim tensor, `[B]` with `reduction="none"`; in float32 at least.
 
     Raises:
-        TypeError, ValueError: inputs that differ in shape or device, times out of order, unknown
-            names, a `velocity_fn` that returns another shape.
+        TypeError, ValueError: inputs that differ in shape or device, times out of order, a weight
+            below 0 or not finite (checked on CPU tensors), unknown names, a `velocity_fn` that
+            returns another shape.
 
     Example:
         >>> import torch
@@ -89,11 +93,13 @@ def semigroup_defect_loss(
     t_s, t_m, t_e, feasible = _check_triple(triple, x_s)
     keep = None if mask is None else as_mask(mask, x_s, "x_s")
     if weight is not None:
-        check_like("weight", weight, "triple.t_s", triple.t_s)
+        check_weights("weight", check_like("weight", weight, "triple.t_s", t_s))
 
     if v_s is None:
         v_s = velocity_at(velocity_fn, x_s, t_s)
     x_m = torch.addcmul(x_s, spread(t_s - t_m, x_s), v_s, value=-1).to(x_s.dtype)
+    # Infeasible samples stay where they are: a velocity that is NaN would reach the next call.
+    x_m = torch.where(_against(feasible, x_s), x_m, x_s)
     if stop_grad == "composed":
         with torch.no_grad():
             v_m = velocity_at(velocity_fn, x_m.detach(), t_m)
@@ -107,9 +113,10 @@ def semigroup_defect_loss(
         # d x^(2) = d x_m - leg * d v_m with x^(1) fixed, d x^(1) = d x_m - leg * d v_s otherwise.
         first_leg = x_m - x_m.detach()
         gap = gap + (first_leg if stop_grad == "composed" else -first_leg) / leg.where(leg > 0, 1.0)
-    squared, count = _squared_and_count(gap, leg, feasible, keep)
+    factor = leg.square()
     if weight is not None:
-        squared = squared * weight.to(squared.dtype)
+        factor = factor * spread(weight, x_s)
+    squared, count = _squared_and_count(gap, factor, feasible, keep)
     return _reduce(squared, count, feasible, reduction)
 
 
@@ -137,6 +144,11 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
     return t_s, t_m, t_e, feasible
 
 
+def _against(feasible: Tensor, x: Tensor) -> Tensor:
+    """`[B]` or `[B, F]`, shaped to broadcast against `x`."""
+    return feasible.reshape(feasible.shape + (1,) * (x.dim() - feasible.dim()))
+
+
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     """`a - b` in float32 at least: one pass, one new tensor."""
     # On a GPU the factor promotes half precision on the fly, where a cast would write a copy; on
@@ -146,20 +158,23 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _squared_and_count(
-    gap: Tensor, leg: Tensor, feasible: Tensor, keep: Tensor | None
+    gap: Tensor, factor: Tensor, feasible: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Per time (`[B]` or `[B, F]`): the squared norm of `leg * gap`, and its number of elements."""
-    lead = feasible.dim()
+    """Per time (`[B]` or `[B, F]`): `factor * |gap|^2`, and the number of elements. Changes `gap`,
+    which nobody else holds."""
+    lead, counted = feasible.dim(), _against(feasible, gap)
     if keep is None:
         count = torch.full_like(feasible, gap[(0,) * lead].numel(), dtype=gap.dtype)
     else:
         count = keep.expand_as(gap).reshape(*feasible.shape, -1).sum(-1).to(gap.dtype)
-        gap = gap.masked_fill(~keep, 0.0)
+        counted = counted & keep
+    # Before the norm: a NaN would come back in the gradient, as 0 * NaN.
+    gap = gap.masked_fill_(~counted, 0.0)
     # Norms read the gap once, where a square would write it as well. Row by row, as one norm of
     # two million float32 elements is off by 3e-5 on the CPU.
     rows = gap if gap.dim() > lead else gap[..., None]
     sums = torch.linalg.vector_norm(rows, dim=-1).square().reshape(*feasible.shape, -1).sum(-1)
-    squared = leg.reshape(feasible.shape).square() * sums
+    squared = factor.reshape(feasible.shape) * sums
     zero = torch.zeros_like(count)
     return torch.where(feasible, squared, zero), torch.where(feasible, count, zero)
 

@@ -39,10 +39,14 @@ ABSENT = {
 
 
 class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Last in `sys.meta_path`, so that an installed package always wins."""
+    """Last in `sys.meta_path`, so that an installed package always wins, and all of it: a
+    submodule that an installed package lacks is absent."""
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] not in ABSENT:
+        top = name.split(".")[0]
+        if top not in ABSENT or (
+            name != top and not isinstance(sys.modules.get(top), _AbsentModule)
+        ):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import harness
 import launch
 import pytest
+import stand_ins
 import torch
 from torch import Tensor
 
@@ -142,6 +145,24 @@ def test_the_critic_loss_and_every_gradient_repeat_bit_for_bit(model: Any) -> No
     first = critic_step(model)
     assert all(gradient.abs().sum() > 0 for gradient in first[1].values())
     assert_same(first, critic_step(model))
+
+
+def test_only_a_package_that_is_not_installed_at_all_is_stood_in_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "installed_here"
+    package.mkdir()
+    (package / "__init__.py").write_text("VERSION = 1\nfrom . import engine\n")
+    (package / "engine.py").write_text("from installed_here import VERSION, DEFAULT_VERSION\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(stand_ins, "ABSENT", {"installed_here", "absent_here"})
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, stand_ins.AbsentPackages()])
+    try:
+        assert isinstance(importlib.import_module("absent_here.part").Thing, type)
+        with pytest.raises(ImportError, match="DEFAULT_VERSION"):
+            importlib.import_module("installed_here")
+    finally:
+        stand_ins.purge({"installed_here", "absent_here"})
 
 
 def test_the_three_networks_have_different_weights(model: Any) -> None:

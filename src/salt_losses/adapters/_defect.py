@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kv_cache import detached_alias
 from ..objective import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
@@ -94,8 +95,10 @@ class DefectTap:
         on_device = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
         cache = {
             # The trainer's cache carries the graph of its own calls: writing into it once more
-            # would change the DMD gradient. An alias has the storage, not the history.
-            "kv_cache": [_alias(block) for block in kwargs["kv_cache"]],
+            # would change the DMD gradient. The index tensors stay the trainer's: the exit step has
+            # just set them to what this call sets them to, and after a cache has rolled, the
+            # recomputation in the backward pass must read them as they are then.
+            "kv_cache": detached_alias(kwargs["kv_cache"]),
             "crossattn_cache": _copies(kwargs.get("crossattn_cache")),
         }
 
@@ -119,16 +122,6 @@ class DefectTap:
                 velocity, x_s, on_device, v_s=v_s, weight=weight, stop_grad=config.sc_stop_grad
             )
         )
-
-
-def _alias(block: dict[str, Any]) -> dict[str, Any]:
-    """Same storage, no autograd history. The index tensors are shared: the exit step has just set
-    them to what this call sets them to, and after a cache has rolled, the recomputation in the
-    backward pass must read them as they are then."""
-    return {
-        name: value.detach() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in block.items()
-    }
 
 
 def _copies(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
