@@ -14,8 +14,9 @@ import torch
 from benchmarks.video import claims, report, tables
 from benchmarks.video.__main__ import main, parse
 from benchmarks.video.defect import add_defect_term
+from benchmarks.video.groups import GROUPS, STUDENTS
 from benchmarks.video.measures import LONG, STEPS, Examiner, motion
-from benchmarks.video.students import GROUPS, PRESETS, STAGES, STUDENTS, aligned_updates
+from benchmarks.video.students import PRESETS, STAGES, aligned_updates
 from benchmarks.video.study import Study
 from examples.tiny_video.checkpoint import SettingsDiffer
 from examples.tiny_video.data import DigitVideos

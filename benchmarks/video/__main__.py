@@ -19,8 +19,9 @@ import torch
 
 from benchmarks.report import machine_name
 from benchmarks.video import figures
+from benchmarks.video.groups import GROUPS
 from benchmarks.video.report import text
-from benchmarks.video.students import GROUPS, PRESETS
+from benchmarks.video.students import PRESETS
 from benchmarks.video.study import Study, all_of
 from examples.tiny_video.checkpoint import SettingsDiffer
 

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from benchmarks.report import markdown, spread, undecided
-from benchmarks.video.students import STUDENTS
+from benchmarks.video.groups import STUDENTS
 from benchmarks.video.tables import (
     Distance,
     Measure,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.report import spread
+from benchmarks.video.groups import GROUPS, STUDENTS
 from benchmarks.video.measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
-from benchmarks.video.students import GROUPS, STUDENTS
 from benchmarks.video.tables import Distance, Record, Students, in_group, long, values
 
 

@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.video.defect import add_defect_term
+from benchmarks.video.groups import STUDENTS
 from benchmarks.video.measures import INFERENCE_STEPS, VERSION, Examiner
-from benchmarks.video.students import STAGES, STUDENTS, Student, aligned_updates
+from benchmarks.video.students import STAGES, Student, aligned_updates
 from examples.tiny_video.checkpoint import HasState, Run
 from examples.tiny_video.config import Config
 from examples.tiny_video.metrics import ClassifierTrainer, VideoClassifier

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report import cell, markdown, spread, undecided
+from benchmarks.video.groups import GROUPS, STUDENTS
 from benchmarks.video.measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
-from benchmarks.video.students import GROUPS, STUDENTS
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
