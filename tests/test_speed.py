@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.speed import iteration
 from benchmarks.speed.__main__ import SUBJECTS, main, parse
 from benchmarks.speed.runner import Case, check_same
+from salt_losses import SaltConfig
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -27,6 +30,22 @@ def test_every_subject_runs_at_toy_size_and_writes_its_results(
             low, high = variant["quartiles_s"]
             assert 0 < low <= variant["median_s"] <= high
             assert variant["name"] in printed
+    if subject == "iteration":
+        calls = results["subjects"][subject]["calls"]
+        forms = ("+ defect term", "+ aligned at exit", "+ aligned at input", "+ aligned at end")
+        counted = [calls[name]["counted"]["no_grad"][0] for name in forms]
+        # The references that the formulas are checked on did occur, and differ.
+        assert counted == sorted(set(counted))
+
+
+def test_the_release_s_reference_costs_0_4_calls_for_each_block_of_a_generator_update() -> None:
+    def reference(salt: SaltConfig) -> float:
+        with_it = iteration.expected_calls(salt, 4, update_ratio=1)["no_grad"]
+        without = iteration.expected_calls(replace(salt, align_weight=0.0), 4, update_ratio=1)
+        return with_it - without["no_grad"]
+
+    assert reference(iteration.VARIANTS["the release"]) == pytest.approx(0.4)
+    assert reference(iteration.VARIANTS["+ aligned at end"]) == pytest.approx(2.3)
 
 
 def test_results_of_subjects_that_were_not_run_are_kept(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.two_dimensions import report
+from benchmarks.two_dimensions import flow_map, report
 from benchmarks.two_dimensions.__main__ import main, parse
 from benchmarks.two_dimensions.evaluation import sliced_wasserstein
 from benchmarks.two_dimensions.students import SETTINGS, Distillation, Setting
@@ -66,12 +67,14 @@ def student(students: Distillation, index: int, name: str = "generator") -> list
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("stop_grad", [None, "direct", "composed"])
+@pytest.mark.parametrize(("time_weight", "nearest"), [(None, None), ("clean", 2)])
 @pytest.mark.parametrize("steps", [(8,), (2, 4, 8)])
 def test_a_student_in_a_stack_is_the_student_trained_alone(
-    steps: tuple[int, ...], stop_grad: str | None
+    steps: tuple[int, ...], time_weight: str | None, nearest: int | None, stop_grad: str | None
 ) -> None:
     probs = (1 / len(steps),) * len(steps)
-    stack = Setting("sc", steps, probs, weights=(0.0, 1.0, 10.0), stop_grad=stop_grad)
+    weights = (0.0, 1.0, 10.0)
+    stack = Setting("sc", steps, probs, weights, time_weight, nearest, stop_grad)
     together = distil(stack, SEEDS, updates=8)
     for weight, seed in ((1, 2), (2, 0)):
         single = replace(stack, weights=(stack.weights[weight],))
@@ -98,11 +101,16 @@ def test_a_student_does_not_feel_what_becomes_of_another() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_each_student_gets_the_mean_defect_over_its_own_points() -> None:
-    students = Distillation(TOY, SC, teacher(SEEDS), SEEDS, "cpu")
+@pytest.mark.parametrize("exit_step", [0, 3, 5])
+@pytest.mark.parametrize(("time_weight", "nearest"), [(None, None), ("clean", None), (None, 2)])
+def test_each_student_gets_the_mean_defect_over_its_own_points(
+    time_weight: str | None, nearest: int | None, exit_step: int
+) -> None:
+    setting = replace(SC, time_weight=time_weight, nearest=nearest)
+    students = Distillation(TOY, setting, teacher(SEEDS), SEEDS, "cpu")
     plan = students.plans.plan(0)
     count = len(students.nets["generator"]) * TOY.batch
-    x, t = torch.randn(count, 2), torch.ones(count)
+    x, t = torch.randn(count, 2), torch.full((count,), float(plan.times[exit_step]))
     net = students.nets["generator"]
     states = [g.get_state() for g in students.streams]
     losses = students.defect(plan, x, t, net(x, t))
@@ -110,8 +118,11 @@ def test_each_student_gets_the_mean_defect_over_its_own_points() -> None:
         stream = torch.Generator()
         stream.set_state(states[index % len(SEEDS)])
         grids = plan.train_times, plan.inference_times
-        triple = shortcut_triple_sampler(t[: TOY.batch], *grids, generator=stream)
+        own_t = t[: TOY.batch]
+        triple = shortcut_triple_sampler(own_t, *grids, nearest=nearest, generator=stream)
         own = semigroup_defect_loss(net.one(index), points, triple)
+        if time_weight == "clean":  # one time for all points: a factor of the mean
+            own = (1 - own_t[0]) * own
         torch.testing.assert_close(losses[index], own)
 
 
@@ -210,16 +221,35 @@ def test_the_command_writes_numbers_tables_and_pictures(
     main(["--toy", "--seeds", "2", "--results", str(tmp_path)])
     results = json.loads((tmp_path / "two_dimensions.json").read_text())
     students = report.by_student(results)
-    assert len(students) == sum(len(setting.weights) for setting in SETTINGS)
-    for records in students.values():
+    settings = (*SETTINGS, *flow_map.SETTINGS)
+    assert len(students) == sum(len(setting.weights) for setting in settings)
+    for name, records in students.items():
         assert [record["seed"] for record in records] == [0, 1]
         for record in records:
-            assert set(record["distance"]["euler"]) == {"2", "4", "8", "16"}
-            assert len(record["defect"]) == 4
+            for by_steps in record["distance"].values():
+                assert set(by_steps) == {"2", "4", "8", "16"}
+            assert name.startswith("flow map") or len(record["defect"]) == 4
     printed = capsys.readouterr().out
-    assert all(name in printed for name in students)
-    for stem in ("distance", "defect", "weight", "same_seeds"):
+    assert all(table in printed for table in report.tables(results).values())
+    for stem in ("distance", "weight", "same_seeds"):
         assert (tmp_path / f"two_dimensions_{stem}.png").stat().st_size > 1000
+
+
+def test_the_effect_of_a_switch_is_the_difference_that_it_makes_to_each_seed() -> None:
+    def records(setting: str, time_weight: str | None, nearest: int | None, *values: float) -> Any:
+        form = {"time_weight": time_weight, "nearest": nearest, "stop_grad": None, "weight": 1.0}
+        return [{"setting": setting, **form, "value": value} for value in values]
+
+    students = {
+        "a": records("sc", None, None, 3.0, 5.0),
+        "b": records("sc-clean", "clean", None, 2.0, 4.0),
+        "c": records("sc-near", None, 2, 3.0, 4.0),
+        "d": records("sc-clean-near", "clean", 2, 1.0, 4.5),
+    }
+    table = report.effects_table(students, lambda rs: [r["value"] for r in rs])
+    assert "| 1 - t_s, all ends | -1.000 ± 0.000 |" in table
+    assert "| 2 ends, without 1 - t_s | -0.500 ± 0.707 ~ |" in table
+    assert "| both | -1.250 ± 1.061 |" in table
 
 
 def test_differences_within_their_own_spread_are_undecided() -> None:

@@ -1,9 +1,9 @@
 """Do more steps of a distilled student help, and does the defect term mend it? In two dimensions.
 
 A flow-matching teacher on eight curved clusters, students distilled from it by DMD with backward
-simulation, with and without the semigroup defect loss: distance to held-out data over steps, defect
-per interval, agreement between step counts, and a sweep over `sc_weight` and `stop_grad`.
-An interrupted run resumes where it was.
+simulation: the defect term's weight, time weight, ends and constant endpoints, and flow maps.
+Distance to held-out data over steps, defect, agreement between step counts. An interrupted run
+resumes where it was.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.two_dimensions import report
-from benchmarks.two_dimensions.students import SETTINGS
+from benchmarks.two_dimensions import flow_map, report, students
+from benchmarks.two_dimensions.figures import figures
 from benchmarks.two_dimensions.study import Study
 from benchmarks.two_dimensions.teacher import TOY, Scale
 
@@ -73,14 +73,14 @@ def main(arguments: list[str] | None = None) -> None:
         options.results / ".work" / "two_dimensions",
     )
     started = time.monotonic()
-    measured, pictures = study.run(SETTINGS, options.jobs)
+    measured, pictures = study.run((*students.SETTINGS, *flow_map.SETTINGS), options.jobs)
     print(f"{time.monotonic() - started:.0f} s in this run", file=sys.stderr)
     results = report.describe(options.device, dataclasses.asdict(scale), study.seeds) | measured
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / "two_dimensions.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(report.text(results))
-    if not report.figures(options.figures, results, pictures):
+    if not figures(options.figures, results, pictures):
         print("no figures: matplotlib is not installed", file=sys.stderr)
 
 

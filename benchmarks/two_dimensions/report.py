@@ -1,28 +1,25 @@
-"""Tables, comparisons and pictures of the two-dimensional study."""
+"""Tables of the two-dimensional study."""
 
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.report import cell, machine_name, markdown, spread, undecided
-from benchmarks.two_dimensions.evaluation import COMPARED_STEPS, STEPS
+from benchmarks.report import cell, machine_name, markdown, undecided
+from benchmarks.two_dimensions.evaluation import STEPS
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
+Measure = Callable[[list[Record]], list[float]]
 
 BASELINE = "DMD, 8-step grid"
-NAMES = {
-    "dmd-4": "DMD, 4-step grid",
-    "dmd-16": "DMD, 16-step grid",
-    "sc-8": "SC-DMD, weight {weight:g}",
-    "sc-8-direct": "SC-DMD, weight {weight:g}, direct constant",
-    "sc-8-composed": "SC-DMD, weight {weight:g}, composed constant",
-    "mixed": "mixed 2/4/8, weight {weight:g}",
-}
+# The students that have a row of their own at every step count.
+SHOWN = ("dmd-4", "dmd-16", "sc", "sc-clean-near", "mixed", "mixed-clean-near")
+RELEASE = "mixed-clean-near-composed"
+FACTORIAL = ("sc", "sc-clean", "sc-near", "sc-clean-near")
 
 
 def describe(device: str, scale: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
@@ -34,10 +31,29 @@ def describe(device: str, scale: dict[str, Any], seeds: list[int]) -> dict[str, 
     }
 
 
+def form_of(record: Record) -> str:
+    """How the term is made, where not as in eq. 8 and 9."""
+    parts = []
+    if record["time_weight"] == "clean":
+        parts.append("1 - t_s")
+    if record["nearest"] is not None:
+        parts.append(f"{record['nearest']} ends")
+    if record["stop_grad"] is not None:
+        parts.append(f"{record['stop_grad']} constant")
+    return ", ".join(parts) or "eq. 8, 9"
+
+
 def name_of(record: Record) -> str:
-    if record["setting"] == "sc-8" and record["weight"] == 0:
+    setting, weight = record["setting"], record["weight"]
+    if setting.startswith("dmd-"):
+        return f"DMD, {setting.removeprefix('dmd-')}-step grid"
+    if setting.startswith("flow-map-"):
+        return f"flow map, {setting.removeprefix('flow-map-')} forward updates"
+    if setting == "sc" and weight == 0:
         return BASELINE
-    return NAMES[record["setting"]].format(**record)
+    kind = "mixed 2/4/8" if setting.startswith("mixed") else "SC-DMD"
+    form = form_of(record)
+    return f"{kind}, weight {weight:g}" + ("" if form == "eq. 8, 9" else f", {form}")
 
 
 def by_student(results: dict[str, Any]) -> Students:
@@ -48,180 +64,154 @@ def by_student(results: dict[str, Any]) -> Students:
     return students
 
 
+def of_settings(students: Students, settings: tuple[str, ...]) -> Students:
+    return {name: rs for name, rs in students.items() if rs[0]["setting"] in settings}
+
+
 def distances(records: list[Record], solver: str, steps: int) -> list[float]:
     # JSON made strings of the step counts.
     return [{int(k): v for k, v in r["distance"][solver].items()}[steps] for r in records]
 
 
-def overall(records: list[Record]) -> list[float]:
+def overall(solver: str) -> Measure:
     """The number by which settings are ranked: the mean distance over the four step counts."""
-    columns = [distances(records, "consistency", steps) for steps in STEPS]
-    return [statistics.fmean(values) for values in zip(*columns)]
+
+    def measure(records: list[Record]) -> list[float]:
+        columns = [distances(records, solver, steps) for steps in STEPS]
+        return [statistics.fmean(values) for values in zip(*columns)]
+
+    return measure
 
 
 def defects(records: list[Record]) -> list[float]:
     return [statistics.fmean(d for d in r["defect"] if d == d) for r in records]
 
 
-def distance_table(students: Students, solver: str) -> str:
-    base = students[BASELINE]
-    rows = []
-    for name, records in students.items():
-        row = [name]
-        for steps in STEPS:
-            against = None if name == BASELINE else distances(base, solver, steps)
-            row.append(cell(distances(records, solver, steps), against))
-        if solver == "consistency":
-            row.append(cell(overall(records), None if name == BASELINE else overall(base)))
-        rows.append(row)
-    header = ["student", *(f"{steps} steps" for steps in STEPS)]
-    return markdown(header + ["mean"] * (solver == "consistency"), rows)
+def rows_of(students: Students, measures: list[Measure], baseline: list[Record]) -> list[list[str]]:
+    return [
+        [name, *(cell(m(rs), None if rs is baseline else m(baseline)) for m in measures)]
+        for name, rs in students.items()
+    ]
 
 
-def composition_table(students: Students) -> str:
-    base, rows = students[BASELINE], []
-    columns = [defects]
+def distance_measures(solver: str) -> list[Measure]:
+    return [lambda rs, k=k: distances(rs, solver, k) for k in STEPS] + [overall(solver)]
+
+
+def distance_table(students: Students, solver: str, baseline: list[Record]) -> str:
+    header = ["student", *(f"{steps} steps" for steps in STEPS), "mean"]
+    return markdown(header, rows_of(students, distance_measures(solver), baseline))
+
+
+def composition_table(students: Students, baseline: list[Record]) -> str:
+    measures: list[Measure] = [defects]
     for solver in ("consistency", "euler"):
         for key in ("rms_distance", "same_cluster"):
-            columns.append(lambda rs, s=solver, k=key: [r["agreement"][s][k] for r in rs])
-    for name, records in students.items():
-        cells = (cell(c(records), None if name == BASELINE else c(base)) for c in columns)
-        rows.append([name, *cells])
+            measures.append(lambda rs, s=solver, k=key: [r["agreement"][s][k] for r in rs])
     header = ["student", "defect (eq. 16)", "apart, consistency", "same cluster, consistency"]
-    return markdown([*header, "apart, Euler", "same cluster, Euler"], rows)
+    header += ["apart, Euler", "same cluster, Euler"]
+    return markdown(header, rows_of(students, measures, baseline))
+
+
+def grid_of_forms(students: Students, measure: Measure) -> str:
+    """Forms of the term on the 8-step grid against weights."""
+    base = students[BASELINE]
+    forms: dict[str, dict[float, list[Record]]] = {}
+    for records in students.values():
+        if records[0]["setting"].startswith("sc") and records is not base:
+            forms.setdefault(form_of(records[0]), {})[records[0]["weight"]] = records
+    weights = sorted({weight for form in forms.values() for weight in form})
+    rows = [
+        [name, *(cell(measure(form[w]), measure(base)) if w in form else "" for w in weights)]
+        for name, form in forms.items()
+    ]
+    return markdown(["form of the term", *(f"weight {w:g}" for w in weights)], rows)
+
+
+def effects_table(students: Students, measure: Measure) -> str:
+    """What each of the two switches adds to the measure, seed by seed."""
+    by_setting: dict[str, dict[float, list[float]]] = {}
+    for records in of_settings(students, FACTORIAL).values():
+        values = by_setting.setdefault(records[0]["setting"], {})
+        values[records[0]["weight"]] = measure(records)
+    effects = {
+        "1 - t_s, all ends": ("sc-clean", "sc"),
+        "1 - t_s, 2 ends": ("sc-clean-near", "sc-near"),
+        "2 ends, without 1 - t_s": ("sc-near", "sc"),
+        "2 ends, with 1 - t_s": ("sc-clean-near", "sc-clean"),
+        "both": ("sc-clean-near", "sc"),
+    }
+    weights = sorted(set.intersection(*(set(values) for values in by_setting.values())))
+    rows = []
+    for name, (on, off) in effects.items():
+        pairs = [(by_setting[on][w], by_setting[off][w]) for w in weights]
+        cells = [cell([a - b for a, b in zip(*p)]) + " ~" * undecided(*p) for p in pairs]
+        rows.append([name, *cells])
+    return markdown(["switched on", *(f"weight {w:g}" for w in weights)], rows)
+
+
+def flow_map_table(students: Students) -> str:
+    """Against plain DMD and the same-sized student with the term, by the sampler of each."""
+    maps = {n: rs for n, rs in students.items() if rs[0]["setting"].startswith("flow-map")}
+    best = "SC-DMD, weight 1, 1 - t_s, 2 ends"
+    rows = []
+    against = distance_measures("consistency")
+    for name in (BASELINE, best, *maps):
+        solvers = ("flow map",) if name in maps else ("consistency", "euler")
+        for solver in solvers:
+            cells = []
+            for measure, base in zip(distance_measures(solver), against):
+                is_base = name == best and solver == "consistency"
+                cells.append(
+                    cell(measure(students[name]), None if is_base else base(students[best]))
+                )
+            rows.append([name if name in maps else f"{name}, {solver}", *cells])
+    return markdown(["student, sampling", *(f"{k} steps" for k in STEPS), "mean"], rows)
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """What the documents show, by caption."""
+    students = by_student(results)
+    base, shown = students[BASELINE], of_settings(students, (*SHOWN, RELEASE))
+    mean = "mean distance over 2, 4, 8, 16 steps"
+    return {
+        f"Consistency sampling, {mean}": grid_of_forms(students, overall("consistency")),
+        "Effect of the two switches on it": effects_table(students, overall("consistency")),
+        "Consistency sampling": distance_table(shown, "consistency", base),
+        f"Euler sampling, {mean}": grid_of_forms(students, overall("euler")),
+        "Euler sampling": distance_table(shown, "euler", base),
+        "Defect (eq. 16)": grid_of_forms(students, defects),
+        "Composition": composition_table(shown, base),
+        "Flow maps": flow_map_table(students),
+    }
+
+
+def text(results: dict[str, Any]) -> str:
+    teacher = results["teacher"]
+    seconds = sum(results["seconds"].values())
+    return "\n\n".join(
+        [
+            f"{results['machine']}, torch {results['torch']}, {len(results['seeds'])} seeds, "
+            f"{results['scale']['iterations']} iterations, {seconds:.0f} s of training",
+            f"Sliced Wasserstein-2 distance (~: undecided against {BASELINE}). "
+            f"Teacher, {teacher['steps']} Euler steps: {cell(teacher['distance'])}; "
+            f"real points: {cell(teacher['real_distance'])}",
+            *(f"{caption}\n\n{table}" for caption, table in tables(results).items()),
+            ranking(by_student(results)),
+        ]
+    )
 
 
 def ranking(students: Students) -> str:
-    """The best student, and those that five seeds can't tell from it."""
-    scores = {name: overall(records) for name, records in students.items()}
+    """The best student, and those that the seeds can't tell from it."""
+    scores = {
+        name: overall("consistency")(records)
+        for name, records in students.items()
+        if "consistency" in records[0]["distance"]
+    }
     order = sorted(scores, key=lambda name: statistics.fmean(scores[name]))
     best = order[0]
     flat = [name for name in order[1:] if undecided(scores[name], scores[best])]
     lines = [f"Lowest mean distance: {best}, {cell(scores[best])}"]
     lines += [f"  undecided against it: {name}, {cell(scores[name])}" for name in flat]
     return "\n".join(lines)
-
-
-def text(results: dict[str, Any]) -> str:
-    students, teacher = by_student(results), results["teacher"]
-    seconds = sum(results["seconds"].values())
-    return "\n\n".join(
-        [
-            f"{results['machine']}, torch {results['torch']}, {len(results['seeds'])} seeds, "
-            f"{results['scale']['iterations']} iterations, {seconds:.0f} s of training",
-            f"Teacher, {teacher['steps']} Euler steps: {cell(teacher['distance'])}; "
-            f"real points: {cell(teacher['real_distance'])}",
-            f"Sliced Wasserstein-2 distance, consistency sampling (~: undecided against {BASELINE})"
-            "\n\n" + distance_table(students, "consistency"),
-            "Euler sampling\n\n" + distance_table(students, "euler"),
-            "Composition\n\n" + composition_table(students),
-            ranking(students),
-        ]
-    )
-
-
-def figures(folder: Path, results: dict[str, Any], pictures: dict[str, Any]) -> bool:
-    """Four PNGs; False where matplotlib is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    students = by_student(results)
-    for stem, plot in {
-        "distance": lambda: plot_distance(pyplot, students, results["teacher"]),
-        "defect": lambda: plot_defect(pyplot, students),
-        "weight": lambda: plot_weight(pyplot, students),
-        "same_seeds": lambda: plot_same_seeds(pyplot, pictures),
-    }.items():
-        figure = plot()
-        figure.savefig(folder / f"two_dimensions_{stem}.png", dpi=110)
-        pyplot.close(figure)
-    return True
-
-
-def shown(students: Students) -> Students:
-    """The students that differ in grid or weight only; the others have a picture of their own."""
-    return {n: r for n, r in students.items() if r[0]["setting"] in ("dmd-4", "dmd-16", "sc-8")}
-
-
-def plot_distance(pyplot: Any, students: Students, teacher: dict[str, Any]) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    for axis, solver in zip(axes, ("consistency", "euler")):
-        for name, records in shown(students).items():
-            columns = [distances(records, solver, steps) for steps in STEPS]
-            axis.errorbar(
-                STEPS,
-                [statistics.fmean(c) for c in columns],
-                [spread(c) for c in columns],
-                label=name,
-                capsize=2,
-                linestyle="-" if name.startswith("SC") else "--",
-            )
-        floor = statistics.fmean(teacher["real_distance"])
-        axis.axhline(floor, color="grey", linestyle=":", label="real points")
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(STEPS, STEPS)
-        axis.set(title=f"{solver} sampling", xlabel="sampling steps", ylim=(0, None))
-    axes[0].set_ylabel("sliced Wasserstein-2 to held-out data")
-    axes[1].legend(fontsize=7)
-    return figure
-
-
-def plot_defect(pyplot: Any, students: Students) -> Any:
-    figure, axis = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, records in shown(students).items():
-        columns = list(zip(*(r["defect"] for r in records)))
-        # The last interval, from 0.5 to 0, holds a training point too: 0.3.
-        means = [statistics.fmean(c) for c in columns]
-        axis.plot(range(1, len(means) + 1), means, "o-", label=name)
-    axis.set(
-        xlabel="interval of the 4-step path",
-        ylabel="semigroup defect (eq. 16)",
-        yscale="log",
-        xticks=range(1, 5),
-    )
-    axis.legend(fontsize=7)
-    return figure
-
-
-def plot_weight(pyplot: Any, students: Students) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, measure, label in (
-        (axes[0], overall, "sliced Wasserstein-2, mean over 2, 4, 8, 16 steps"),
-        (axes[1], defects, "semigroup defect (eq. 16)"),
-    ):
-        for setting in ("sc-8", "sc-8-direct", "sc-8-composed", "mixed"):
-            group = [r for r in students.values() if r[0]["setting"] == setting]
-            values = [measure(records) for records in group]
-            axis.errorbar(
-                [records[0]["weight"] for records in group],
-                [statistics.fmean(v) for v in values],
-                [spread(v) for v in values],
-                fmt="o-",
-                capsize=2,
-                label=setting,
-            )
-        axis.set_xscale("symlog", linthresh=0.03)
-        axis.set(xlabel="weight", ylabel=label, ylim=(0, None))
-    axes[0].legend(fontsize=8)
-    return figure
-
-
-def plot_same_seeds(pyplot: Any, pictures: dict[str, Any]) -> Any:
-    """Euler samples that began at the same noise, in one colour by where two steps put them."""
-    rows = {"DMD, 8-step grid": "sc-8 0", "SC-DMD, weight 1": "sc-8 1"}
-    figure, axes = pyplot.subplots(2, 3, figsize=(9, 6), layout="constrained")
-    for line, (label, key) in zip(axes, rows.items()):
-        by_steps = {int(k): torch.tensor(v) for k, v in pictures[key]["euler"].items()}
-        first = by_steps[COMPARED_STEPS[0]]
-        colour = torch.atan2(first[:, 1], first[:, 0])
-        for axis, steps in zip(line, COMPARED_STEPS):
-            x = by_steps[steps]
-            axis.scatter(x[:, 0], x[:, 1], s=3, c=colour, cmap="hsv")
-            axis.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", xticks=[], yticks=[])
-            axis.set_title(f"{label}: {steps} steps", fontsize=9)
-    return figure

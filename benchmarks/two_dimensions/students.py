@@ -49,6 +49,9 @@ class Setting:
     step_counts: tuple[int, ...]
     probs: tuple[float, ...] = (1.0,)
     weights: tuple[float, ...] = (0.0,)
+    # As `SaltConfig` has them: `sc_time_weight`, `sc_nearest`, `sc_stop_grad`.
+    time_weight: str | None = None
+    nearest: int | None = None
     stop_grad: str | None = None
 
     def scheduler(self) -> MixedStepScheduler:
@@ -58,13 +61,27 @@ class Setting:
         )
 
 
+MIXED = (2, 4, 8), (0.2, 0.4, 0.4)
+CLEAN, NEAR = {"time_weight": "clean"}, {"nearest": 2}
+COMPOSED, DIRECT = {"stop_grad": "composed"}, {"stop_grad": "direct"}
+
 SETTINGS = (
     Setting("dmd-4", (4,)),
-    Setting("sc-8", (8,), weights=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
     Setting("dmd-16", (16,)),
-    Setting("sc-8-direct", (8,), weights=(0.1, 0.3, 1.0), stop_grad="direct"),
-    Setting("sc-8-composed", (8,), weights=(0.1, 0.3, 1.0), stop_grad="composed"),
-    Setting("mixed", (2, 4, 8), (0.2, 0.4, 0.4), weights=(0.0, 0.1, 0.3, 1.0)),
+    # Weight 0 is plain DMD on the 8-step grid.
+    Setting("sc", (8,), weights=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+    Setting("sc-clean", (8,), weights=(0.1, 1.0, 3.0), **CLEAN),
+    Setting("sc-near", (8,), weights=(0.1, 1.0, 3.0), **NEAR),
+    Setting("sc-clean-near", (8,), weights=(0.1, 0.3, 1.0, 3.0), **CLEAN, **NEAR),
+    Setting("sc-direct", (8,), weights=(0.1, 0.3, 1.0), **DIRECT),
+    Setting("sc-composed", (8,), weights=(0.1, 0.3, 1.0), **COMPOSED),
+    Setting("sc-clean-composed", (8,), weights=(0.1,), **CLEAN, **COMPOSED),
+    Setting("sc-near-composed", (8,), weights=(0.1,), **NEAR, **COMPOSED),
+    Setting("sc-clean-near-composed", (8,), weights=(0.1, 1.0), **CLEAN, **NEAR, **COMPOSED),
+    Setting("mixed", *MIXED, weights=(0.0, 0.1, 0.3, 1.0)),
+    Setting("mixed-clean-near", *MIXED, weights=(1.0, 3.0), **CLEAN, **NEAR),
+    # The term as the authors' release has it.
+    Setting("mixed-clean-near-composed", *MIXED, weights=(0.2,), **CLEAN, **NEAR, **COMPOSED),
 )
 
 
@@ -78,8 +95,9 @@ class Distillation(Trains):
         self.scale, self.setting, self.until = scale, setting, scale.iterations
         self.copies = len(setting.weights)
         self.teacher = teacher.copies(self.copies)
-        names = ("generator", "fake_score", "ema")
-        self.nets = {name: teacher.copies(self.copies) for name in names}
+        starts = {"generator": self.start(teacher), "fake_score": teacher}
+        starts["ema"] = starts["generator"]
+        self.nets = {name: start.copies(self.copies) for name, start in starts.items()}
         self.optimizers = {
             "generator": adam(self.nets["generator"], LR, beta1=0.0),
             "fake_score": adam(self.nets["fake_score"], CRITIC_LR, beta1=0.0),
@@ -88,6 +106,9 @@ class Distillation(Trains):
             torch.tensor(setting.weights, device=device), "w -> (w s)", s=len(seeds)
         )
         self.plans = setting.scheduler()
+
+    def start(self, teacher: Stack) -> Stack:
+        return teacher
 
     def update(self) -> None:
         """A generator step, and several of the fake score on the same plan."""
@@ -113,12 +134,15 @@ class Distillation(Trains):
             x = add_noise(x0, self.draw(randn(self.scale.batch), self.copies), s)
         return x
 
+    def generate(self, times: list[float], exit_step: int) -> Tensor:
+        x_s = self.rollout(times, exit_step)
+        t_s = x_s.new_full(x_s.shape[:1], times[exit_step])
+        return velocity_to_x0(x_s, self.nets["generator"](x_s, t_s), t_s)
+
     def update_fake_score(self, times: list[float], exit_step: int) -> None:
         fake_score, batch = self.nets["fake_score"], self.scale.batch
-        x = self.rollout(times, exit_step)
         with torch.no_grad():
-            t_s = x.new_full(x.shape[:1], times[exit_step])
-            x0 = velocity_to_x0(x, self.nets["generator"](x, t_s), t_s)
+            x0 = self.generate(times, exit_step)
         noise, t = self.draw(randn(batch), self.copies), self.draw(levels(batch), self.copies)
         loss = critic_loss(fake_score(add_noise(x0, noise, t), t), x0, noise)
         descend(self.optimizers["fake_score"], len(fake_score) * loss)
@@ -133,9 +157,13 @@ class Distillation(Trains):
         loss = len(net) * dmd_loss(x0, self.direction(x0.detach()))
         if plan.use_sc:
             loss = loss + (self.weights * self.defect(plan, x_s, t_s, v_s)).sum()
+        self.descend_generator(loss)
+
+    def descend_generator(self, loss: Tensor) -> None:
         descend(self.optimizers["generator"], loss)
         with torch.no_grad():
-            torch._foreach_lerp_(self.nets["ema"].parameters, net.parameters, 1 - EMA)
+            ema, now = (self.nets[name].parameters for name in ("ema", "generator"))
+            torch._foreach_lerp_(ema, now, 1 - EMA)
 
     @torch.no_grad()
     def direction(self, x0: Tensor) -> Tensor:
@@ -155,7 +183,10 @@ class Distillation(Trains):
         """Each student's own `semigroup_defect_loss(reduction="mean")`, `[M]`."""
         one = t_s[: self.scale.batch]
         grids = plan.train_times, plan.inference_times
-        triples = [shortcut_triple_sampler(one, *grids, generator=g) for g in self.streams]
+        nearest = self.setting.nearest
+        triples = [
+            shortcut_triple_sampler(one, *grids, nearest=nearest, generator=g) for g in self.streams
+        ]
         # All points of a student have one t_s: all are feasible, or none is.
         triple = ShortcutTriple(*(torch.cat(u * self.copies) for u in map(list, zip(*triples))))
         losses = semigroup_defect_loss(
@@ -163,6 +194,7 @@ class Distillation(Trains):
             x_s,
             triple,
             v_s=v_s,
+            weight=1 - triple.t_s if self.setting.time_weight == "clean" else None,
             stop_grad=self.setting.stop_grad,
             reduction="none",
         )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.two_dimensions.evaluation import evaluate, evaluate_teacher
+from benchmarks.two_dimensions.flow_map import FlowMaps, FlowMapSetting
 from benchmarks.two_dimensions.students import Distillation, Setting
 from benchmarks.two_dimensions.teacher import Scale, Stack, Teacher, Trains
 
@@ -55,18 +56,18 @@ class Study:
         return teacher.nets["teacher"]
 
     def distil(self, setting: Setting, teacher: Stack) -> Distillation:
-        students = Distillation(self.scale, setting, teacher, self.seeds, self.device)
+        kind = FlowMaps if isinstance(setting, FlowMapSetting) else Distillation
+        students = kind(self.scale, setting, teacher, self.seeds, self.device)
         self.train(setting.name, students, setting)
         return students
 
     def distil_in_processes(self, settings: Sequence[Setting], jobs: int) -> None:
-        """Leaves the finished checkpoints. Settings with many students first: they take longest."""
+        """Leaves the finished checkpoints."""
         threads = max(1, torch.get_num_threads() // jobs)
-        order = sorted(settings, key=lambda setting: len(setting.weights), reverse=True)
         with ProcessPoolExecutor(
             jobs, get_context("spawn"), torch.set_num_threads, (threads,)
         ) as pool:
-            list(pool.map(distil_alone, [self] * len(order), order))
+            list(pool.map(distil_alone, [self] * len(settings), settings))
 
     def train(self, name: str, trainer: Trains, setting: Setting | None = None) -> None:
         path = self.work / f"{name}.pt"

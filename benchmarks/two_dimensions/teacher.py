@@ -96,10 +96,14 @@ class Stack:
     def __len__(self) -> int:
         return len(self.parameters[0])
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Velocities for states `[M * N, 2]` at noise levels `[M * N]`, as the library calls it."""
-        angles = t[:, None] * (math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0], device=t.device))
-        h = torch.cat([x, angles.sin(), angles.cos()], -1)
+    def __call__(self, x: Tensor, *times: Tensor) -> Tensor:
+        """Velocities for states `[M * N, 2]` at noise levels `[M * N]`, as the library calls it.
+
+        A flow map has two times.
+        """
+        frequencies = math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0], device=x.device)
+        angles = [t[:, None] * frequencies for t in times]
+        h = torch.cat([x, *(f(a) for a in angles for f in (torch.sin, torch.cos))], -1)
         h = rearrange(h, "(m n) d -> m n d", m=len(self))
         for i in range(0, len(self.parameters), 2):
             h = h if i == 0 else torch.nn.functional.silu(h)

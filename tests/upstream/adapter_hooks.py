@@ -14,12 +14,24 @@ ADAPTERS = {"self": self_forcing, "longlive": longlive, "causal": causal_forcing
 
 
 def attach(trainer: Any) -> Any:
-    settings = json.loads(os.environ[SETTINGS])
-    settings["align_reference"] = {int(k): v for k, v in settings["align_reference"].items()}
-    adapter = ADAPTERS[trainer.config.config_name.split("_")[0]]
-    handle = adapter.attach(trainer, SaltConfig(**settings))
+    handle = _adapter(trainer).attach(trainer, _settings())
     record(handle, trainer)
     return handle
+
+
+def attach_without_trainer(trainer: Any) -> Any:
+    streaming_model = getattr(trainer, "streaming_model", None)
+    return _adapter(trainer).attach(streaming_model or trainer.model, _settings())
+
+
+def _adapter(trainer: Any) -> Any:
+    return ADAPTERS[trainer.config.config_name.split("_")[0]]
+
+
+def _settings() -> SaltConfig:
+    settings = json.loads(os.environ[SETTINGS])
+    settings["align_reference"] = {int(k): v for k, v in settings["align_reference"].items()}
+    return SaltConfig(**settings)
 
 
 def report(trainer: Any, handle: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def run_trainer(
     num_layers: int = 1,
     after_init: str | None = None,
     after_train: str | None = None,
-    timeout: float = 300,
+    timeout: float = 1200,
     **config: Any,
 ) -> list[dict[str, Any]]:
     """One result per rank: `step`, `logs`, `wandb`, `parameters` (checksums), `extra`, ...

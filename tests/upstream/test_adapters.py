@@ -139,7 +139,7 @@ def test_the_critic_step_is_bit_identical(model: Any) -> None:
 
 def test_every_k_step_list_goes_through_the_trainers_own_table(model: Any) -> None:
     config = salt(model, step_counts=(2, 4, 8), probs=(0.2, 0.4, 0.4), sc_steps=())
-    handle = adapter(model).attach(model, config)
+    handle = adapter(model).attach(parts(model)[0], config)
     lists = {
         k: handle._lists.timesteps(step_schedule(k, handle._scheduler.shift)).tolist()
         for k in (2, 4, 8)

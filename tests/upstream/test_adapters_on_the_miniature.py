@@ -64,18 +64,6 @@ def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -
     assert len(steps) > 12
 
 
-def test_a_model_alone_counts_an_iteration_per_critic_update() -> None:
-    model = tiny.build_model()
-    inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, BUSY) as handle:
-        assert handle.plan.iteration == 0
-        model.generator_loss(**inputs)
-        assert handle.plan.iteration == 0
-        model.critic_loss(**inputs)
-        model.critic_loss(**inputs)
-        assert handle.plan.iteration == 2
-
-
 def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
     model = tiny.build_model()
     config = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1)
@@ -223,7 +211,7 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     model.fake_score.model.forward = lambda x, *_, **__: x
     with (
         self_forcing.attached(model, ALIGNED),
-        pytest.raises(RuntimeError, match="block was not called"),
+        pytest.raises(RuntimeError, match="did not call the block"),
     ):
         model.generator_loss(**tiny.loss_inputs(model))
     assert all("forward" not in vars(block) for block in blocks)
@@ -266,35 +254,51 @@ def recorded(folder: Path, config: SaltConfig, step: int, **trainer_config: Any)
     return handle
 
 
+def saved(checkpoint: Path, state: dict[str, Any]) -> str:
+    """Puts a state beside a checkpoint, whose path it gives."""
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "salt.json").write_text(json.dumps(state))
+    return str(checkpoint / "model.pt")
+
+
 def test_a_run_continues_from_its_own_checkpoint_rather_than_from_the_one_it_started_from(
     tmp_path: Path,
 ) -> None:
-    start = tmp_path / "stage1" / "checkpoint_model_000700"
-    start.mkdir(parents=True)
-    state = recorded(tmp_path, BUSY, 700).state_dict()
-    (start / "salt.json").write_text(json.dumps(state))
-    generator_ckpt = str(start / "model.pt")
-    assert recorded(tmp_path, BUSY, 0, generator_ckpt=generator_ckpt).plan.iteration == 700
-    assert recorded(tmp_path, BUSY, 3, generator_ckpt=generator_ckpt).plan.iteration == 3
+    state = recorded(tmp_path, BUSY, 0).state_dict()
+    start = saved(tmp_path / "stage1" / "checkpoint_model_000700", state | {"iteration": 700})
+    for step in (0, 700):  # LongLive takes the step from there as well
+        assert recorded(tmp_path, BUSY, step, generator_ckpt=start).plan.iteration == 700
+        # It trains LoRA from the one, on top of the other.
+        base = {"generator_ckpt": "base.pt", "lora_ckpt": start}
+        assert recorded(tmp_path, BUSY, step, **base).plan.iteration == 700
+    saved(tmp_path / "checkpoint_model_000003", state | {"iteration": 5})
+    assert recorded(tmp_path, BUSY, 3, generator_ckpt=start).plan.iteration == 5
+    (tmp_path / "checkpoint_model_000004").mkdir()  # from before Salt
+    assert recorded(tmp_path, BUSY, 4, generator_ckpt=start).plan.iteration == 4
+
+
+@pytest.mark.parametrize("iteration", ["12", None, float("nan"), 1.5, -1])
+def test_a_state_of_no_iteration_is_named_by_its_file(tmp_path: Path, iteration: Any) -> None:
+    state = recorded(tmp_path, BUSY, 0).state_dict() | {"iteration": iteration}
+    start = saved(tmp_path / "start", state)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'start' / 'salt.json'}.*\['iteration'\]"):
+        recorded(tmp_path, BUSY, 0, generator_ckpt=start)
 
 
 def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint_model_000003"
-    folder.mkdir()
-    state = recorded(tmp_path, BUSY, 3).state_dict()
-    (folder / "salt.json").write_text(json.dumps(state))
+    saved(folder, recorded(tmp_path, BUSY, 3).state_dict())
     with pytest.raises(ValueError, match=f"{folder / 'salt.json'}.*seed.*move the file away"):
         recorded(tmp_path, replace(BUSY, seed=1), 3)
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("tiny_worker.py")
+def run_two_ranks(worker: str, folder: Path) -> list[dict[str, Any]]:
+    """What two processes of the script `worker` save as `0.pt` and `1.pt`."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(worker), str(tmp_path), str(rank)],
+            [sys.executable, str(Path(__file__).with_name(worker)), str(folder), str(rank)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -303,12 +307,32 @@ def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> N
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in ranks]
+        outputs = [process.communicate(timeout=600)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == [0, 0], outputs
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None:
+    one, other = run_two_ranks("ranks_worker.py", tmp_path)
+    assert one == other
+    assert one["settings"] == (
+        "the settings must be the same on all ranks; got "
+        "seed (rank 0: 0, rank 1: 1), sc_weight (rank 0: 1.0, rank 1: 2.0)"
+    )
+    assert one["state"] == (
+        "state_dict must be the same on all ranks; got iteration (rank 0: 0, rank 1: 1)"
+    )
+    assert one["iteration"] == 700  # only rank 0 had the file
+    assert str(tmp_path / "disk_0" / "broken" / "start" / "salt.json") in one["broken"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> None:
+    one, other = run_two_ranks("tiny_worker.py", tmp_path)
     assert one["plans"] == other["plans"]
     assert torch.equal(one["parameters"], other["parameters"])
     for without, gradient in one["critic_gradients"]:
@@ -328,7 +352,7 @@ def test_align_levels_is_the_range_of_the_features_level_before_the_shift(
     real = _engine.alignment
 
     def alignment(*args: Any, **kwargs: Any) -> torch.Tensor:
-        levels.append(kwargs["t"])
+        levels.append(args[3])
         return real(*args, **kwargs)
 
     monkeypatch.setattr(_engine, "alignment", alignment)

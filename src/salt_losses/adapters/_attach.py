@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .._checks import describe
 from ..objective import SaltConfig
+from ._agreement import check_agreement
 from ._engine import SaltHandle
 from ._seams import SeamCheck, check_model, check_pipeline, check_streaming
 
@@ -24,7 +26,16 @@ class Adapter:
         self.trainer, self.streaming = trainer, streaming
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
-        """Add Salt to a trainer; undone by the handle's `detach()`.
+        """Add Salt to a trainer; undone by the handle's `detach()`. To be called on every rank.
+
+        The plan changes with the trainer's `step`. A model alone has no step: there an iteration
+        ends when an optimizer (of `torch.optim`, or derived from its) steps the critic after a
+        `critic_loss`, so that gradients may be accumulated over any number of loss calls. Where no
+        such step is seen, a warning says so: any object with the model as `model` and the iteration
+        as `step` can be the trainer.
+
+        While Salt is attached, the model refuses to be copied or pickled as a whole; its networks
+        do not. Losses called without gradient are the trainer's own, unchanged.
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
@@ -36,12 +47,18 @@ class Adapter:
         Raises:
             MissingSeamError: the target lacks something that Salt needs; nothing is changed then.
             RuntimeError: Salt is attached to it already.
-            ValueError: settings that this trainer cannot follow.
+            ValueError: settings that this trainer cannot follow, or that differ between ranks (on
+                all of them then); or the target trains on chunks of a long rollout (LongLive's
+                streaming training), and this is another adapter or the model alone.
             TypeError: `config` is no `SaltConfig`.
         """
         config = SaltConfig() if config is None else config
         if not isinstance(config, SaltConfig):
             raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
+        check_agreement(
+            "the settings",
+            {field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+        )
         model, trainer, streaming = self._parts(target)
         check = SeamCheck(self.trainer)
         if trainer is not None:
@@ -70,8 +87,19 @@ class Adapter:
         if self.streaming and hasattr(target, "base_model"):
             return target.base_model, None, target
         if hasattr(target, "model") and not hasattr(target, "generator_loss"):
-            streaming = getattr(target, "streaming_model", None) if self.streaming else None
-            return target.model, target, streaming
+            streaming = getattr(target, "streaming_model", None)
+            if streaming is None or self.streaming:
+                return target.model, target, streaming
+            raise ValueError(
+                f"target must be a trainer of {self.trainer}; got one that trains its "
+                "streaming_model, which would train without Salt: use adapters.longlive"
+            )
+        if getattr(getattr(target, "args", None), "streaming_training", False):
+            # Its losses are the streaming model's, which this one does not know.
+            raise ValueError(
+                "target must be LongLive's trainer or its streaming_model where streaming_training "
+                "is on; got the model alone, which would train without Salt"
+            )
         return target, None, None
 
     def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:

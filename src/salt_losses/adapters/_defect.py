@@ -71,7 +71,10 @@ class DefectTap:
     def _count(self, key: tuple[Any, int]) -> None:
         """Which step of which block this call is: known without asking the device for `t`."""
         if key != self._key:
-            self._key, self._block, self._step = key, self._block + 1, -1
+            # A block has two calls at least, its exit step and its context pass; frames that were
+            # given to start from have the context pass alone, and are no block.
+            self._block += self._step != 0
+            self._key, self._step = key, -1
         self._step += 1
 
     def _exit_step(self, x_s: Tensor, v_s: Tensor, kwargs: dict[str, Any]) -> None:

@@ -3,12 +3,12 @@
 Between two calls only these instance attributes differ from the trainer's own: `generator_loss` and
 `critic_loss` of the model and, in streaming training, `generate_next_chunk`,
 `compute_generator_loss` and `compute_critic_loss` of the streaming model. All else is set for the
-duration of one call and put back at its end.
+duration of one call and put back at its end. For a model without its trainer there is a hook on
+optimizer steps as well (`_updates`).
 """
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +21,13 @@ from torch import Tensor
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig, salt_loss
 from ..schedule import shift_time, step_schedule
+from ._agreement import check_agreement
 from ._features import alignment, frozen
 from ._patch import Patches
 from ._rollout import Rollout
 from ._steps import StepLists
+from ._updates import Updates
+from ._wrapper import Wrapper
 
 
 class SaltHandle:
@@ -32,15 +35,16 @@ class SaltHandle:
 
     Attributes:
         config: the settings.
+        attached: whether it is still attached.
     """
 
     def __init__(self, model: Any, trainer: Any, streaming: Any, config: SaltConfig) -> None:
-        self.config = config
+        self.config, self.attached = config, False
         self._model, self._trainer, self._streaming = model, trainer, streaming
         self._lists = StepLists(model)
         self._scheduler = config.scheduler(self._lists.shift)
         self._patches = Patches()
-        self._count = 0  # of iterations, where no trainer counts them
+        self._updates = Updates(model) if trainer is None else None
         self._offset = 0  # a resumed Self Forcing counts from 0 again
         self._call = (-1, 0)  # iteration, loss call within it
         self._chunk: Rollout | None = None
@@ -74,8 +78,14 @@ class SaltHandle:
         self._callbacks.append(callback)
 
     def detach(self) -> None:
-        """Put everything back as it was. A second call does nothing."""
-        self._patches.restore()
+        """Put everything back as it was. A second call does nothing.
+
+        Warns of an attribute that was replaced meanwhile, and leaves it as it is."""
+        self.attached = False
+        self._chunk = None
+        if self._updates is not None:
+            self._updates.close()
+        self._patches.take_off()
 
     def state_dict(self) -> dict[str, Any]:
         """The present iteration, and the settings that make the plans; plain values."""
@@ -84,21 +94,27 @@ class SaltHandle:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
 
+        To be called on every rank, with the same state.
+
         Raises:
-            ValueError: it is from other settings; the message names those that differ.
+            ValueError: it is from other settings; the message names those that differ. Or the
+                ranks got different states: on all of them.
         """
+        if isinstance(state_dict, Mapping):
+            check_agreement("state_dict", state_dict)
         self._scheduler.load_state_dict(state_dict)
         self._offset = self._scheduler.iteration - self._counted
 
     @property
     def _counted(self) -> int:
-        return self._count if self._trainer is None else int(self._trainer.step)
+        return int(self._trainer.step) if self._updates is None else self._updates.count
 
     @property
     def _iteration(self) -> int:
         return self._counted + self._offset
 
-    # What the trainer calls instead of its own methods.
+    # What the trainer calls instead of its own methods. Without gradient nothing is trained: a
+    # validation gets the trainer's own loss.
 
     def _attach(self) -> None:
         wrappers = [
@@ -112,29 +128,24 @@ class SaltHandle:
                 (self._streaming, "compute_critic_loss", self._compute_critic_loss),
             ]
         for owner, name, _ in wrappers:
-            if hasattr(getattr(owner, name), "_salt_handle"):
+            there = getattr(getattr(owner, name), "_salt_handle", None)
+            if there is not None and there.attached:
                 raise RuntimeError(
                     f"Salt is already attached to this {type(owner).__name__}; detach it first"
                 )
         try:
             for owner, name, wrapper in wrappers:
-                self._patches.set(owner, name, self._wrapped(getattr(owner, name), wrapper))
+                self._patches.set(owner, name, Wrapper(getattr(owner, name), wrapper, self))
         except BaseException:
             self._patches.restore()
             raise
-
-    def _wrapped(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
-        signature = inspect.signature(original)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            arguments = signature.bind(*args, **kwargs)
-            arguments.apply_defaults()
-            return wrapper(lambda: original(*args, **kwargs), arguments.arguments)
-
-        wrapped._salt_handle = self  # type: ignore[attr-defined]
-        return wrapped
+        self.attached = True
+        if self._updates is not None:
+            self._updates.watch()
 
     def _generator_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        if not torch.is_grad_enabled():
+            return original()
         rollout = self._rollout()
         with (
             self._step_lists(rollout.plan) as pipeline,
@@ -145,28 +156,37 @@ class SaltHandle:
         return self._objective(rollout, loss, log, arguments["conditional_dict"], frames)
 
     def _critic_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        if not torch.is_grad_enabled():
+            return original()
+        if self._updates is not None:
+            self._updates.called(critic=True)
         self._begin_call()
         with self._step_lists(self.plan):
-            result = original()
-        self._count += 1  # one critic update closes an iteration of every trainer of the family
-        return result
+            return original()
 
     def _generate_next_chunk(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         if not arguments["requires_grad"]:
             self._begin_call()
             with self._step_lists(self.plan):
                 return original()
-        self._chunk = rollout = self._rollout(streaming=True)
+        self._chunk = None
+        if not torch.is_grad_enabled():
+            return original()
+        rollout = self._rollout(streaming=True)
         with (
             self._step_lists(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
         ):
-            return original()
+            result = original()
+        self._chunk = rollout  # of a rollout that failed nothing is kept
+        return result
 
     def _compute_generator_loss(
         self, original: Callable[[], Any], arguments: dict[str, Any]
     ) -> Any:
         rollout, self._chunk = self._chunk, None
+        if not torch.is_grad_enabled():
+            return original()
         if rollout is None:
             raise RuntimeError(
                 "compute_generator_loss was called without a chunk from "
@@ -178,9 +198,9 @@ class SaltHandle:
         return self._objective(rollout, loss, log, conditional_dict, info["chunk_frames"])
 
     def _compute_critic_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-        result = original()
-        self._count += 1
-        return result
+        if torch.is_grad_enabled() and self._updates is not None:
+            self._updates.called(critic=True)
+        return original()
 
     # One loss call.
 
@@ -189,6 +209,8 @@ class SaltHandle:
         self._call = (self._iteration, call + 1 if iteration == self._iteration else 0)
 
     def _rollout(self, *, streaming: bool = False) -> Rollout:
+        if self._updates is not None:
+            self._updates.called(critic=False)
         self._begin_call()
         return Rollout(self.plan, self._lists, self.config, streaming=streaming)
 
@@ -253,13 +275,13 @@ class SaltHandle:
             getattr(model, config.align_features),
             low,
             reference,
-            frames=[frame for frame, takes_part in enumerate(aligned) if takes_part],
+            t,
+            conditional_dict=conditional_dict,
+            frames=None if all(aligned) else [f for f, frame in enumerate(aligned) if frame],
             block=config.align_block,
             margin=config.align_margin,
-            t=t,
-            noise=torch.randn(low.shape, dtype=low.dtype, device=low.device, generator=generator),
-            conditional_dict=conditional_dict,
             tokens_per_frame=model.inference_pipeline.frame_seq_length,
+            generator=generator,
         )
 
     def _triples(self) -> torch.Generator:

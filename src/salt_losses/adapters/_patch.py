@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -17,21 +18,39 @@ class Patches:
     """
 
     def __init__(self) -> None:
-        self._undo: list[tuple[Any, str, Any]] = []
+        self._undo: list[tuple[Any, str, Any, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Shadow or replace `owner.name` for this instance; never its class."""
         before = vars(owner).get(name, _ABSENT)
         setattr(owner, name, value)
-        self._undo.append((owner, name, before))
+        self._undo.append((owner, name, before, value))
 
     def restore(self) -> None:
         while self._undo:
-            owner, name, before = self._undo.pop()
-            if before is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
+            owner, name, before, _ = self._undo.pop()
+            _put_back(owner, name, before)
+
+    def take_off(self) -> None:
+        """`restore`, but what others have done to an attribute meanwhile is left, with a warning:
+        something set over ours stays, and something deleted comes back."""
+        while self._undo:
+            owner, name, before, ours = self._undo.pop()
+            now = vars(owner).get(name, _ABSENT)
+            where = f"{type(owner).__name__}.{name}"
+            if now is ours or now is _ABSENT:
+                _put_back(owner, name, before)
+            if now is _ABSENT:
+                warnings.warn(
+                    f"{where} was deleted while Salt was attached; it is the trainer's own again",
+                    stacklevel=3,
+                )
+            elif now is not ours:
+                warnings.warn(
+                    f"{where} was replaced while Salt was attached, and is left as it is; if it "
+                    "calls what it replaced, it reaches the trainer's own",
+                    stacklevel=3,
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -43,3 +62,10 @@ class Patches:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
+
+
+def _put_back(owner: Any, name: str, before: Any) -> None:
+    if before is not _ABSENT:
+        setattr(owner, name, before)
+    elif name in vars(owner):
+        delattr(owner, name)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ._agreement import from_rank_0
 from ._engine import SaltHandle
 
 METRICS, STATE = "salt_metrics.jsonl", "salt.json"
@@ -22,31 +23,34 @@ def record(handle: SaltHandle, trainer: Any) -> None:
     `trainer.save` is the trainer's own again.
 
     The plans continue from the `salt.json` beside the checkpoint that the trainer resumed from or,
-    if it resumed from none, starts from (`config.generator_ckpt`). Where there is none, they follow
-    `trainer.step`.
+    if none lies in its own log directory, starts from (`config.lora_ckpt` or `generator_ckpt`), on
+    all ranks as rank 0 finds it. Where there is none, they follow `trainer.step`.
 
     Args:
         handle: from `attach(trainer, ...)`.
         trainer: the trainer, constructed and not yet training.
 
     Raises:
-        ValueError: a `salt.json` was found whose settings differ from the handle's.
+        ValueError: a `salt.json` was found that is none, or whose settings differ from the
+            handle's.
     """
     folder = Path(trainer.output_path or ".")
-    state = _saved_state(trainer, folder)
-    if state is not None:
+    # As rank 0 finds it: it alone writes, perhaps to a disk of its own.
+    found = from_rank_0(lambda: _saved_state(trainer, folder))
+    if found is not None:
+        where, state = json.loads(found)
         try:
-            handle.load_state_dict(json.loads(state.read_text()))
-        except ValueError as error:
+            handle.load_state_dict(json.loads(state))
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"cannot continue from {state}: {error}. To start new plans from this checkpoint, "
+                f"cannot continue from {where}: {error}. To start new plans from this checkpoint, "
                 "move the file away"
             ) from error
     save = trainer.save
 
     def save_with_salt(*args: Any, **kwargs: Any) -> Any:
         step, result = trainer.step, save(*args, **kwargs)
-        if trainer.is_main_process:
+        if trainer.is_main_process and handle.attached:
             _write(_checkpoint(folder, step) / STATE, json.dumps(handle.state_dict(), indent=1))
         return result
 
@@ -70,16 +74,20 @@ def _checkpoint(folder: Path, step: int) -> Path:
     return folder / f"checkpoint_model_{step:06d}"
 
 
-def _saved_state(trainer: Any, folder: Path) -> Path | None:
-    generator_ckpt = getattr(trainer.config, "generator_ckpt", None)
-    if trainer.step > 0:
-        place = _checkpoint(folder, trainer.step)
-    elif generator_ckpt:
-        place = Path(generator_ckpt).parent
-    else:
-        return None
+def _saved_state(trainer: Any, folder: Path) -> str | None:
+    """Path and text of the state to continue from, as JSON."""
+    own = _checkpoint(folder, trainer.step)
+    if trainer.step > 0 and own.is_dir():
+        place = own
+    else:  # a step may come from there as well
+        names = ("lora_ckpt", "generator_ckpt")  # LongLive loads them the other way round
+        starts = [getattr(trainer.config, name, None) for name in names]
+        start = next((path for path in starts if path), None)
+        if start is None:
+            return None
+        place = Path(start).parent
     state = place / STATE
-    return state if state.is_file() else None
+    return json.dumps([str(state), state.read_text()]) if state.is_file() else None
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,18 +8,21 @@ With "input" it needs what the student makes, and runs after it.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..flow import euler_step
 from ..objective import SaltConfig
+from . import _streams
+from ._blocks import Block, CallCounter, Tap
 from ._patch import Patches
 from ._steps import noise_levels
+
+CACHES = ("kv_cache1", "crossattn_cache")
 
 
 class Reference:
@@ -35,7 +38,7 @@ class Reference:
     Attributes:
         output: what the student's rollout is aligned to, `[B, F, C, H, W]`; None where it is
             aligned to nothing, as the reference took no more steps than the student.
-        frames: for each of these frames, whether it takes part in the alignment.
+        frames: for each of these frames, whether it is aligned.
     """
 
     def __init__(
@@ -46,34 +49,32 @@ class Reference:
         self._pipeline, self._generator, self._streaming = pipeline, pipeline.generator, streaming
         self._steps, self._config, self._seed = steps, config, seed
         # Causal Forcing may have a step list of its own for the first chunk.
-        self._first = getattr(pipeline, "denoising_step_list_first_chunk", None)
-        self._exits: list[int] = []  # the student's, of each block
-        self._dense_exits: list[int] = []  # the reference's
-        self._ratios: list[int] = []  # of its steps to the student's
-        self._started = False
+        self._first_steps = getattr(pipeline, "denoising_step_list_first_chunk", None)
+        self._blocks: list[Block] = []
+        self._student: CallCounter | None = None
         self._exit_inputs: list[Tensor] = []
-        self._kwargs: dict[str, Any] = {}
-        self._last: tuple[Tensor, Tensor]
-        self._after_last: list[Tensor]
-        self._caches: dict[str, Any] = {}
 
     def accompany(self, rollout: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """The student's rollout; with the reference's, where there is to be one."""
         self._rollout, self._kwargs = rollout, kwargs
         pipeline = self._pipeline
         with Patches() as patches:
-            draw = pipeline.generate_and_sync_list
-            patches.set(pipeline, "generate_and_sync_list", self._watched(draw))
-            patches.set(pipeline, "generator", _Tap(pipeline.generator, self._student_call))
+            draw = self._watched(pipeline.generate_and_sync_list)
+            patches.set(pipeline, "generate_and_sync_list", draw)
+            patches.set(pipeline, "generator", Tap(pipeline.generator, self._student_call))
             result = rollout(**kwargs)
-        if not self._started:
+        if self._student is None:
             raise RuntimeError(
-                "the alignment was not collected: the rollout drew no exit steps by "
-                "pipeline.generate_and_sync_list, or made no call of pipeline.generator after it"
+                "the alignment was not collected: the rollout drew no exit steps from "
+                "pipeline.generate_and_sync_list, or called no pipeline.generator after it"
             )
         if self._config.align_at == "input" and self._wanted:
             self._run()
         return result
+
+    @property
+    def _wanted(self) -> bool:
+        return any(block.takes_part for block in self._blocks)
 
     # While the student's rollout runs.
 
@@ -82,183 +83,144 @@ class Reference:
             num_blocks: int, num_denoising_steps: int, device: Any
         ) -> list[int]:
             exits = draw(num_blocks, num_denoising_steps, device=device)
-            first = self._first is not None and not self._exits
-            dense = num_denoising_steps if first else len(self._steps)
-            # Trainers draw one exit step per block even where they use the first one only.
+            first_list = self._first_steps is not None and not self._blocks
+            reference_steps = num_denoising_steps if first_list else len(self._steps)
+            # A trainer draws an exit step for each block even where all leave at the first one's.
             same = self._pipeline.same_step_across_blocks
-            for own in exits[:1] * len(exits) if same else exits:
-                self._exits.append(own)
-                self._ratios.append(dense // num_denoising_steps)
-                last = self._config.align_at == "end"
-                self._dense_exits.append(dense - 1 if last else own * self._ratios[-1])
+            self._blocks += [
+                Block.of(e, num_denoising_steps, reference_steps, self._config.align_at)
+                for e in (exits[:1] * len(exits) if same else exits)
+            ]
             return exits
 
         return generate_and_sync_list
 
-    def _takes_part(self, block: int) -> bool:
-        """Where the student leaves at its first step, the reference is no better than it."""
-        at_end = self._config.align_at == "end"
-        return at_end or self._dense_exits[block] > self._exits[block]
-
-    @property
-    def _wanted(self) -> bool:
-        return any(map(self._takes_part, range(len(self._exits))))
-
     def _student_call(self, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        if self._exits and not self._started:
-            self._started = True
-            self._start()
-        if self._config.align_at == "input" and self._wanted:
-            at = self._student.at(kwargs["current_start"])
-            if at is not None and at[1] == self._exits[at[0]]:
+        if not self._blocks:
+            return call(**kwargs)
+        if self._student is None:
+            # Below that lie frames that the rollout starts from or caches anew.
+            chunk = self._kwargs.get("current_start_frame", 0) * self._pipeline.frame_seq_length
+            self._start = max(kwargs["current_start"], chunk)
+            self._student = CallCounter([block.exit for block in self._blocks], self._start)
+            self._before_the_first_step()
+        at = self._student.count(kwargs["current_start"])
+        if at is not None and self._config.align_at == "input":
+            block, step = at
+            if step == self._blocks[block].exit:
                 self._exit_inputs.append(kwargs["noisy_image_or_video"].detach())
         return call(**kwargs)
 
-    def _start(self) -> None:
+    def _before_the_first_step(self) -> None:
         """The student has drawn its exit steps and nothing else."""
         if not self._wanted:
             return
-        pipeline, device = self._pipeline, self._kwargs["noise"].device
-        self._device = device
-        self._stream = _get_stream(device)
-        for name in ("kv_cache1", "crossattn_cache"):
-            if hasattr(pipeline, name):
-                cache = getattr(pipeline, name)
-                # Streaming writes into the caches that there are; other rollouts make new ones.
-                self._caches[name] = _cloned(cache) if self._streaming else cache
-        self._student = self._block_steps(self._exits)
+        self._stream = _streams.get_state(self._kwargs["noise"].device)
+        pipeline = self._pipeline
+        caches = {name: getattr(pipeline, name) for name in CACHES if hasattr(pipeline, name)}
+        # Streaming writes into the caches that there are; other rollouts make new ones.
+        clone = _cloned if self._streaming else lambda cache: cache
+        self._caches = {name: clone(cache) for name, cache in caches.items()}
         if self._config.align_at != "input":
             self._run()
+
+    def _times(self, block: int) -> list[float]:
+        """The noise levels of the reference's step list."""
+        steps = self._first_steps if block == 0 else None
+        return noise_levels(self._steps if steps is None else steps)
 
     # The reference's own rollout.
 
     def _run(self) -> None:
-        config, pipeline = self._config, self._pipeline
-        self._targets: list[Tensor] = []
-        self._dense = self._block_steps(self._dense_exits)
-        exits = iter(self._dense_exits)
+        pipeline, device = self._pipeline, self._kwargs["noise"].device
+        exits = [block.reference_exit for block in self._blocks]
+        calls = _ReferenceCalls(
+            self._blocks,
+            self._times,
+            CallCounter(exits, self._start),
+            self._exit_inputs,
+            self._config,
+            device,
+        )
+        drawn = iter(exits)
 
-        def dense_exits(num_blocks: int, *_: Any, **__: Any) -> list[int]:
-            return [next(exits) for _ in range(num_blocks)]
+        def next_exits(num_blocks: int, *_: Any, **__: Any) -> list[int]:
+            return list(islice(drawn, num_blocks))
 
         # LongLive switches gradients on by itself unless told not to.
         no_grad = {"requires_grad": False} if self._streaming else {}
-        with _leaving_no_trace(self._device), Patches() as patches:
+        with _streams.untouched(device), torch.no_grad(), Patches() as patches:
             for name, cache in self._caches.items():
                 patches.set(pipeline, name, cache)
             patches.set(pipeline, "denoising_step_list", self._steps)
-            patches.set(pipeline, "generate_and_sync_list", dense_exits)
-            patches.set(pipeline, "generator", _Tap(self._generator, self._dense_call))
-            if config.align_noise == "own":
-                _seed_stream(self._device, self._seed)
+            patches.set(pipeline, "generate_and_sync_list", next_exits)
+            patches.set(pipeline, "generator", Tap(self._generator, calls))
+            if self._config.align_noise == "shared":
+                _streams.set_state(device, self._stream)
             else:
-                _set_stream(self._device, self._stream)
+                _streams.set_seed(device, self._seed)
             output = self._rollout(**{**self._kwargs, **no_grad})[0]
-        targets = torch.cat(self._targets, dim=1)
+        targets = torch.cat(calls.targets, dim=1)
         given = output.shape[1] - targets.shape[1]  # frames that the rollout started from
         self.output = torch.cat([output[:, :given], targets], dim=1)
-        self.frames = [False] * given + self.frames
-        self._caches, self._exit_inputs = {}, []
-
-    def _dense_call(self, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        at = self._dense.at(kwargs["current_start"]) if self._exits else None
-        if at is None or at[1] > self._dense_exits[at[0]]:  # no denoising step
-            return call(**kwargs)
-        block, step = at
-        if self._config.align_noise == "shared" and step > 0 and not self._met(block, step):
-            times = noise_levels(self._list(block))
-            x, v = self._last
-            x = euler_step(x, v, times[step - 1], times[step])
-            _set_stream(self._device, self._after_last)  # as if the trainer had not drawn
-            kwargs = {**kwargs, "noisy_image_or_video": x}
-        result = call(**kwargs)
-        self._last = kwargs["noisy_image_or_video"], result[0]
-        self._after_last = _get_stream(self._device)
-        if step == self._dense_exits[block]:
-            x0 = result[1]
-            if self._config.align_at == "input" and self._takes_part(block):
-                # The context pass writes the same slots again.
-                x0 = call(**{**kwargs, "noisy_image_or_video": self._exit_inputs[block]})[1]
-            self._targets.append(x0)
-            self.frames += [self._takes_part(block)] * x0.shape[1]
-        return result
-
-    def _met(self, block: int, step: int) -> bool:
-        """Whether the student comes by this level."""
-        ratio = self._ratios[block]
-        return step % ratio == 0 and step // ratio <= self._exits[block]
-
-    def _list(self, block: int) -> Tensor:
-        return self._first if block == 0 and self._first is not None else self._steps
-
-    def _block_steps(self, exits: list[int]) -> _BlockSteps:
-        start = self._kwargs.get("current_start_frame", 0) * self._pipeline.frame_seq_length
-        return _BlockSteps(exits, start)
+        aligned = zip(self._blocks, calls.targets)
+        self.frames = [False] * given
+        self.frames += [block.takes_part for block, x0 in aligned for _ in range(x0.shape[1])]
+        del self._caches, self._exit_inputs
 
 
-class _BlockSteps:
-    """Which step of which block a generator call is, without asking the device for its level.
+class _ReferenceCalls:
+    """Makes the reference's generator calls.
 
-    A block's calls are its steps up to the exit step and its context pass. A call that starts
-    before the present block caches earlier frames anew (LongLive, after a switch of prompts).
+    The trainer draws noise before each of its steps. From the student's own stream, and as long as
+    the reference draws what the student draws, that is the student's noise; at a level where the
+    student has none, an Euler step takes its place and the stream is put back.
+
+    Attributes:
+        targets: what each block of the student is aligned to, `[B, f, C, H, W]`.
     """
 
-    def __init__(self, exits: list[int], start: int) -> None:
-        self._exits, self._start = exits, start
-        self._block, self._step = 0, 0
+    def __init__(
+        self,
+        blocks: list[Block],
+        times: Callable[[int], list[float]],
+        counter: CallCounter,
+        exit_inputs: list[Tensor],
+        config: SaltConfig,
+        device: torch.device,
+    ) -> None:
+        self.targets: list[Tensor] = []
+        self._blocks, self._times, self._counter = blocks, times, counter
+        self._exit_inputs, self._config, self._device = exit_inputs, config, device
+        self._x: Tensor | None = None  # the last step's input
+        self._v: Tensor | None = None
+        self._stream: list[Tensor] = []  # after that step
 
-    def at(self, current_start: int) -> tuple[int, int] | None:
-        if current_start < self._start:
-            return None
-        at = self._block, self._step
-        self._start, self._step = current_start, self._step + 1
-        if at[1] > self._exits[at[0]]:
-            self._start, self._block, self._step = current_start + 1, self._block + 1, 0
-        return at
+    def __call__(self, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        at = self._counter.count(kwargs["current_start"])
+        if at is None:
+            return call(**kwargs)
+        number, step = at
+        block = self._blocks[number]
+        shared = self._config.align_noise == "shared"
+        if shared and step > 0 and not block.student_meets(step):
+            kwargs = {**kwargs, "noisy_image_or_video": self._euler_step(number, step)}
+            _streams.set_state(self._device, self._stream)
+        result = call(**kwargs)
+        self._x, self._v = kwargs["noisy_image_or_video"], result[0]
+        self._stream = _streams.get_state(self._device)
+        if step == block.reference_exit:
+            x0 = result[1]
+            if self._config.align_at == "input" and block.takes_part:
+                # One more step, as far as the cache knows: the context pass writes these slots.
+                x0 = call(**{**kwargs, "noisy_image_or_video": self._exit_inputs[number]})[1]
+            self.targets.append(x0)
+        return result
 
-
-class _Tap:
-    """Stands where a pipeline keeps its `generator`."""
-
-    def __init__(self, generator: Any, on_call: Callable[..., Any]) -> None:
-        self.generator, self._on_call = generator, on_call
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.generator, name)
-
-    def __call__(self, **kwargs: Any) -> Any:
-        return self._on_call(self.generator, kwargs)
-
-
-@contextmanager
-def _leaving_no_trace(device: torch.device) -> Iterator[None]:
-    python_state = random.getstate()
-    forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(forked), torch.no_grad():
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-
-
-def _get_stream(device: torch.device) -> list[Tensor]:
-    """The state of the global random streams that a rollout may draw from."""
-    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *on_device]
-
-
-def _set_stream(device: torch.device, state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
-
-
-def _seed_stream(device: torch.device, seed: int) -> None:
-    """`torch.manual_seed` for these streams alone."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+    def _euler_step(self, block: int, step: int) -> Tensor:
+        times = self._times(block)
+        x, v = cast(Tensor, self._x), cast(Tensor, self._v)
+        return euler_step(x, v, times[step - 1], times[step])
 
 
 def _cloned(cache: Any) -> Any:

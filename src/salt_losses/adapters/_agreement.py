@@ -1,0 +1,42 @@
+"""What all ranks must have alike: plans that differ are calls that differ, and hang under FSDP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+
+def distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def check_agreement(what: str, values: Mapping[str, Any]) -> None:
+    """A collective, where there are several ranks.
+
+    Raises:
+        ValueError: on every rank, if any has other values than rank 0; names those that differ.
+    """
+    if not distributed():
+        return
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, dict(values))
+    first = everyone[0]
+    for rank, theirs in enumerate(everyone):
+        differ = [
+            f"{name} (rank 0: {first.get(name)!r}, rank {rank}: {theirs.get(name)!r})"
+            for name in {**first, **theirs}
+            if first.get(name) != theirs.get(name)
+        ]
+        if differ:
+            raise ValueError(f"{what} must be the same on all ranks; got {', '.join(differ)}")
+
+
+def from_rank_0(read: Callable[[], str | None]) -> str | None:
+    """What `read` gives on rank 0, on every rank. A collective, where there are several."""
+    if not distributed():
+        return read()
+    box = [read() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,205 @@
+"""The alignment of two rollouts by a network's features (sec. 3.3, eq. 11-12), in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from ._checks import Times, check_count, check_float_tensor, check_like, describe
+from ._random import check_generator, draw
+from .flow import add_noise
+from .relational import Relation, relational_align_loss
+from .sampling import VelocityFn, velocity_at
+
+
+def rollout_align_loss(
+    velocity_fn: VelocityFn,
+    blocks: nn.ModuleList,
+    low: Tensor,
+    ref: Tensor,
+    t: Times,
+    *,
+    block: int | None = None,
+    margin: float = 0.1,
+    relation: Relation = "spatial",
+    frames: Sequence[int] | None = None,
+    tokens_per_frame: int | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    checkpoint: bool = True,
+) -> Tensor:
+    """`relational_align_loss` of what a block of a network sees in two noised rollouts.
+
+    Both rollouts get the same noise at the same level and go through the network; the block's
+    outputs are compared. The gradient w.r.t. `low` is taken here and now, so that nothing of the
+    network's graph outlives the call. The network's parameters get none; under FSDP, switch off
+    their `requires_grad` for the call, as it waits for the gradients of those that have it on.
+
+    Args:
+        velocity_fn: `velocity_fn(x, t)`, the network with its conditioning, `x` like `low` and `t`
+            `[B]` or `[B, F]`; returns a tensor like `x`, of which nothing is used.
+        blocks: the network's transformer blocks, which it calls in this order. Each takes the
+            tokens first and returns them, `[B, tokens, D]`. The blocks after `block` are passed
+            over, FSDP's among them.
+        low: the cheap rollout's frames `[B, F, ...]`.
+        ref: the better rollout's, of the same shape. It gets no gradient.
+        t: noise level in [0, 1] of both: a float, `[B]` or `[B, F]`.
+        block: index of the block whose output is compared; `None`: the middle one.
+        margin, relation: as in `relational_align_loss`.
+        frames: the frames that are compared; `None`: all. The network sees all.
+        tokens_per_frame: S. `None`: all tokens, divided by F; needed where the network pads them.
+        noise: standard normal, the shape of `low`; `None`: drawn with `generator`.
+        generator: for that draw; never the global stream.
+        checkpoint: keep the input of each block alone, and compute the block again for the
+            gradient; so the inner tensors of one block exist at a time. `False` for a network that
+            does this by itself.
+
+    Returns:
+        A 0-dim tensor in float32 at least, on the graph of `low` alone. It has no second
+        derivative.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape or device, or out of range;
+            blocks whose outputs are no `[B, tokens, D]` or too few tokens.
+        RuntimeError: the network did not call the block.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        >>> def velocity_fn(x, t):  # a token is a pixel of a frame
+        ...     tokens = x.flatten(1, 2)
+        ...     for block in blocks:
+        ...         tokens = block(tokens)
+        ...     return tokens.reshape(x.shape)
+        >>> low = torch.randn(1, 3, 16, 8, requires_grad=True)  # 3 frames of 16 tokens
+        >>> loss = rollout_align_loss(velocity_fn, blocks, low, torch.randn(1, 3, 16, 8), t=0.5)
+        >>> loss.backward()
+        >>> low.grad.shape, blocks[0].weight.grad
+        (torch.Size([1, 3, 16, 8]), None)
+    """
+    index = _check(velocity_fn, blocks, low, ref, block, frames, tokens_per_frame)
+    if noise is None:
+        check_generator(generator, low.device)
+        noise = draw(low.shape, low, generator, normal=True)
+    else:
+        check_like("noise", noise, "low", low)
+    with_grad = torch.is_grad_enabled() and low.requires_grad
+    leaf = low.detach().requires_grad_(with_grad)
+
+    def features(x0: Tensor) -> tuple[Tensor, Tensor]:
+        x_t = add_noise(x0, noise, t)
+        with _tapped(blocks, index, checkpoint and torch.is_grad_enabled()) as outputs:
+            v = velocity_at(velocity_fn, x_t, t)
+        z = _by_frame(outputs, low.shape[1], tokens_per_frame)
+        return z if frames is None else z[:, list(frames)], v
+
+    with torch.no_grad():
+        target, _ = features(ref)
+    with torch.set_grad_enabled(with_grad):
+        z, v = features(leaf)
+        value = relational_align_loss(z, target, margin=margin, relation=relation)
+    if not with_grad:
+        return value
+    # The zero times the output makes the backward pass enter at the network's end, where FSDP
+    # waits for it to gather the parameters, although nothing beyond the block is used.
+    (gradient,) = torch.autograd.grad(value + 0.0 * v.float().sum(), leaf)
+    return value.detach() + _linear(low, gradient)
+
+
+def _linear(x: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar of value 0 whose gradient w.r.t. `x` is `gradient`."""
+    return ((x - x.detach()).to(torch.float32) * gradient.to(torch.float32)).sum()
+
+
+def _by_frame(outputs: list[Any], frames: int, tokens_per_frame: int | None) -> Tensor:
+    """The block's output as `[B, F, S, D]`."""
+    if not outputs:
+        raise RuntimeError("the network did not call the block: is it compiled as a whole?")
+    tokens = outputs[0]
+    if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+        raise TypeError(f"blocks must return [B, tokens, D]; got {describe(tokens)}")
+    length = tokens.shape[1]
+    per_frame = length // frames if tokens_per_frame is None else tokens_per_frame
+    if length < frames * per_frame or (tokens_per_frame is None and length % frames):
+        wanted = f"{frames} frames of {tokens_per_frame or 'equally many'} tokens"
+        raise ValueError(f"blocks must return {wanted}; got {describe(tokens)}")
+    return rearrange(tokens[:, : frames * per_frame], "b (f s) d -> b f s d", f=frames)
+
+
+@contextmanager
+def _tapped(blocks: nn.ModuleList, index: int, checkpoint: bool) -> Iterator[list[Any]]:
+    """Gives the list that a block's output comes into; nothing needs the later blocks."""
+    outputs: list[Any] = []
+    with ExitStack() as stack:
+        for number, block in enumerate(blocks):
+            if number > index:
+                stack.enter_context(_forward(block, _pass_on))
+            elif checkpoint:
+                # Inside FSDP's wrapper, so that recomputing finds the parameters gathered.
+                inner = getattr(block, "_fsdp_wrapped_module", block)
+                if not hasattr(inner, "_checkpoint_wrapped_module"):
+                    stack.enter_context(_forward(inner, _recomputed(inner.forward)))
+        hook = blocks[index].register_forward_hook(lambda _m, _i, output: outputs.append(output))
+        stack.callback(hook.remove)
+        yield outputs
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another `forward` for this instance."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _pass_on(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpointed(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _check(
+    velocity_fn: object,
+    blocks: object,
+    low: Tensor,
+    ref: Tensor,
+    block: object,
+    frames: Sequence[int] | None,
+    tokens_per_frame: int | None,
+) -> int:
+    """Raises on bad arguments; gives the block's index."""
+    if not callable(velocity_fn):
+        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise TypeError(f"blocks must be a ModuleList of blocks; got {describe(blocks)}")
+    check_float_tensor("low", low, min_dim=3)
+    check_like("ref", ref, "low", low)
+    if tokens_per_frame is not None:
+        check_count("tokens_per_frame", tokens_per_frame)
+    if frames is not None:
+        numbers = [check_count(f"frames[{i}]", f, low=0) for i, f in enumerate(frames)]
+        if not numbers or max(numbers) >= low.shape[1]:
+            raise ValueError(
+                f"frames must hold indices into the {low.shape[1]} frames; got {numbers}"
+            )
+    if block is None:
+        return (len(blocks) - 1) // 2
+    index = check_count("block", block, low=0)
+    if index >= len(blocks):
+        raise ValueError(f"block must be an index into the {len(blocks)} blocks; got {index}")
+    return index
