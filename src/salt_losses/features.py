@@ -79,7 +79,7 @@ def feature_tap(
             undo.callback(blocks[index].register_forward_hook(keep(index)).remove)
         if stop_after:
             for later in list(blocks)[max(wanted) + 1 :]:
-                undo.callback(_pass_over(later))
+                undo.enter_context(forward_replaced(later, _first_argument))
         yield features
     missing = [index for index in wanted if index not in outputs]
     if missing:
@@ -111,18 +111,18 @@ def check_indices(name: str, indices: object) -> tuple[int, ...]:
     return checked
 
 
-def _pass_over(block: nn.Module) -> Callable[[], None]:
-    """Makes this one block return its first argument. What comes back undoes it."""
-    before = vars(block).get("forward")
-    block.forward = _first_argument
-
-    def undo() -> None:
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another `forward` for this one module."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
         if before is None:
-            del block.forward
+            del module.forward
         else:
-            block.forward = before
-
-    return undo
+            module.forward = before
 
 
 def _first_argument(x: Tensor, *_: Any, **__: Any) -> Tensor:
