@@ -31,9 +31,9 @@ def undecided(values: list[float], others: list[float]) -> bool:
     return len(values) < 2 or abs(statistics.fmean(differences)) <= spread(differences)
 
 
-def cell(values: list[float], baseline: list[float] | None = None) -> str:
+def cell(values: list[float], baseline: list[float] | None = None, digits: int = 3) -> str:
     mark = " ~" if baseline is not None and undecided(values, baseline) else ""
-    return f"{statistics.fmean(values):.3f} ± {spread(values):.3f}{mark}"
+    return f"{statistics.fmean(values):.{digits}f} ± {spread(values):.{digits}f}{mark}"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -182,6 +182,45 @@ def test_the_generator_moves_once_in_dfake_gen_update_ratio_steps() -> None:
     assert moved == [True, False, False, True, False, False]
 
 
+def test_without_backward_simulation_both_losses_see_noised_real_videos() -> None:
+    """Real videos of one brightness: what enters has its mean, less what the noise took."""
+    frames = TOY.num_training_frames
+    trainer = new_trainer(
+        backward_simulation=False, num_frame_per_block=frames, same_step_across_blocks=False
+    )
+    model, seen = trainer.model, []
+    original = model.generator.forward
+
+    def watched(**kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((kwargs["noisy_image_or_video"], kwargs["timestep"]))
+        return original(**kwargs)
+
+    model.generator.forward = watched
+    batch = {"prompts": ["1"] * 64, "clean_latent": torch.full((64, *SHAPE[1:]), 5.0)}
+    for train_generator in (True, False):
+        trainer.fwdbwd_one_step(batch, train_generator)
+        ((x_s, timestep),) = seen
+        assert set(timestep.unique().tolist()) == set(model.denoising_step_list.tolist())
+        level = model.scheduler.sigma(timestep)
+        assert (timestep == timestep[:, :1]).all()
+        mean = x_s.mean((1, 2, 3, 4))
+        torch.testing.assert_close(mean, 5.0 * (1 - level[:, 0]), atol=0.15, rtol=0.0)
+        seen.clear()
+
+
+def test_without_backward_simulation_the_trainer_trains_on_real_videos() -> None:
+    trainer = new_trainer(backward_simulation=False, num_frame_per_block=TOY.num_training_frames)
+    trainer.train(2)
+    batch = next(trainer.dataloader)
+    assert batch["clean_latent"].shape == tuple(SHAPE)
+    assert len(batch["prompts"]) == TOY.batch_size
+
+
+def test_without_backward_simulation_chunks_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_frame_per_block must be num_training_frames, 6"):
+        new_trainer(backward_simulation=False)
+
+
 def test_videos_move_by_whole_steps_and_show_the_whole_scan() -> None:
     scans, digits = load_scans("held_out")
     rng = torch.Generator().manual_seed(0)

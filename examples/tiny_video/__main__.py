@@ -26,8 +26,8 @@ from .teacher import TeacherTrainer
 from .trainer import Trainer
 from .wrapper import VideoDiffusionWrapper
 
-# The defaults, but for the warm-up of the alignment: its 600 are more than there are here.
-SALT = SaltConfig(align_warmup=60)
+# Without the alignment: the study of this trainer found no gain of it (docs/evidence.md).
+SALT = SaltConfig(align_weight=0.0)
 
 # What is attached to a student's trainer before it trains; the runs differ in nothing else.
 STUDENTS: dict[str, Callable[[Trainer], HasState] | None] = {

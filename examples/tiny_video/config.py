@@ -30,8 +30,8 @@ class Config:
     # distillation
     distill_steps: int = 300
     batch_size: int = 24
-    lr: float = 5e-4
-    lr_critic: float = 5e-4
+    lr: float = 2e-4
+    lr_critic: float = 1e-3
     beta1: float = 0.0
     beta2: float = 0.999
     weight_decay: float = 0.01
@@ -42,7 +42,8 @@ class Config:
     warp_denoising_step: bool = True
     num_train_timestep: int = 1000
     timestep_shift: float = 3.0
-    guidance_scale: float = 0.3
+    guidance_scale: float = 0.0
+    backward_simulation: bool = True  # False: x_s are noised real videos
     same_step_across_blocks: bool = True
     context_noise: int = 0
     gradient_checkpointing: bool = True
@@ -96,6 +97,7 @@ PRESETS = {
         teacher_batch=8,
         distill_steps=4,
         batch_size=2,
+        guidance_scale=0.3,  # at 0 the first update of all would have no gradient
         classifier_steps=6,
         num_videos=24,
         num_pairs=4,

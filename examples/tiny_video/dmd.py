@@ -35,6 +35,13 @@ class DMD(nn.Module):
         self.num_frame_per_block = args.num_frame_per_block
         self.num_training_frames = args.num_training_frames
         self.same_step_across_blocks = args.same_step_across_blocks
+        self.backward_simulation = args.backward_simulation
+        if not self.backward_simulation and self.num_frame_per_block != self.num_training_frames:
+            raise ValueError(
+                "without backward_simulation num_frame_per_block must be num_training_frames, "
+                f"{self.num_training_frames}: the whole video in one chunk; "
+                f"got {self.num_frame_per_block}"
+            )
         if args.gradient_checkpointing:
             self.generator.enable_gradient_checkpointing()
             self.fake_score.enable_gradient_checkpointing()
@@ -71,8 +78,19 @@ class DMD(nn.Module):
         image_or_video_shape: list[int],
         conditional_dict: Conditions,
         initial_latent: Tensor | None = None,
+        clean_latent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, int | None, int | None]:
-        """A rollout from fresh noise; the second entry is the gradient mask, `None`: all frames."""
+        """A rollout from fresh noise; the second entry is the gradient mask, `None`: all frames.
+
+        Without backward simulation: `clean_latent`, noised to a level of the step list for each
+        video, and denoised by one call.
+        """
+        if not self.backward_simulation:
+            steps = self.denoising_step_list.to(self.device)
+            chosen = torch.randint(len(steps), (image_or_video_shape[0], 1), device=self.device)
+            timestep = steps[chosen].expand(image_or_video_shape[:2])
+            x_s = self._noised(clean_latent, torch.randn_like(clean_latent), timestep)
+            return self._denoise(x_s, timestep, conditional_dict)[1], None, None, None
         if initial_latent is not None:
             conditional_dict["initial_latent"] = initial_latent
         generated, exit_from, exit_to = self._consistency_backward_simulation(
@@ -80,6 +98,14 @@ class DMD(nn.Module):
             **conditional_dict,
         )
         return generated, None, exit_from, exit_to
+
+    def _denoise(
+        self, x_s: Tensor, timestep: Tensor, conditional_dict: Conditions
+    ) -> tuple[Tensor, Tensor]:
+        """The generator's velocity and x0 for a whole video, without a cache."""
+        return self.generator(
+            noisy_image_or_video=x_s, conditional_dict=conditional_dict, timestep=timestep
+        )
 
     def _get_timestep(self, batch_size: int, num_frame: int) -> Tensor:
         """One shifted timestep per video, `[B, F]`."""
@@ -109,11 +135,10 @@ class DMD(nn.Module):
             )[1]
 
         fake_x0 = x0_of(self.fake_score, conditional_dict)
-        real_x0 = guide(
-            x0_of(self.real_score, conditional_dict),
-            x0_of(self.real_score, unconditional_dict),
-            self.real_guidance_scale,
-        )
+        real_x0 = x0_of(self.real_score, conditional_dict)
+        if self.real_guidance_scale:  # at 0 the second call would count for nothing
+            unconditional_x0 = x0_of(self.real_score, unconditional_dict)
+            real_x0 = guide(real_x0, unconditional_x0, self.real_guidance_scale)
         grad = dmd_grad(fake_x0, real_x0, estimated_clean_image_or_video)
         return grad, {"dmdtrain_gradient_norm": grad.abs().mean(), "timestep": timestep}
 
@@ -148,7 +173,7 @@ class DMD(nn.Module):
     ) -> tuple[Tensor, Logs]:
         """Rolls the generator out and compares its frames with the teacher's distribution."""
         generated, gradient_mask, exit_from, exit_to = self._run_generator(
-            image_or_video_shape, conditional_dict, initial_latent
+            image_or_video_shape, conditional_dict, initial_latent, clean_latent
         )
         return self.compute_distribution_matching_loss(
             image_or_video=generated,
@@ -170,7 +195,7 @@ class DMD(nn.Module):
         """Flow matching of the fake score on the generator's frames."""
         with torch.no_grad():
             generated, _, _, _ = self._run_generator(
-                image_or_video_shape, conditional_dict, initial_latent
+                image_or_video_shape, conditional_dict, initial_latent, clean_latent
             )
         timestep = self._get_timestep(*generated.shape[:2])
         noise = torch.randn_like(generated)

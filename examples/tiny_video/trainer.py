@@ -10,14 +10,24 @@ import torch
 from torch import Tensor
 
 from .config import Config
-from .data import NULL_PROMPT
+from .data import NULL_PROMPT, DigitVideos, prompts_of
 from .dmd import DMD
 
+Batch = dict[str, Any]
 
-def random_prompts(batch_size: int) -> Iterator[dict[str, list[str]]]:
-    """Distillation needs no videos: only prompts."""
+
+def random_prompts(batch_size: int) -> Iterator[Batch]:
+    """With backward simulation, distillation needs no videos: only prompts."""
     while True:
-        yield {"prompts": [str(d) for d in torch.randint(10, (batch_size,)).tolist()]}
+        yield {"prompts": prompts_of(torch.randint(10, (batch_size,)))}
+
+
+def prompted_videos(config: Config, device: torch.device) -> Iterator[Batch]:
+    """Training videos `clean_latent` `[B, F, 1, H, W]` and their prompts."""
+    videos = DigitVideos("train", config.num_training_frames, config.canvas)
+    while True:
+        clean_latent, digits, _ = videos.sample(config.batch_size)
+        yield {"prompts": prompts_of(digits), "clean_latent": clean_latent.to(device)}
 
 
 class Trainer:
@@ -31,7 +41,11 @@ class Trainer:
         self.generator_ema = deepcopy(self.model.generator).requires_grad_(False)
         self.generator_optimizer = self._optimizer(self.model.generator, config.lr)
         self.critic_optimizer = self._optimizer(self.model.fake_score, config.lr_critic)
-        self.dataloader = random_prompts(config.batch_size)
+        self.dataloader = (
+            random_prompts(config.batch_size)
+            if config.backward_simulation
+            else prompted_videos(config, device)
+        )
 
     def _optimizer(self, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
         betas = (self.config.beta1, self.config.beta2)
@@ -54,9 +68,7 @@ class Trainer:
             self.step += 1
             on_step()
 
-    def fwdbwd_one_step(
-        self, batch: dict[str, list[str]], train_generator: bool
-    ) -> dict[str, Tensor]:
+    def fwdbwd_one_step(self, batch: Batch, train_generator: bool) -> dict[str, Tensor]:
         """One loss and its gradients, of the generator or of the critic; returns the log."""
         self.model.eval()
         prompts = batch["prompts"]
@@ -72,7 +84,7 @@ class Trainer:
             image_or_video_shape=shape,
             conditional_dict=conditional_dict,
             unconditional_dict=unconditional_dict,
-            clean_latent=None,
+            clean_latent=batch.get("clean_latent"),
             initial_latent=None,
         )
         loss.backward()

@@ -1,4 +1,4 @@
-"""The video ablation: it runs at toy size, resumes, and measures what its names say."""
+"""The study on video: it runs at toy size, resumes, and measures what its names say."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import video_ablation_report as report
-from benchmarks.video_ablation import Study, main, parse
-from benchmarks.video_ablation_measures import LONG, STEPS, Examiner, motion
-from benchmarks.video_ablation_students import PRESETS, STAGES, STUDENTS, SWEEP, TABLES
+from benchmarks.video import claims, report, tables
+from benchmarks.video.__main__ import main, parse
+from benchmarks.video.defect import add_defect_term
+from benchmarks.video.groups import GROUPS, STUDENTS
+from benchmarks.video.measures import LONG, STEPS, Examiner, motion
+from benchmarks.video.students import PRESETS, STAGES, aligned_updates
+from benchmarks.video.study import Study
 from examples.tiny_video.checkpoint import SettingsDiffer
 from examples.tiny_video.data import DigitVideos
 from examples.tiny_video.metrics import ClassifierTrainer
@@ -46,25 +49,82 @@ def test_every_student_of_every_preset_has_its_seed_and_a_grid_that_fits(name: s
         assert config.num_training_frames % config.num_frame_per_block == 0
 
 
-def test_students_differ_in_what_their_names_say() -> None:
-    plans = {
+def salts() -> dict[str, Any]:
+    return {
         name: student.salt_config(student.config(PRESETS["cpu"], 0))
         for name, student in STUDENTS.items()
     }
+
+
+def test_students_differ_in_what_their_names_say() -> None:
+    plans = salts()
     assert plans["dmd-4"] is None
-    assert plans["dmd-8"] is None
-    assert (plans["naive"].step_counts, plans["naive"].sc_steps) == ((4,), (4,))
     assert (plans["mixed"].sc_weight, plans["mixed"].align_weight) == (0.0, 0.0)
-    assert plans["mixed-sc"].sc_weight > 0
-    assert plans["mixed-sc"].align_weight == 0.0
-    assert plans["salt"].align_weight > 0
-    assert plans["salt"].align_warmup < PRESETS["cpu"].distill_steps
-    for name in SWEEP["weight"] | SWEEP["align"]:
-        if "=" in name:
-            anchor, *changes = name.split(" ")
-            changed = {key: getattr(plans[name], key) for key, _ in (c.split("=") for c in changes)}
+    assert (plans["mixed-sc"].sc_weight, plans["mixed-sc"].align_weight) == (1.0, 0.0)
+    assert plans["released"].align_weight > 0
+    assert plans["released"].align_warmup < PRESETS["cpu"].distill_steps
+    for name in (n for n in STUDENTS if "=" in n):
+        anchor, *changes = name.split(" ")
+        keys = [change.split("=")[0] for change in changes]
+        settings = replace(PRESETS["cpu"], **STUDENTS[name].trainer)
+        if STUDENTS[name].trainer:
+            assert settings != PRESETS["cpu"], f"{name} is {anchor}"
+            assert set(keys) == set(STUDENTS[name].trainer)
+        else:
+            assert plans[name] != plans[anchor]
+            keys = [k if hasattr(plans[name], k) else f"align_{k}" for k in keys]
+            changed = {key: getattr(plans[name], key) for key in keys}
             assert replace(plans[anchor], **changed) == plans[name]
-            assert plans[anchor] != plans[name]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_compares_students_that_are_trained(group: str) -> None:
+    assert set(GROUPS[group].names) <= set(STUDENTS)
+    assert len(set(GROUPS[group].names)) == len(GROUPS[group].names) > 1
+    assert {STUDENTS[n].whole_video for n in GROUPS[group].names} == {group == "table4"}
+
+
+def test_the_alignment_has_updates_after_its_warm_up_wherever_it_is_on() -> None:
+    for name, salt in salts().items():
+        updates = aligned_updates(STUDENTS[name].config(PRESETS["cpu"], 0), salt)
+        assert (updates > 5) == (salt is not None and salt.align_weight > 0), name
+
+
+def whole_video_trainer(weight: float | None, train_steps: int = 8) -> Trainer:
+    student = replace(STUDENTS["whole-dmd-8"], train_steps=train_steps)
+    config = student.config(TOY, seed=0)
+    torch.manual_seed(0)
+    wrapper = VideoDiffusionWrapper(config, is_causal=True)
+    torch.nn.init.normal_(wrapper.model.head.weight, std=0.2)
+    trainer = Trainer(config, wrapper.state_dict(), CPU)
+    if weight is not None:
+        add_defect_term(trainer, weight, inference_steps=4)
+    return trainer
+
+
+def logged(weight: float | None, train_steps: int = 8) -> tuple[dict[str, Any], torch.Tensor]:
+    trainer = whole_video_trainer(weight, train_steps)
+    torch.manual_seed(1)
+    log = trainer.fwdbwd_one_step(next(trainer.dataloader), True)
+    return log, trainer.model.generator.model.blocks[0].ffn[0].weight.grad
+
+
+def test_the_defect_term_of_a_whole_video_is_added_with_its_weight() -> None:
+    plain, gradient = logged(None)
+    without, same = logged(0.0)
+    with_term, other = logged(2.0)
+    assert torch.equal(gradient, same)
+    assert not torch.allclose(gradient, other)
+    assert with_term["sc_loss"] > 0
+    assert without["generator_loss"] == plain["generator_loss"]
+    torch.testing.assert_close(
+        with_term["generator_loss"], plain["generator_loss"] + 2.0 * with_term["sc_loss"]
+    )
+
+
+def test_a_grid_without_intermediate_levels_has_no_defect_to_see() -> None:
+    log, _ = logged(1.0, train_steps=1)
+    assert log["sc_loss"] == 0.0
 
 
 def test_motion_of_real_videos_is_a_patch_per_frame_and_of_still_ones_nothing() -> None:
@@ -85,7 +145,7 @@ def test_quality_tells_one_digit_from_all_digits_and_real_videos_from_noise() ->
     classifier = ClassifierTrainer(config, CPU)
     classifier.train(150)
     examiner = Examiner(config, classifier.model, CPU, seed=0)
-    videos, digits, _ = DigitVideos("train", 6, (8, 16)).sample(
+    videos, digits, _ = DigitVideos("train", config.num_training_frames, config.canvas).sample(
         400, torch.Generator().manual_seed(0)
     )
     real = examiner.quality(videos, digits)
@@ -141,39 +201,43 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-TOY_RUN = ["--preset", "toy", "--seeds", "2", "--threads", "2", "--jobs", "2"]
+TOY_RUN = ["--preset", "toy", "--seeds", "2", "--threads", "2", "--groups", "main"]
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of two seeds at toy size, made by two processes."""
     folder = tmp_path_factory.mktemp("toy")
-    assert main([*TOY_RUN, "--results", str(folder)]) == 0
+    assert main([*TOY_RUN, "--jobs", "2", "--results", str(folder)]) == 0
     torch.set_num_threads(1)  # as conftest has it
     return folder
 
 
-def test_the_toy_study_leaves_tables_of_every_student_and_pictures(
-    toy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = json.loads((toy / "video_ablation.json").read_text())
+def test_the_toy_study_leaves_tables_of_every_student_and_pictures(toy: Path) -> None:
+    results = json.loads((toy / "video.json").read_text())
+    names = GROUPS["main"].names
     assert {(r["student"], r["seed"]) for r in results["students"]} == {
-        (name, seed) for name in TABLES for seed in (0, 1)
+        (name, seed) for name in names for seed in (0, 1)
     }
     for record in results["students"]:
         assert set(record["quality"]) == {str(k) for k in STEPS}
-        student = TABLES[record["student"]]
+        student = STUDENTS[record["student"]]
         assert len(record["progress"]) == (STAGES if student.distilled else 0)
-        assert ("long" in record) == student.autoregressive
-        assert len(record.get("long", [0] * LONG)) == LONG
+        assert len(record["long"]) == LONG
         assert len(record["defect"]) == 4
     text = report.text(results)
-    for student in TABLES.values():
-        assert student.label in text
-    assert text.count("Table 4") >= 2
+    for name in names:
+        assert STUDENTS[name].label in text
     assert "nan" not in text
-    for stem in ("distance", "defect", "same_seeds", "long"):
+    for stem in ("main_distance", "training", "same_seeds", "long"):
         assert (toy / f"video_{stem}.png").stat().st_size > 10_000
+
+
+def test_a_whole_video_is_measured_without_rollouts_beyond_its_length(toy: Path) -> None:
+    study = Study(TOY, toy / ".work" / "video-toy", CPU)
+    found = study.student("whole-sc-dmd-8 1", 0)
+    assert set(found["quality"]) == set(STEPS)
+    assert "long" not in found
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
@@ -183,11 +247,11 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 def test_a_study_that_is_done_trains_nothing_and_finds_the_same(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = json.loads((toy / "video_ablation.json").read_text())
+    before = json.loads((toy / "video.json").read_text())
     monkeypatch.setattr(Trainer, "fwdbwd_one_step", None)
     monkeypatch.setattr(TeacherTrainer, "loss", None)
     assert main([*TOY_RUN, "--jobs", "1", "--results", str(toy)]) == 0
-    again = json.loads((toy / "video_ablation.json").read_text())
+    again = json.loads((toy / "video.json").read_text())
     assert [without_times(r) for r in again["students"]] == [
         without_times(r) for r in before["students"]
     ]
@@ -197,7 +261,7 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("examples.tiny_video.checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
-    in_one_go = Study(TOY, tmp_path / "whole", CPU).student("salt", 1)
+    in_one_go = Study(TOY, tmp_path / "whole", CPU).student("released", 1)
     step = Trainer.fwdbwd_one_step
     calls = 0
 
@@ -212,31 +276,15 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "fwdbwd_one_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            study.student("salt", 1)
-    resumed = study.student("salt", 1)
+            study.student("released", 1)
+    resumed = study.student("released", 1)
     assert without_times(resumed) == without_times(in_one_go)
 
 
-@pytest.mark.parametrize("sweep", SWEEP)
-def test_a_sweep_names_every_setting_it_varies_and_trains_its_anchors_once(
-    sweep: str, toy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    anchor = toy / ".work" / "video_ablation-toy" / "seed-0" / "mixed-sc" / "student.mixed-sc.pt"
-    trained = anchor.stat().st_mtime_ns
-    command = ["--preset", "toy", "--seeds", "1", "--threads", "1", "--results", str(toy)]
-    assert main([*command, "--sweep", sweep]) == 0
-    assert anchor.stat().st_mtime_ns == trained
-    printed = capsys.readouterr().out
-    for name in SWEEP[sweep]:
-        assert STUDENTS[name].label in printed
-    assert (toy / f"video_{sweep}.json").exists()
-    assert sweep == "align" or (toy / "video_weight.png").stat().st_size > 10_000
-
-
 def test_checkpoints_of_other_settings_are_refused_by_name(toy: Path) -> None:
-    work = toy / ".work" / "video_ablation-toy"
+    work = toy / ".work" / "video-toy"
     with pytest.raises(SettingsDiffer, match="lr "):
-        Study(replace(TOY, lr=0.1), work, CPU).student("salt", 0)
+        Study(replace(TOY, lr=0.1), work, CPU).student("released", 0)
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--threads", "--jobs"])
@@ -246,48 +294,51 @@ def test_counts_below_one_are_refused(option: str, capsys: pytest.CaptureFixture
     assert f"{option} must be at least 1; got 0" in capsys.readouterr().err
 
 
-def test_a_difference_smaller_than_its_spread_is_undecided() -> None:
-    def record(student: str, seed: int, distance: float) -> dict[str, object]:
-        return {"student": student, "seed": seed, "quality": {"4": {"distance": distance}}}
+def record(student: str, distance: float, seed: int = 0, **more: Any) -> dict[str, Any]:
+    quality = {str(k): {"distance": distance} for k in STEPS}
+    return {"student": student, "seed": seed, "quality": quality, **more}
 
+
+def test_a_difference_smaller_than_its_spread_is_undecided() -> None:
     def table(differences: list[float]) -> str:
         students = {
-            "dmd-4": [record("dmd-4", i, 0.5) for i in range(3)],
-            "naive": [record("naive", i, 0.5 + d) for i, d in enumerate(differences)],
+            "dmd-4": [record("dmd-4", 0.5, i) for i in range(3)],
+            "mixed": [record("mixed", 0.5 + d, i) for i, d in enumerate(differences)],
         }
-        return report.table(students, ("dmd-4", "naive"), {"4": report.quality("distance", 4)})
+        return tables.table(students, {"4": tables.Distance(4)})
 
     assert "~" in table([0.3, -0.2, 0.1])
     assert "~" not in table([0.3, 0.2, 0.25])
 
 
-@pytest.mark.parametrize(("claim", "steps"), [("Table 5: alignment helps at 2 steps", 2)])
-def test_a_claim_holds_where_the_student_it_speaks_for_has_the_smaller_distance(
-    claim: str, steps: int
-) -> None:
-    def record(student: str, distance: float) -> dict[str, Any]:
-        quality = {str(k): {"distance": distance if k == steps else 9.0} for k in STEPS}
-        return {"student": student, "quality": quality}
-
-    (found,) = (c for c in report.CLAIMS if c.says == claim)
-    better = {"salt": [record("salt", 0.1 + d) for d in (0, 0.1)]}
-    worse = {"mixed-sc": [record("mixed-sc", 0.2 + d) for d in (0, 0.11)]}
-    differences = found.differences(better | worse)
-    assert differences == pytest.approx([-0.1, -0.11])
-    assert report.verdict(differences).endswith("yes")
-    assert report.verdict([-d for d in differences]).endswith("no, the opposite")
-    assert report.verdict([0.1, -0.2]).endswith("undecided")
+def test_differences_are_taken_seed_by_seed() -> None:
+    assert tables.difference([1.0, 2.0, 3.0], [0.9, 1.9, 2.9]) == "+0.1000 ± 0.0000"
+    assert tables.difference([1.0, 2.0], [1.1, 1.8]) == "+0.0500 ± 0.2121 ~"
 
 
-def test_every_claim_compares_students_of_the_tables_that_have_what_it_measures() -> None:
-    for claim in report.CLAIMS:
-        assert {claim.lower, claim.higher} <= set(TABLES)
+def test_a_claim_holds_where_the_student_it_speaks_for_has_the_smaller_distance() -> None:
+    (claim,) = (c for c in claims.CLAIMS if c.says == "The term helps mixed steps at 4")
+
+    def verdict(with_term: tuple[float, float]) -> str:
+        records = [record("mixed", 0.2, 0), record("mixed", 0.3, 1)]
+        records += [record("mixed-sc", d, seed) for seed, d in enumerate(with_term)]
+        lower, higher = claim.sides({"groups": {"main": 2}, "students": records})
+        return claims.verdict([a - b for a, b in zip(lower, higher)])
+
+    assert verdict((0.1, 0.19)).endswith("yes")
+    assert verdict((0.3, 0.41)).endswith("no, the opposite")
+    assert verdict((0.3, 0.2)).endswith("undecided")
+
+
+def test_every_claim_compares_students_of_its_group_that_have_what_it_measures() -> None:
+    for claim in claims.CLAIMS:
+        assert {claim.lower, claim.higher} <= set(GROUPS[claim.group].names)
         assert claim.lower != claim.higher or claim.other is not None
 
 
 def test_a_trial_run_does_not_overwrite_what_the_documents_quote() -> None:
     recorded = Path("benchmarks/results").resolve()
     assert parse([]).results == recorded
-    for options in (["--seeds", "1"], ["--preset", "toy"], ["--preset", "gpu"]):
+    for options in (["--seeds", "1"], ["--preset", "toy"], ["--groups", "main"]):
         assert parse(options).results != recorded
         assert parse(options).figures == parse(options).results

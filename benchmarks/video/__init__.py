@@ -1,0 +1,1 @@
+"""The paper's ablations on autoregressive video, in miniature; `python -m benchmarks.video`."""

@@ -1,0 +1,120 @@
+"""The students by name, and which of them are compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from benchmarks.video.students import LAST, Student
+from salt_losses import SaltConfig
+
+# The preset; its start scaled to the training's length, the middle block for the 21st of 40.
+RELEASED = {
+    key: value
+    for key, value in asdict(SaltConfig.preset("released_self_forcing")).items()
+    if key not in ("align_warmup", "align_block", "seed")
+}
+
+
+def vary(name: str, **change: Any) -> dict[str, Student]:
+    """The student `name` with some of Salt's settings changed, under the name of the change."""
+    what = " ".join(f"{key.removeprefix('align_')}={_short(v)}" for key, v in change.items())
+    anchor = STUDENTS[name]
+    salt = {**(anchor.salt or {}), **change}
+    return {f"{name} {what}": replace(anchor, label=what, salt=salt)}
+
+
+def retrain(name: str, **change: Any) -> dict[str, Student]:
+    """The same of the trainer's own settings."""
+    what = " ".join(f"{key}={_short(v)}" for key, v in change.items())
+    return {f"{name} {what}": replace(STUDENTS[name], label=what, trainer=change)}
+
+
+def _short(value: Any) -> str:
+    return format(value, "g") if isinstance(value, float) else str(value).replace(" ", "")
+
+
+WHOLE = {"whole_video": True}
+STUDENTS = {
+    "undistilled": Student("undistilled", distilled=False),
+    "dmd-4": Student("DMD-4"),
+    "mixed": Student("mixed steps", salt={"sc_weight": 0.0}),
+    "mixed-sc": Student("mixed steps + defect term", salt={}),
+    "released": Student("the authors' release", salt=RELEASED),
+    "whole-undistilled": Student("undistilled", distilled=False, **WHOLE),
+    "whole-dmd-4": Student("DMD-4", **WHOLE),
+    "whole-dmd-8": Student("DMD-8", train_steps=8, **WHOLE),
+} | {
+    f"whole-sc-dmd-8 {w:g}": Student(
+        f"SC-DMD-8, weight {w:g}", train_steps=8, salt={"sc_weight": w}, **WHOLE
+    )
+    for w in (0.3, 1.0, 3.0)
+}
+ALIGNED = {"align_weight": 1.0}
+_FAMILIES = {
+    "align": (
+        vary("mixed-sc", align_at="exit", align_noise="shared", **ALIGNED)
+        | vary("mixed-sc", align_at="input", **ALIGNED)
+    ),
+    "release": vary("mixed-sc", align_at="end", **ALIGNED),
+    "align-more": (
+        vary("mixed-sc", align_at="exit", **ALIGNED)
+        | vary(
+            "mixed-sc",
+            align_at="exit",
+            align_noise="shared",
+            align_features="real_score",
+            align_levels=(0.0, 0.2),
+            **ALIGNED,
+        )
+        | vary("mixed-sc", align_at="input", align_weight=3.0)
+        | vary("mixed-sc", align_at="input", align_block=LAST, **ALIGNED)
+    ),
+    "defect-more": (
+        vary("mixed-sc", sc_weight=3.0)
+        | vary("mixed-sc", sc_time_weight="clean")
+        | vary("mixed-sc", sc_time_weight="clean", sc_nearest=2)
+        | vary("mixed-sc", sc_time_weight="clean", sc_nearest=2, sc_weight=3.0)
+    ),
+    "baseline": (
+        retrain("dmd-4", lr=1e-4)
+        | retrain("dmd-4", lr=1e-4, dfake_gen_update_ratio=5)
+        | retrain("dmd-4", lr_critic=2e-3, dfake_gen_update_ratio=2)
+        | retrain("dmd-4", lr=4e-4, lr_critic=2e-3)
+        | retrain("dmd-4", guidance_scale=0.3)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Students that are compared with the first of them, over the same seeds."""
+
+    title: str
+    names: tuple[str, ...]
+    seeds: int
+
+
+GROUPS = {
+    "main": Group("What matters", ("dmd-4", "undistilled", "mixed", "mixed-sc"), 3),
+    "align": Group("Alignment", ("mixed-sc", *_FAMILIES["align"]), 3),
+    "release": Group(
+        "The authors' release; an alignment to the end",
+        ("mixed-sc", "mixed", "released", *_FAMILIES["release"]),
+        2,
+    ),
+    "table4": Group(
+        "Table 4, without backward simulation",
+        ("whole-dmd-4", "whole-dmd-8", "whole-sc-dmd-8 1"),
+        3,
+    ),
+    "align-more": Group("Alignment, more of it", ("mixed-sc", *_FAMILIES["align-more"]), 3),
+    "defect-more": Group(
+        "The defect term's settings", ("mixed", "mixed-sc", *_FAMILIES["defect-more"]), 3
+    ),
+    "baseline": Group("The baseline", ("dmd-4", "undistilled", *_FAMILIES["baseline"]), 1),
+}
+# What the documents quote. The others were cut for time; the baseline's sweep has its own JSON.
+RECORDED = ("main", "align", "release", "table4")
+for _family in _FAMILIES.values():
+    STUDENTS |= _family
