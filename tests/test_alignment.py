@@ -294,5 +294,5 @@ def test_blocks_of_another_kind_are_refused(output: Any, kind: type, message: st
 
 def test_a_network_that_does_not_call_the_block_is_refused() -> None:
     network = Network()
-    with pytest.raises(RuntimeError, match="did not call the block"):
+    with pytest.raises(RuntimeError, match="was not called within feature_tap"):
         rollout_align_loss(lambda x, t: x, network.blocks, randn(0), randn(1), 0.5)

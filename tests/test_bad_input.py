@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import salt_losses
-from salt_losses import MixedStepScheduler, ShortcutTriple, StepPlan
+from salt_losses import DiscriminatorHead, MixedStepScheduler, ShortcutTriple, StepPlan
 
 X = torch.zeros(2, 3, 4)
 GRID = torch.tensor([1.0, 0.5, 0.0])
@@ -14,6 +14,7 @@ NAMES = {
     "NAN": float("nan"),
     "INF": float("inf"),
     "X": X,
+    "L": X[:, :, 0],  # logits
     "META": X.to("meta"),
     "T": torch.tensor([0.5, 1.0]),
     "COARSE": [1.0, 0.5, 0.0],
@@ -23,6 +24,9 @@ NAMES = {
         torch.tensor([True, True]),
     ),
     "PLAN": StepPlan(7, 8, GRID, True, True, 8, GRID, GRID, GRID),  # with every term on
+    "ReLU": torch.nn.ReLU,
+    "BLOCKS": torch.nn.ModuleList([torch.nn.ReLU(), torch.nn.ReLU()]),
+    "HEAD": DiscriminatorHead(4, (0, 1)),
     "ONE": torch.tensor(1.0),
     "STATE": MixedStepScheduler().state_dict(),
     "straight": lambda x, t: torch.ones_like(x),
@@ -590,6 +594,115 @@ relational_align_loss(X, X, reduction="sum")
     ValueError: reduction must be one of 'mean', 'none'; got 'sum'
 relational_align_loss(X, X, backend="cuda")
     ValueError: backend must be one of 'auto', 'reference', 'chunked', 'triton'; got 'cuda'
+
+# adversarial
+adversarial_generator_loss(L, kind="wasserstein")
+    ValueError: kind must be one of 'non_saturating', 'hinge', 'relativistic'; got 'wasserstein'
+adversarial_discriminator_loss(L, L, kind=None)
+    ValueError: kind must be one of 'non_saturating', 'hinge', 'relativistic'; got None
+adversarial_generator_loss(0.5)
+    TypeError: fake_logits must be a floating-point tensor; got 0.5 (float)
+adversarial_generator_loss(L.long())
+    TypeError: fake_logits must be a floating-point tensor; got a int64 tensor of shape [2, 3]
+adversarial_generator_loss(ONE)
+    ValueError: fake_logits must have at least 1 dimension; got a float32 tensor of shape []
+adversarial_generator_loss(X)
+    ValueError: fake_logits must be [B] or [B, n]; got a float32 tensor of shape [2, 3, 4]
+adversarial_generator_loss(L[:0])
+    ValueError: fake_logits must not be empty; got a float32 tensor of shape [0, 3]
+adversarial_generator_loss(L, kind="relativistic")
+    ValueError: real_logits must be given with kind='relativistic'
+adversarial_generator_loss(L, L, kind="hinge")
+    ValueError: real_logits is for kind='relativistic' only; got a float32 tensor of shape [2,
+    3] with kind='hinge'
+adversarial_generator_loss(L[:1], L, kind="relativistic")
+    ValueError: fake_logits must have the shape of real_logits, [2, 3]; got [1, 3]
+adversarial_discriminator_loss(L, L[:1])
+    ValueError: fake_logits must have the shape of real_logits, [2, 3]; got [1, 3]
+adversarial_discriminator_loss(L, L[:, 0])
+    ValueError: fake_logits must have the shape of real_logits, [2, 3]; got [2]
+adversarial_discriminator_loss(L, L.to("meta"))
+    ValueError: fake_logits must be on the device of real_logits, cpu; got meta
+adversarial_discriminator_loss(L, L, index=3)
+    ValueError: index must lie in [0, 2], the classes of real_logits; got 3
+adversarial_discriminator_loss(L, L, index=-1)
+    ValueError: index must be at least 0; got -1
+adversarial_discriminator_loss(L, L, index=torch.tensor([0, 3]))
+    ValueError: index must lie in [0, 2], the classes of real_logits; got 3 at index 1
+adversarial_discriminator_loss(L, L, index=torch.tensor([-1, 0]))
+    ValueError: index must lie in [0, 2], the classes of real_logits; got -1 at index 0
+adversarial_discriminator_loss(L, L, index=torch.tensor([0]))
+    ValueError: index must hold a class for each sample of real_logits, [2]; got shape [1]
+adversarial_discriminator_loss(L, L, index=T)
+    TypeError: index must hold integers; got a float32 tensor of shape [2]
+adversarial_discriminator_loss(L, L, index=1.0)
+    TypeError: index must be an integer; got 1.0 (float)
+adversarial_discriminator_loss(L, L, index=torch.zeros(2, dtype=torch.long, device="meta"))
+    ValueError: index must be on the device of real_logits, cpu; got meta
+adversarial_generator_loss(L[:, 0], index=0)
+    ValueError: index is for logits [B, n] only; got fake_logits [2]
+finite_difference_penalty(L, L[:1], 0.1)
+    ValueError: perturbed_logits must have the shape of logits, [2, 3]; got [1, 3]
+finite_difference_penalty(L, L, 0.0)
+    ValueError: sigma must be a finite number above 0; got 0.0
+finite_difference_penalty(L, L, INF)
+    ValueError: sigma must be a finite number above 0; got inf
+finite_difference_penalty(L, L, T)
+    TypeError: sigma must be a number; got a float32 tensor of shape [2]
+
+# features
+feature_tap([ReLU()], [0]).__enter__()
+    TypeError: blocks must be an nn.ModuleList; got list
+feature_tap(BLOCKS, 1).__enter__()
+    TypeError: indices must be a sequence of block indices; got 1 (int)
+feature_tap(BLOCKS, "01").__enter__()
+    TypeError: indices must be a sequence of block indices; got '01' (str)
+feature_tap(BLOCKS, [0, 1.0]).__enter__()
+    TypeError: indices[1] must be an integer; got 1.0 (float)
+feature_tap(BLOCKS, [0, -1]).__enter__()
+    ValueError: indices[1] must be at least 0; got -1
+feature_tap(BLOCKS, [0, 2]).__enter__()
+    ValueError: indices must name blocks that exist, 0 to 1; got 2
+feature_tap(BLOCKS, [1, 1]).__enter__()
+    ValueError: indices must name at least one block and none twice; got (1, 1)
+feature_tap(BLOCKS, []).__enter__()
+    ValueError: indices must name at least one block and none twice; got ()
+
+# discriminator
+DiscriminatorHead(0, 1)
+    ValueError: dim must be at least 1; got 0
+DiscriminatorHead(4.0, 1)
+    TypeError: dim must be an integer; got 4.0 (float)
+DiscriminatorHead(4, 0)
+    ValueError: blocks must be at least 1; got 0
+DiscriminatorHead(4, None)
+    TypeError: blocks must be a sequence of block indices; got None (NoneType)
+DiscriminatorHead(4, (3, -1))
+    ValueError: blocks[1] must be at least 0; got -1
+DiscriminatorHead(4, (3, 3))
+    ValueError: blocks must name at least one block and none twice; got (3, 3)
+DiscriminatorHead(4, 1, num_classes=0)
+    ValueError: num_classes must be at least 1; got 0
+DiscriminatorHead(4, 1, registers=0)
+    ValueError: registers must be at least 1; got 0
+DiscriminatorHead(4, 1, generator=0)
+    TypeError: generator must be a torch.Generator or None; got 0 (int)
+HEAD(X)
+    TypeError: features must be a list or tuple; got a float32 tensor of shape [2, 3, 4]
+HEAD([X])
+    ValueError: features must hold the tokens of 2 blocks; got 1
+HEAD([X, None])
+    TypeError: features[1] must be a floating-point tensor; got None (NoneType)
+HEAD([X, X.long()])
+    TypeError: features[1] must be a floating-point tensor; got a int64 tensor of shape [2, 3, 4]
+HEAD([X, L])
+    ValueError: features[1] must be [B, tokens, 4]; got a float32 tensor of shape [2, 3]
+HEAD([X, X[..., :3]])
+    ValueError: features[1] must be [B, tokens, 4]; got a float32 tensor of shape [2, 3, 3]
+HEAD([X, X[:1]])
+    ValueError: features[1] must have the batch of features[0], 2; got 1
+HEAD([X, META])
+    ValueError: features[1] must be on the device of the head, cpu; got meta
 """
 
 

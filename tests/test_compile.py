@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from salt_losses import (
     ShortcutTriple,
     StepPlan,
     add_noise,
+    adversarial_discriminator_loss,
+    adversarial_generator_loss,
     backward_simulation,
     consistency_sample,
     critic_loss,
@@ -21,7 +25,9 @@ from salt_losses import (
     dmd_loss,
     euler_sample,
     euler_step,
+    finite_difference_penalty,
     guide,
+    relational_align_loss,
     salt_loss,
     semigroup_defect,
     semigroup_defect_loss,
@@ -64,8 +70,29 @@ def defect_loss(**settings):
     return call
 
 
+def classes(x):
+    return torch.ones(len(x), dtype=torch.long, device=x.device)
+
+
+ADVERSARIAL = {
+    f"adversarial {player}, {kind}": lambda x, y, z, loss=loss, kind=kind: loss(
+        x[:, :, 0], y[:, :, 0], kind=kind, index=classes(x)
+    )
+    for kind in ("non_saturating", "hinge", "relativistic")
+    for player, loss in {
+        "discriminator": adversarial_discriminator_loss,
+        "generator": lambda fake, real, kind, index: adversarial_generator_loss(
+            fake, real if kind == "relativistic" else None, kind=kind, index=index
+        ),
+    }.items()
+}
 # Each takes three tensors [2, 3, 4].
 LOSSES = {
+    **ADVERSARIAL,
+    "adversarial generator, [B, n]": lambda x, y, z: adversarial_generator_loss(x[..., 0]),
+    "finite_difference_penalty": lambda x, y, z: finite_difference_penalty(
+        x[:, :, 0], y[:, :, 0], 0.1, index=1
+    ),
     "dmd_loss": lambda x, y, z: dmd_loss(x, y),
     "dmd_loss, mask": lambda x, y, z: dmd_loss(x, y, mask=MASK.to(x.device)),
     "critic_loss": lambda x, y, z: critic_loss(x, y, z),
@@ -216,6 +243,92 @@ def test_a_compiled_training_rollout_draws_what_eager_draws_in_value_and_gradien
     torch.testing.assert_close(*results)
 
 
+class Sampler(torch.nn.Module):
+    def __init__(self, generator=None):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, x):
+        return consistency_sample(velocity_fn, x, COARSE, generator=self.generator)
+
+
+@takes_generators
+def test_random_functions_compile_once_for_all_batch_sizes():
+    def draws(x):
+        times = shortcut_triple_sampler(x[:, 0, 0].sigmoid() * 0 + 1, FINE, COARSE).t_m
+        return Sampler()(x), times
+
+    compiled = torch.compile(draws, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for batch in range(2, 12):  # more than the compiler's limit of 8
+        sample, times = compiled(torch.ones(batch, 3, 4))
+        assert sample.shape == (batch, 3, 4)
+        assert times.shape == (batch,)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+RUN_EXPORTED = """
+import sys, torch, salt_losses
+program = torch.export.load(sys.argv[1]).module()
+torch.manual_seed(0)
+before = torch.get_rng_state()
+a, b = program(torch.ones(5, 3, 4)), program(torch.ones(5, 3, 4))
+print(list(a.shape), torch.equal(a, b), torch.equal(before, torch.get_rng_state()))
+"""
+
+
+@takes_generators
+def test_an_exported_sampler_draws_in_another_process_too(tmp_path):
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        Sampler(), (torch.ones(2, 3, 4),), dynamic_shapes={"x": {0: batch}}
+    )
+    torch.export.save(program, tmp_path / "sampler.pt2")
+    command = [sys.executable, "-c", RUN_EXPORTED, str(tmp_path / "sampler.pt2")]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[5, 3, 4] False True"
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="this torch cannot tell an export"
+)
+def test_a_generator_cannot_be_exported():
+    with pytest.raises(ValueError, match=r"generator must be None in torch\.export"):
+        torch.export.export(Sampler(torch.Generator()), (torch.ones(2, 3, 4),), strict=False)
+
+
+# Each takes two tensors and a number.
+WITH_A_NUMBER = {
+    "guide": guide,
+    "shift_time": lambda x, y, number: shift_time(x.sigmoid(), 1 + number),
+    "shift_time, float": lambda x, y, number: x * shift_time(number, 2 * number),
+    "add_noise": add_noise,
+    "to_velocity": lambda x, y, number: to_velocity(x, y, number, "noise"),
+    "relational_align_loss": lambda x, y, number: relational_align_loss(x, y, margin=number),
+    "relational_align_loss, defaults": lambda x, y, number: relational_align_loss(x, y),
+}
+
+
+@pytest.mark.skipif(OLD, reason="torch 2.4 traces no number that changes")
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "default"])
+@pytest.mark.parametrize("name", WITH_A_NUMBER)
+def test_other_numbers_and_other_shapes_compile_to_one_graph_as_well(name, dynamic):
+    function = WITH_A_NUMBER[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for number, tokens in ((0.1, 4), (0.25, 4), (0.5, 4), (0.5, 6), (0.75, 7)):
+        x, y = inputs_of(2, 3, tokens, 5)
+        results = []
+        for run in (compiled, function):
+            value = run(x, y, number)
+            results.append((value, *torch.autograd.grad(value.sum(), x)))
+        torch.testing.assert_close(*results)
+
+
+def inputs_of(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).requires_grad_() for _ in range(2)]
+
+
 @takes_generators
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler for inductor"
@@ -270,7 +383,7 @@ SYNCHRONISING = {
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
     """CPU tensors that are treated like those whose values cannot be read for free."""
-    for module in (salt_losses._checks, salt_losses.flow):
+    for module in (salt_losses._checks, salt_losses.flow, salt_losses.adversarial):
         monkeypatch.setattr(module, "values_readable", lambda tensor: False)
 
 

@@ -275,6 +275,80 @@ def test_a_token_that_is_not_finite_makes_the_loss_nan(
     assert relational_align_loss(low, ref, backend=backend).isnan()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float32, 1e20), (torch.float32, 1e38), (torch.bfloat16, 1e20), (torch.float64, 1e200)],
+)
+def test_tokens_whose_squares_overflow_have_the_loss_and_gradient_of_short_ones(
+    dtype: torch.dtype, size: float, relation: str, backend: str
+) -> None:
+    low, ref = features(2, 3, 9, 5, dtype=dtype)
+    long, long_ref = ((x.detach().double() * size).to(dtype) for x in (low, ref))
+    short, short_ref = ((x.double() / size).requires_grad_() for x in (long, long_ref))
+    margin = margin_without_ties(short, short_ref)
+    options = {"margin": margin, "relation": relation}
+    long.requires_grad_()
+    loss = relational_align_loss(long, long_ref, backend=backend, **options)
+    expected = relational_align_loss(short, short_ref, backend="reference", **options)
+    assert expected > 0
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    # Scaled up, as a gradient per unit of 1e38 is below what float32 holds.
+    (got,) = torch.autograd.grad(loss * min(size, 1e30), long)
+    want = gradient(expected, short) * (min(size, 1e30) / size)
+    torch.testing.assert_close(got.double(), want, rtol=2**-7, atol=1e-6 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("margin", [2.0, 3.5, 1e308])
+def test_a_margin_beyond_all_differences_gives_zero(margin: float, backend: str) -> None:
+    low, ref = features(2, 5, 3, dtype=torch.float32)
+    loss = relational_align_loss(low, ref, margin=margin, backend=backend)
+    assert loss == 0
+    assert (gradient(loss, low) == 0).all()
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_transforms_and_forward_mode_of_the_default_backend_are_right(relation: str) -> None:
+    low, ref = features(2, 3, 6, 4)
+    tangent, _ = features(2, 3, 6, 4, seed=1)
+    tangent = tangent.detach()
+
+    def loss(x: Tensor) -> Tensor:
+        return relational_align_loss(x, ref, relation=relation)
+
+    want = gradient(loss(low), low)
+    x = low.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(x), want)
+    torch.testing.assert_close(torch.func.vjp(loss, x)[1](torch.ones_like(loss(x)))[0], want)
+    slope = (want * tangent).sum()
+    torch.testing.assert_close(torch.func.jvp(loss, (x,), (tangent,))[1], slope)
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope)
+    each = torch.func.vmap(lambda a, b: relational_align_loss(a, b, relation=relation))(x, ref)
+    torch.testing.assert_close(
+        each, relational_align_loss(x, ref, relation=relation, reduction="none")
+    )
+
+
+def test_a_fused_backend_refuses_what_it_cannot_follow() -> None:
+    low, ref = features(2, 5, 3)
+    x = low.detach()
+
+    def loss(x: Tensor) -> Tensor:
+        return relational_align_loss(x, ref, backend="chunked")
+
+    with pytest.raises(ValueError, match="backend='chunked' differentiates backwards only"):
+        torch.func.grad(loss)(x)
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(ValueError, match="use backend='reference'"),
+    ):
+        loss(torch.autograd.forward_ad.make_dual(x, x))
+
+
 def test_no_gradient_is_computed_where_none_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,12 +1,20 @@
 """Losses and regularizers of Salt (arXiv 2604.03118) for distilling few-step video diffusion.
 
-Pure functions, and a scheduler that says which of them an iteration uses. Times are noise levels
-in [0, 1], 1 is pure noise; velocities are `noise - x0`. This package owns no optimizer, no model,
-no device placement and no distributed set-up: these are the trainer's.
+Pure functions, a scheduler that says which of them an iteration uses, and one module, the head of a
+discriminator. Times are noise levels in [0, 1], 1 is pure noise; velocities are `noise - x0`. This
+package owns no optimizer, no video model, no device placement and no distributed set-up: these are
+the trainer's.
 """
 
+from .adversarial import (
+    adversarial_discriminator_loss,
+    adversarial_generator_loss,
+    finite_difference_penalty,
+)
 from .alignment import rollout_align_loss
+from .discriminator import DiscriminatorHead
 from .dmd import critic_loss, dmd_grad, dmd_loss, guide
+from .features import feature_tap
 from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
 from .kv_cache import detached_alias
 from .mixed_step import MixedStepScheduler, StepPlan
@@ -20,12 +28,15 @@ from .shortcut import ShortcutTriple, shortcut_triple_sampler
 __version__ = "0.1.0"
 
 __all__ = [
+    "DiscriminatorHead",
     "MixedStepScheduler",
     "SaltConfig",
     "SemigroupDefect",
     "ShortcutTriple",
     "StepPlan",
     "add_noise",
+    "adversarial_discriminator_loss",
+    "adversarial_generator_loss",
     "backward_simulation",
     "consistency_sample",
     "critic_loss",
@@ -34,6 +45,8 @@ __all__ = [
     "dmd_loss",
     "euler_sample",
     "euler_step",
+    "feature_tap",
+    "finite_difference_penalty",
     "guide",
     "relational_align_loss",
     "rollout_align_loss",

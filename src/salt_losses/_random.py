@@ -2,7 +2,8 @@
 
 `torch.compile` cannot take a `torch.Generator` into a graph (torch 2.13). While it traces, each
 draw gets a key instead, by which an opaque operator looks its generator up; the trace is guarded on
-the generator's identity, so another generator means another trace.
+the generator's identity, so another generator means another trace. A draw without a generator needs
+none: its key is negative, and means the same in every process that an exported program runs in.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from torch import Tensor
 from ._checks import describe
 
 # Strong references on purpose: an identity that a graph is guarded on must not be used again.
-_generators: dict[int, torch.Generator | None] = {}
+_generators: dict[int, torch.Generator] = {}
 _keys = itertools.count()
+# Older versions of torch (2.4 is one) do not tell an export from a compilation.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 torch.library.define(
     "salt_losses::draw",
-    "(int[] shape, ScalarType dtype, Device device, bool normal, int key) -> Tensor",
+    "(SymInt[] shape, ScalarType dtype, Device device, bool normal, int key) -> Tensor",
     # Keeps the compiler from drawing again in backward.
     tags=(torch.Tag.nondeterministic_seeded,),
 )
@@ -30,7 +33,7 @@ torch.library.define(
 def _draw_op(
     shape: list[int], dtype: torch.dtype, device: torch.device, normal: bool, key: int
 ) -> Tensor:
-    return _draw(shape, dtype, device, normal, _generators[key])
+    return _draw(shape, dtype, device, normal, None if key < 0 else _generators[key])
 
 
 @torch.library.register_fake("salt_losses::draw")  # type: ignore[untyped-decorator]
@@ -44,6 +47,8 @@ def _draw_fake(
 def _register(generator: torch.Generator | None) -> int:
     # A key for each draw: the partitioner of the backward graph merges calls with equal arguments.
     key = next(_keys)
+    if generator is None:
+        return -1 - key
     _generators[key] = generator
     return key
 
@@ -83,6 +88,11 @@ def draw(
     and it leaves the global stream where it was.
     """
     if torch.compiler.is_compiling():
+        if generator is not None and _is_exporting():
+            raise ValueError(
+                "generator must be None in torch.export: a program that is saved cannot hold a "
+                "torch.Generator; without one, each of its runs is seeded afresh"
+            )
         op = torch.ops.salt_losses.draw
         key = _register(generator)
         return op(list(shape), like.dtype, like.device, normal, key)  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ._checks import Times, check_count, check_float_tensor, check_like, describe
 from ._random import check_generator, draw
+from .features import feature_tap, forward_replaced
 from .flow import add_noise
 from .relational import Relation, relational_align_loss
 from .sampling import VelocityFn, velocity_at
@@ -95,9 +96,10 @@ def rollout_align_loss(
 
     def features(x0: Tensor) -> tuple[Tensor, Tensor]:
         x_t = add_noise(x0, noise, t)
-        with _tapped(blocks, index, checkpoint and torch.is_grad_enabled()) as outputs:
+        recomputed = list(blocks)[: index + 1] if checkpoint and torch.is_grad_enabled() else []
+        with feature_tap(blocks, [index], stop_after=True) as outputs, _recomputing(recomputed):
             v = velocity_at(velocity_fn, x_t, t)
-        z = _by_frame(outputs, low.shape[1], tokens_per_frame)
+        z = _by_frame(outputs[0], low.shape[1], tokens_per_frame)
         return z if frames is None else z[:, list(frames)], v
 
     with torch.no_grad():
@@ -118,11 +120,8 @@ def _linear(x: Tensor, gradient: Tensor) -> Tensor:
     return ((x - x.detach()).to(torch.float32) * gradient.to(torch.float32)).sum()
 
 
-def _by_frame(outputs: list[Any], frames: int, tokens_per_frame: int | None) -> Tensor:
-    """The block's output as `[B, F, S, D]`."""
-    if not outputs:
-        raise RuntimeError("the network did not call the block: is it compiled as a whole?")
-    tokens = outputs[0]
+def _by_frame(tokens: object, frames: int, tokens_per_frame: int | None) -> Tensor:
+    """A block's output as `[B, F, S, D]`."""
     if not isinstance(tokens, Tensor) or tokens.dim() != 3:
         raise TypeError(f"blocks must return [B, tokens, D]; got {describe(tokens)}")
     length = tokens.shape[1]
@@ -134,39 +133,15 @@ def _by_frame(outputs: list[Any], frames: int, tokens_per_frame: int | None) -> 
 
 
 @contextmanager
-def _tapped(blocks: nn.ModuleList, index: int, checkpoint: bool) -> Iterator[list[Any]]:
-    """Gives the list that a block's output comes into; nothing needs the later blocks."""
-    outputs: list[Any] = []
-    with ExitStack() as stack:
-        for number, block in enumerate(blocks):
-            if number > index:
-                stack.enter_context(_forward(block, _pass_on))
-            elif checkpoint:
-                # Inside FSDP's wrapper, so that recomputing finds the parameters gathered.
-                inner = getattr(block, "_fsdp_wrapped_module", block)
-                if not hasattr(inner, "_checkpoint_wrapped_module"):
-                    stack.enter_context(_forward(inner, _recomputed(inner.forward)))
-        hook = blocks[index].register_forward_hook(lambda _m, _i, output: outputs.append(output))
-        stack.callback(hook.remove)
-        yield outputs
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` for this instance."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
+def _recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Each of these blocks is recomputed in the backward pass, unless it is already."""
+    with ExitStack() as undo:
+        for block in blocks:
+            # Inside FSDP's wrapper, so that recomputing finds the parameters gathered.
+            inner = getattr(block, "_fsdp_wrapped_module", block)
+            if not hasattr(inner, "_checkpoint_wrapped_module"):
+                undo.enter_context(forward_replaced(inner, _recomputed(inner.forward)))
         yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-
-def _pass_on(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._checks import (
     check_choice,
@@ -15,7 +16,7 @@ from ._checks import (
     compute_dtype,
     describe,
 )
-from .ops.relational import EPS, Forward
+from .ops.relational import EPS, Forward, token_scale
 from .ops.relational_chunked import relational_chunked
 
 Relation = Literal["spatial", "temporal", "spatiotemporal"]
@@ -54,17 +55,21 @@ def relational_align_loss(
             finds loss and gradient block by block in one pass: of the matrices it holds one block
             at a time, and with a gradient one more tensor of the input's size.
             `"triton"` is its GPU kernel; Triton must be installed, and float64 is not taken.
-            `"auto"` is `"chunked"` everywhere: the kernel has not been measured on a GPU yet.
+            `"auto"` is `"chunked"` (the kernel has not been measured on a GPU yet), but
+            `"reference"` under `torch.func` transforms and forward-mode differentiation, which
+            the fused backends refuse.
 
     Returns:
         A 0-dim tensor; with `reduction="none"` `[B]`, or 0-dim for `[F, S, D]` inputs. It
         is computed in float32 at least. A zero token has cosine 0 with every token, itself
-        included, and gets no gradient. The fused backends have no second derivative and say so
-        when it is asked for.
+        included, and gets no gradient; one so long that its squares overflow is scaled first
+        (`"triton"`: NaN). The fused backends have no second derivative and say so when it is asked
+        for.
 
     Raises:
         TypeError, ValueError: features that are not floating-point or differ in shape, dtype or
-            device, an empty dimension, a setting outside what is listed above.
+            device, an empty dimension, a setting outside what is listed above, a fused backend
+            under a transform that it cannot follow.
 
     Example:
         >>> import torch
@@ -83,7 +88,15 @@ def relational_align_loss(
     single = low.dim() == 3
     if single:
         low, ref = low.unsqueeze(0), ref.unsqueeze(0)
-    excess = _excess(low, ref.detach(), margin, relation, backend)
+    if backend != "reference" and _transformed(low, ref):
+        if backend != "auto":
+            raise ValueError(
+                f"backend={backend!r} differentiates backwards only, and not under torch.func; "
+                "use backend='reference' there"
+            )
+        backend = "reference"
+    # Two cosines differ by 2 at most. A larger margin means the same, and may not fit float32.
+    excess = _excess(low, ref.detach(), min(margin, 3.0), relation, backend)
     per_sample = excess / _pairs(low.shape, relation)
     if reduction == "none" and not single:
         return per_sample
@@ -97,6 +110,17 @@ def _excess(low: Tensor, ref: Tensor, margin: float, relation: str, backend: str
     with_grad = torch.is_grad_enabled() and low.requires_grad
     excess, _ = operator(low, ref, margin, relation, with_grad)
     return excess
+
+
+def _transformed(*features: Tensor) -> bool:
+    """Whether a `torch.func` transform or forward-mode differentiation looks on."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(
+        torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+        for x in features
+    )
 
 
 def _triton_operator(low: Tensor) -> Forward:
@@ -129,6 +153,7 @@ def _reference_excess(low: Tensor, ref: Tensor, margin: float, relation: str) ->
 
 def _unit_tokens(x: Tensor) -> Tensor:
     x = x.to(compute_dtype(x.dtype))
+    x = x * token_scale(x.detach())
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(norm <= EPS, 0, x / norm.clamp_min(EPS))
 

@@ -17,6 +17,7 @@ from test_adapters_on_the_miniature import BUSY
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
+from salt_losses.adapters._agreement import from_rank_0
 
 
 def main(folder: Path, rank: int) -> None:
@@ -29,6 +30,7 @@ def main(folder: Path, rank: int) -> None:
         "state": error_of(lambda: load(iteration=rank)),
         "iteration": recorded(own_disk, 700, rank),
         "broken": error_of(lambda: recorded(own_disk / "broken", "many", rank)),
+        "unreadable": error_of(lambda: from_rank_0(unreadable)),
     }
     torch.save(result, folder / f"{rank}.pt")
     dist.barrier()
@@ -59,10 +61,14 @@ def recorded(disk: Path, iteration: Any, rank: int) -> int:
     return handle.plan.iteration
 
 
+def unreadable() -> None:
+    raise OSError("no such disk")
+
+
 def error_of(function: Callable[[], Any]) -> str | None:
     try:
         function()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return str(error)
     return None
 

@@ -431,6 +431,7 @@ SEAMS = [
     "pipeline.denoising_step_list",
     "pipeline.frame_seq_length",
     "pipeline.kv_cache1",
+    "pipeline.same_step_across_blocks",
     "pipeline.generate_and_sync_list",
 ]
 STREAMING_SEAMS = [

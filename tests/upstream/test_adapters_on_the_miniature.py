@@ -211,7 +211,7 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     model.fake_score.model.forward = lambda x, *_, **__: x
     with (
         self_forcing.attached(model, ALIGNED),
-        pytest.raises(RuntimeError, match="did not call the block"),
+        pytest.raises(RuntimeError, match="was not called within feature_tap"),
     ):
         model.generator_loss(**tiny.loss_inputs(model))
     assert all("forward" not in vars(block) for block in blocks)
@@ -328,6 +328,7 @@ def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None
     )
     assert one["iteration"] == 700  # only rank 0 had the file
     assert str(tmp_path / "disk_0" / "broken" / "start" / "salt.json") in one["broken"]
+    assert one["unreadable"] == "no such disk"  # on rank 0 alone, and nobody waits for it
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

@@ -8,16 +8,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import harness
 import pytest
+import test_adapters
 import torch
-from test_adapters import VANISHING, Step, calls_of_a_step, generator_step, salt
-from test_harness import assert_same
+from harness import FRAME_TOKENS
+from test_adapters import VANISHING, Step, calls_of_a_step, generator_step, loss_inputs, salt
+from test_harness import assert_same, relative_change
 from torch import Tensor
 
-from salt_losses import SaltConfig
-from salt_losses.adapters import _engine
-
-AT = ["end", "exit", "input"]
+from salt_losses import SaltConfig, add_noise, relational_align_loss
+from salt_losses.adapters import _engine, _features
 
 
 def aligned(model: Any, at: str, noise: str, **settings: Any) -> SaltConfig:
@@ -195,12 +196,19 @@ def literal_target(
         )
     targets = []
     caches = recorded.caches
-    for number, block in enumerate(recorded.blocks()):
+    number = -1
+    for block in recorded.blocks():
+        number += len(block["calls"]) > 1
         steps = dense
         first = getattr(model, "denoising_step_list_first_chunk", None)
         if number == 0 and first is not None:
             steps = first.tolist()
         *denoising, context = block["calls"]
+        if not denoising:  # given frames
+            x, t = context["noisy_image_or_video"], float(context["timestep"].flatten()[0])
+            literal_call(model, context | caches, x, t)
+            targets.append(x)
+            continue
         shared = {round(level, 3): drawn for drawn, level in block["draws"][:-1]}
         exit_level = float(denoising[-1]["timestep"].flatten()[0])
         last = steps[-1] if at == "end" else min(steps, key=lambda t: abs(t - exit_level))
@@ -230,8 +238,16 @@ def literal_target(
     return torch.cat(targets, dim=1)
 
 
-@pytest.mark.parametrize("across", ["one exit", "an exit per block"])
-@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize(
+    ("at", "across"),
+    [
+        ("end", "one exit"),
+        ("exit", "one exit"),
+        ("exit", "an exit per block"),
+        ("input", "one exit"),
+        ("input", "an exit per block"),
+    ],
+)
 def test_the_target_is_the_literal_one_from_the_students_recorded_noise(
     model: Any, at: str, across: str
 ) -> None:
@@ -260,23 +276,41 @@ def test_the_target_is_the_literal_one_from_the_students_recorded_noise(
     assert one["frames"] == (None if len(taking_part) == len(exits) else frames)
 
 
-@pytest.mark.parametrize("at", AT)
-def test_own_noise_is_neither_the_students_nor_the_same_in_every_iteration(
-    model: Any, at: str
-) -> None:
-    seed, _ = seed_with_exits(model, lambda e: min(e) == max(e) > 0)
-    targets = []
-    for settings in ({"align_noise": "shared"}, {"seed": 0}, {"seed": 0}, {"seed": 1}):
-        config = replace(aligned(model, at, "own"), **settings)
-        targets.append(aligned_in(model, seed, config)["reference"])
-    shared, own, again, other = targets
+def test_own_noise_is_neither_the_students_nor_the_same_in_every_run(model: Any) -> None:
+    seed, exits = seed_with_exits(model, lambda e: min(e) == max(e) > 0)
+    draws: list[Tensor] = []
+    add_noise = model.scheduler.add_noise
+
+    def recorded(x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        draws.append(noise.clone())
+        return add_noise(x0, noise, timestep)
+
+    def target(**settings: Any) -> Tensor:
+        draws.clear()
+        config = replace(aligned(model, "exit", "own"), **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.scheduler, "add_noise", recorded)
+            return aligned_in(model, seed, config)["reference"]
+
+    shared, own, again, other = (
+        target(align_noise="shared"),
+        target(seed=0),
+        target(seed=0),
+        target(seed=1),
+    )
     assert torch.equal(own, again)
-    for one, two in ((own, shared), (own, other)):
-        assert float((one - two).abs().max()) > 1e-3
+    assert float((own - shared).abs().max()) > 1e-3
+    assert float((own - other).abs().max()) > 1e-3
+    # The reference comes first, and draws once before each step but its first, and for the context.
+    drawn = iter(draws)
+    first_list = model.name == "causal_forcing_first_chunk"
+    steps = [e if first_list and block == 0 else 2 * e for block, e in enumerate(exits)]
+    noise = [[next(drawn) for _ in range(number + 1)] for number in steps]
+    oracle = literal_target(model, Recorded(model, seed), "exit", noise)
+    assert float((other - oracle).abs().max() / oracle.abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("noise", ["own", "shared"])
-@pytest.mark.parametrize("at", ["exit", "input"])
+@pytest.mark.parametrize(("at", "noise"), [("exit", "own"), ("input", "shared")])
 def test_where_the_student_leaves_at_its_first_step_nothing_is_called_and_nothing_aligned(
     model: Any, at: str, noise: str
 ) -> None:
@@ -287,8 +321,7 @@ def test_where_the_student_leaves_at_its_first_step_nothing_is_called_and_nothin
     assert float(step.log["salt/align_loss"]) == 0
 
 
-@pytest.mark.parametrize("noise", ["own", "shared"])
-@pytest.mark.parametrize("at", ["exit", "input"])
+@pytest.mark.parametrize(("at", "noise"), [("exit", "own"), ("input", "shared")])
 def test_the_reference_makes_no_call_below_the_students_exit(
     model: Any, at: str, noise: str
 ) -> None:
@@ -304,23 +337,111 @@ def test_the_reference_makes_no_call_below_the_students_exit(
     assert salted["fake_score"] == plain["fake_score"] + 2
 
 
-@pytest.mark.parametrize("across", ["one exit", "an exit per block"])
-@pytest.mark.parametrize("noise", ["own", "shared"])
-@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize(
+    ("at", "noise", "across"),
+    [
+        ("exit", "own", "one exit"),
+        ("exit", "shared", "an exit per block"),
+        ("input", "shared", "one exit"),
+        ("input", "own", "an exit per block"),
+    ],
+)
 def test_a_reference_of_vanishing_weight_leaves_the_generator_step_bit_identical(
     model: Any, at: str, noise: str, across: str
 ) -> None:
-    config = aligned(model, at, noise, align_weight=VANISHING, sc_weight=VANISHING)
-    active = 0.0
+    features = "real_score" if noise == "shared" else "fake_score"
+    config = aligned(
+        model, at, noise, align_weight=VANISHING, sc_weight=VANISHING, align_features=features
+    )
     with contextlib.ExitStack() as stack:
         if across == "an exit per block":
             stack.enter_context(exits_of_their_own(model))
-        for seed in (0, 1, 2):
-            plain, salted = generator_step(model, seed), generator_step(model, seed, config)
-            assert_same(plain.result, salted.result)
-            assert torch.equal(plain.streams[0], salted.streams[0])
-            assert plain.streams[1] == salted.streams[1]
-            assert [n for n, c in plain.caches.items() if not c.equal(salted.caches[n])] == []
-            assert salted.critic_gradients == {}
-            active += float(salted.log["salt/align_loss"])
-    assert active > 0
+        seed, _ = seed_with_exits(model, lambda e: max(e[1:]) > 0)
+        plain, salted = generator_step(model, seed), generator_step(model, seed, config)
+    assert_same(plain.result, salted.result)
+    assert torch.equal(plain.streams[0], salted.streams[0])
+    assert plain.streams[1] == salted.streams[1]
+    assert [n for n, c in plain.caches.items() if not c.equal(salted.caches[n])] == []
+    assert salted.critic_gradients == {}
+    assert float(salted.log["salt/align_loss"]) > 0
+
+
+def test_frames_that_are_given_take_no_part(require: Any) -> None:
+    name = require("causal_forcing_first_chunk")
+    model = harness.build_model(name, num_layers=1, num_training_frames=24)
+    model.name = name
+    latent = torch.randn(1, 1, 16, 4, 4)
+    with pytest.MonkeyPatch.context() as patch, exits_of_their_own(model):
+        # The dictionary, as the trainer puts the latent into its own.
+        patch.setattr(
+            test_adapters,
+            "loss_inputs",
+            lambda model: harness.loss_inputs(model) | {"initial_latent": latent},
+        )
+        seed, exits = seed_with_exits(model, lambda e: e[1] > 0 and e[-1] > 0 and e[2] == 0)
+        one = aligned_in(model, seed, aligned(model, "input", "shared"))
+        recorded = Recorded(model, seed)
+        oracle = literal_target(model, recorded, "input")
+    frames = 1 + len(exits)  # this trainer's blocks are single frames
+    assert one["reference"].shape[1] == 21 <= frames
+    assert torch.equal(one["low"][:, :1], latent) == (frames == 21)
+    error = (one["reference"] - oracle[:, -21:]).abs().max() / oracle.abs().max()
+    assert float(error) < 1e-6
+    taking_part = [False, False, *(exit_step > 0 for exit_step in exits[1:])][-21:]
+    assert one["frames"] == [frame for frame, aligned in enumerate(taking_part) if aligned]
+
+
+@pytest.mark.parametrize("features", ["fake_score", "real_score"])
+def test_the_features_loss_is_the_literal_one_and_a_block_runs_once_more(
+    model: Any, features: str
+) -> None:
+    network, block = getattr(model, features), 1
+    shape = model.args.image_or_video_shape
+    tokens = FRAME_TOKENS if model.name != "tiny_video" else network.model.frame_seq_length
+    draw = torch.Generator().manual_seed(0)
+    low, ref, noise = (torch.randn(list(shape), generator=draw) for _ in range(3))
+    condition = loss_inputs(model)["conditional_dict"]
+    t = model.scheduler.timesteps[600].double() / 1000
+    own_setting = network.model.gradient_checkpointing
+
+    def literal(x0: Tensor) -> Tensor:
+        outputs: list[Tensor] = []
+        hook = network.model.blocks[block].register_forward_hook(lambda *a: outputs.append(a[2]))
+        network(
+            noisy_image_or_video=add_noise(x0, noise, t.expand(shape[0])),
+            conditional_dict=condition,
+            timestep=(1000 * t.float()).expand(shape[:2]),
+        )
+        hook.remove()
+        return outputs[0][:, : shape[1] * tokens].unflatten(1, (shape[1], tokens))
+
+    expected = low.clone().requires_grad_()
+    with torch.no_grad():
+        target = literal(ref)
+    oracle = relational_align_loss(literal(expected), target, margin=0.0, backend="reference")
+    oracle.backward()
+
+    runs: list[bool] = []
+    first = next(network.model.blocks[0].children())
+    with _features.frozen(list(network.parameters())):
+        hook = first.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+        loss = _features.alignment(
+            network,
+            low.requires_grad_(),
+            ref,
+            float(t),
+            conditional_dict=condition,
+            block=block,
+            margin=0.0,
+            noise=noise,
+            tokens_per_frame=tokens,
+        )
+        hook.remove()
+    loss.backward()
+    assert loss.item() == pytest.approx(oracle.item(), rel=1e-5)
+    assert low.grad is not None
+    assert relative_change({"": low.grad}, {"": expected.grad}) < 1e-5
+    per_pass = runs.count(False)
+    assert runs.count(True) == 2 * per_pass > 0
+    assert network.model.gradient_checkpointing == own_setting == (features == "fake_score")
+    model.zero_grad(set_to_none=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
@@ -34,9 +34,17 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
 
 
 def from_rank_0(read: Callable[[], str | None]) -> str | None:
-    """What `read` gives on rank 0, on every rank. A collective, where there are several."""
+    """What `read` gives on rank 0, or the error it raises, on every rank. A collective, where there
+    are several."""
     if not distributed():
         return read()
-    box = [read() if dist.get_rank() == 0 else None]
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = read()
+        except OSError as error:
+            box[1] = error  # the others wait for word of it
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    if box[1] is not None:
+        raise box[1]
+    return cast("str | None", box[0])

@@ -35,7 +35,8 @@ class Adapter:
         as `step` can be the trainer.
 
         While Salt is attached, the model refuses to be copied or pickled as a whole; its networks
-        do not. Losses called without gradient are the trainer's own, unchanged.
+        do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
+        `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).

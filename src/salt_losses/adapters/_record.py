@@ -87,7 +87,10 @@ def _saved_state(trainer: Any, folder: Path) -> str | None:
             return None
         place = Path(start).parent
     state = place / STATE
-    return json.dumps([str(state), state.read_text()]) if state.is_file() else None
+    if not state.is_file():
+        return None
+    # What is no text is no JSON either, and is reported as such.
+    return json.dumps([str(state), state.read_text(errors="replace")])
 
 
 def _write(path: Path, text: str) -> None:

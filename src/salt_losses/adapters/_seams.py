@@ -99,6 +99,7 @@ def check_pipeline(check: SeamCheck, pipeline: Any, streaming: bool) -> None:
     check.attribute(pipeline, "pipeline.denoising_step_list", Tensor)
     check.attribute(pipeline, "pipeline.frame_seq_length", int)
     check.attribute(pipeline, "pipeline.kv_cache1")
+    check.attribute(pipeline, "pipeline.same_step_across_blocks")
     check.method(
         pipeline,
         "pipeline.generate_and_sync_list",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import compute_dtype
-from .relational import EPS, empty_slope, register
+from .relational import EPS, empty_slope, register, token_scale
 
 # Rows and columns of a block. Few rows waste little on the diagonal; many columns make few, long
 # operations, which matters on CPUs that others use too: each operation waits for its last thread.
@@ -146,11 +146,25 @@ def _shrink_(x: Tensor, margin: float, out: Tensor) -> Tensor:
 
 def _unit_tokens_(out: Tensor, x: Tensor) -> Tensor:
     """Normalise `x [groups, frames, S, D]` into `out [groups, frames * S, D]`; returns 1/norms."""
-    out.view(x.shape).copy_(x)
-    norm = torch.linalg.vector_norm(out, dim=-1, keepdim=True)
+    # The CPU pays for a norm that did overflow only; elsewhere the host would have to wait to see.
+    scale = None if x.device.type == "cpu" else token_scale(x)
+    norm = _scaled_norm_(out, x, scale)
+    if scale is None and norm.isinf().any():
+        scale = token_scale(x)
+        norm = _scaled_norm_(out, x, scale)
     inverse_norm: Tensor = norm.reciprocal().masked_fill_(norm <= EPS, 0)
     out.mul_(inverse_norm)
-    return inverse_norm
+    return inverse_norm if scale is None else inverse_norm.mul_(scale.view(norm.shape))
+
+
+def _scaled_norm_(out: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
+    """The norms of the scaled tokens, which lie in `out` then."""
+    if scale is None:
+        out.view(x.shape).copy_(x)
+    else:
+        torch.mul(x, scale, out=out.view(x.shape))
+    norm: Tensor = torch.linalg.vector_norm(out, dim=-1, keepdim=True)
+    return norm
 
 
 def _blocks(

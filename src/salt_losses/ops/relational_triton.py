@@ -241,7 +241,9 @@ def forward(
 
 def _inverse_norm(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-    return norm.reciprocal().masked_fill_(norm <= EPS, 0).contiguous()
+    inverse = norm.reciprocal().masked_fill_(norm <= EPS, 0)
+    # The squares of a token that long overflow: no plausible loss for it.
+    return inverse.masked_fill_(norm.isinf(), float("nan")).contiguous()
 
 
 relational_triton = register("relational_triton", forward)
