@@ -87,16 +87,11 @@ def defects(records: list[Record]) -> list[float]:
     return [statistics.fmean(d for d in r["defect"] if d == d) for r in records]
 
 
-def fewer_seeds(records: list[Record], baseline: list[Record]) -> str:
-    """A remark for students that were trained on the first seeds only; pairs are of these."""
-    return f" ({len(records)} seeds)" if len(records) < len(baseline) else ""
-
-
 def rows_of(students: Students, measures: list[Measure], baseline: list[Record]) -> list[list[str]]:
     rows = []
     for name, records in students.items():
         cells = [cell(m(records), None if records is baseline else m(baseline)) for m in measures]
-        rows.append([name + fewer_seeds(records, baseline), *cells])
+        rows.append([name, *cells])
     return rows
 
 
@@ -130,7 +125,7 @@ def grid_of_forms(students: Students, measure: Measure) -> str:
     rows = []
     for name, form in forms.items():
         cells = [cell(measure(form[w]), measure(base)) if w in form else "" for w in weights]
-        rows.append([name + fewer_seeds(next(iter(form.values())), base), *cells])
+        rows.append([name, *cells])
     return markdown(["form of the term", *(f"weight {w:g}" for w in weights)], rows)
 
 
@@ -169,7 +164,7 @@ def flow_map_table(students: Students) -> str:
             values = [measure(records) for measure in distance_measures(solver)]
             cells = [cell(v, None if v == a else a) for v, a in zip(values, against)]
             label = name if is_map else f"{name}, {solver}"
-            rows.append([label + fewer_seeds(records, students[best]), *cells])
+            rows.append([label, *cells])
     return markdown(["student, sampling", *(f"{k} steps" for k in STEPS), "mean"], rows)
 
 
