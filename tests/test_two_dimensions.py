@@ -235,6 +235,14 @@ def test_the_command_writes_numbers_tables_and_pictures(
         assert (tmp_path / f"two_dimensions_{stem}.png").stat().st_size > 1000
 
 
+def test_the_document_shows_the_recorded_results() -> None:
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "benchmarks/results/two_dimensions.json").read_text())
+    document = (root / "docs/evidence.md").read_text()
+    for caption, table in report.tables(results).items():
+        assert table in document, caption
+
+
 def test_the_effect_of_a_switch_is_the_difference_that_it_makes_to_each_seed() -> None:
     def records(setting: str, time_weight: str | None, nearest: int | None, *values: float) -> Any:
         form = {"time_weight": time_weight, "nearest": nearest, "stop_grad": None, "weight": 1.0}

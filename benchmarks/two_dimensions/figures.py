@@ -50,7 +50,7 @@ def figures(folder: Path, results: dict[str, Any], pictures: dict[str, Any]) -> 
 def plot_weight(pyplot: Any, students: Students, teacher: dict[str, Any]) -> Any:
     """Distance over the term's weight, for each form of it; a panel for each step count."""
     figure, axes = pyplot.subplots(
-        1, len(STEPS), figsize=(13, 4.2), sharey=True, layout="constrained"
+        1, len(STEPS), figsize=(14, 4), sharey=True, layout="constrained"
     )
     floor = statistics.fmean(teacher["real_distance"])
     for axis, steps in zip(axes, STEPS):
@@ -73,7 +73,7 @@ def plot_weight(pyplot: Any, students: Students, teacher: dict[str, Any]) -> Any
         axis.axhline(floor, color="grey", linestyle=":", linewidth=1, label="real points")
         axis.set(title=f"{steps} steps", xlabel="weight", xscale="log", yscale="log")
     axes[0].set_ylabel("sliced Wasserstein-2 to held-out data")
-    axes[0].legend(fontsize=6.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return figure
 
 

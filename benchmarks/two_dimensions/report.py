@@ -88,10 +88,11 @@ def defects(records: list[Record]) -> list[float]:
 
 
 def rows_of(students: Students, measures: list[Measure], baseline: list[Record]) -> list[list[str]]:
-    return [
-        [name, *(cell(m(rs), None if rs is baseline else m(baseline)) for m in measures)]
-        for name, rs in students.items()
-    ]
+    rows = []
+    for name, records in students.items():
+        cells = [cell(m(records), None if records is baseline else m(baseline)) for m in measures]
+        rows.append([name, *cells])
+    return rows
 
 
 def distance_measures(solver: str) -> list[Measure]:
@@ -121,10 +122,10 @@ def grid_of_forms(students: Students, measure: Measure) -> str:
         if records[0]["setting"].startswith("sc") and records is not base:
             forms.setdefault(form_of(records[0]), {})[records[0]["weight"]] = records
     weights = sorted({weight for form in forms.values() for weight in form})
-    rows = [
-        [name, *(cell(measure(form[w]), measure(base)) if w in form else "" for w in weights)]
-        for name, form in forms.items()
-    ]
+    rows = []
+    for name, form in forms.items():
+        cells = [cell(measure(form[w]), measure(base)) if w in form else "" for w in weights]
+        rows.append([name, *cells])
     return markdown(["form of the term", *(f"weight {w:g}" for w in weights)], rows)
 
 
@@ -152,20 +153,18 @@ def effects_table(students: Students, measure: Measure) -> str:
 
 def flow_map_table(students: Students) -> str:
     """Against plain DMD and the same-sized student with the term, by the sampler of each."""
-    maps = {n: rs for n, rs in students.items() if rs[0]["setting"].startswith("flow-map")}
     best = "SC-DMD, weight 1, 1 - t_s, 2 ends"
+    against = [measure(students[best]) for measure in distance_measures("consistency")]
     rows = []
-    against = distance_measures("consistency")
-    for name in (BASELINE, best, *maps):
-        solvers = ("flow map",) if name in maps else ("consistency", "euler")
-        for solver in solvers:
-            cells = []
-            for measure, base in zip(distance_measures(solver), against):
-                is_base = name == best and solver == "consistency"
-                cells.append(
-                    cell(measure(students[name]), None if is_base else base(students[best]))
-                )
-            rows.append([name if name in maps else f"{name}, {solver}", *cells])
+    for name, records in students.items():
+        is_map = "flow map" in records[0]["distance"]
+        if not is_map and name not in (BASELINE, best):
+            continue
+        for solver in records[0]["distance"]:
+            values = [measure(records) for measure in distance_measures(solver)]
+            cells = [cell(v, None if v == a else a) for v, a in zip(values, against)]
+            label = name if is_map else f"{name}, {solver}"
+            rows.append([label, *cells])
     return markdown(["student, sampling", *(f"{k} steps" for k in STEPS), "mean"], rows)
 
 
