@@ -561,7 +561,7 @@ salt_loss(ONE, PLAN, {"sc_weight": 1.0})
     TypeError: config must be a SaltConfig; got {'sc_weight': 1.0} (dict)
 salt_loss(ONE, PLAN, SaltConfig())
     ValueError: sc must be given: the plan of iteration 7 has it on, with weight 1
-salt_loss(ONE, PLAN, SaltConfig(), sc=ONE)
+salt_loss(ONE, PLAN, SaltConfig(align_weight=0.1), sc=ONE)
     ValueError: align must be given: the plan of iteration 7 has it on, with weight 0.1
 salt_loss(ONE, PLAN, SaltConfig(), sc=0.5, align=ONE)
     TypeError: sc must be a 0-dim floating-point tensor; got 0.5 (float)
