@@ -284,7 +284,7 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(
 def test_checkpoints_of_other_settings_are_refused_by_name(toy: Path) -> None:
     work = toy / ".work" / "video-toy"
     with pytest.raises(SettingsDiffer, match="lr "):
-        Study(replace(TOY, lr=0.1), work, CPU).student("released", 0)
+        Study(replace(TOY, lr=0.1), work, CPU).student("mixed-sc", 0)
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--threads", "--jobs"])
