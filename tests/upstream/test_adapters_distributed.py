@@ -23,6 +23,7 @@ SALT: dict[str, Any] = {
     "sc_weight": 1.0,
     "align_weight": 1.0,
     "align_margin": 0.0,
+    "first_chunk_steps": 2,
     "seed": 3,
 }
 CASES = [

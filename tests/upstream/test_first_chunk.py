@@ -188,7 +188,7 @@ def test_the_references_first_chunk_holds_the_levels_of_both(model: Any, at: str
     error = (one["reference"] - oracle).abs().max() / oracle.abs().max()
     assert float(error) < 1e-6
     assert one["frames"] is None  # all of them: the first block too
-    assert float((one["low"] - oracle).abs().max()) > 1e-3
+    assert float((one["low"] - oracle).abs().max()) > 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:first_chunk_steps")
@@ -196,18 +196,21 @@ def test_after_a_step_or_an_exception_in_it_nothing_is_left(model: Any) -> None:
     target, _ = parts(model)
     config = salt(model, sc_weight=1.0, align_weight=1.0, first_chunk_steps=3 * own_steps(model))
     pipeline = model.inference_pipeline
-    before = everything(model, pipeline)[1]
+    before = but_for_caches(pipeline)
     with adapter(model).attached(target, config):
+        attached = everything(model)
         run(model, target)
-        caches = ("kv_cache1", "crossattn_cache")
-        after = everything(model, pipeline)[1]
-        assert {**after, **{n: before[n] for n in caches}} == before
+        assert (everything(model), but_for_caches(pipeline)) == (attached, before)
         hook = model.generator.register_forward_pre_hook(failing)
         with pytest.raises(KeyError):
             run(model, target)
         hook.remove()
-        after = everything(model, pipeline)[1]
-        assert {**after, **{n: before[n] for n in caches}} == before
+        assert (everything(model), but_for_caches(pipeline)) == (attached, before)
+
+
+def but_for_caches(pipeline: Any) -> dict[str, int]:
+    caches = ("kv_cache1", "crossattn_cache")
+    return {n: i for n, i in everything(pipeline)[0].items() if n not in caches}
 
 
 def failing(*_: Any) -> None:
@@ -295,7 +298,7 @@ def test_self_forcing_does_what_causal_forcings_own_pipeline_does(
             generator=model.generator,
             num_frame_per_block=model.num_frame_per_block,
             independent_first_frame=model.args.independent_first_frame,
-            same_step_across_blocks=model.args.same_step_across_blocks,
+            same_step_across_blocks=across == "one exit",
             last_step_only=model.args.last_step_only,
             num_max_frames=model.num_training_frames,
             context_noise=model.args.context_noise,
@@ -309,8 +312,6 @@ def test_self_forcing_does_what_causal_forcings_own_pipeline_does(
                 salted = update(model, seed, salt(model, first_chunk_steps=2 * own))
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(model, "_initialize_inference_pipeline", causal_forcings_pipeline)
-                    if across == "an exit per block":
-                        patch.setattr(model.args, "same_step_across_blocks", False)
                     native = update(model, seed)
                 assert_same(native.result, salted.result)
                 assert torch.equal(native.streams[0], salted.streams[0])

@@ -75,7 +75,7 @@ class _FirstChunk:
 
     def _draw(self, num_blocks: int, num_denoising_steps: int, device: Any) -> list[int]:
         draw = self._draw_of_trainer
-        self._exits = draw(1, len(self._steps), device=device)
+        self._exits = [*draw(1, len(self._steps), device=device)]
         if num_blocks > 1:
             self._exits += draw(num_blocks - 1, len(self._others), device=device)
             self._steps_left = self._exits[0] + 1
