@@ -73,7 +73,6 @@ class Adapter:
         pipeline = self._check_pipeline(check, model, streaming is not None)
         _check_settings(model, pipeline, config)
         handle = SaltHandle(model, trainer, streaming, config)
-        handle._attach()
         own = first_list(pipeline)
         if config.first_chunk_steps is not None and own is not None:
             warnings.warn(
@@ -81,6 +80,7 @@ class Adapter:
                 f"own denoising_step_list_first_chunk, of {len(own)} steps",
                 stacklevel=2,
             )
+        handle._attach()
         return handle
 
     @contextmanager
