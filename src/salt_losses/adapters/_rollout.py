@@ -14,6 +14,7 @@ from ..objective import SaltConfig
 from ._defect import DefectTap
 from ._patch import Patches
 from ._reference import Reference
+from ._scored import Scored
 from ._steps import StepLists, noise_levels
 
 
@@ -23,6 +24,8 @@ class Rollout:
     Attributes:
         output: the student's rollout `[B, F, C, H, W]`, on its graph.
         reference: the reference that accompanies it.
+        real, scored: what a discriminator tells it from, and what the trainer makes of it; None
+            without one.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Rollout:
         self.wants_align = plan.use_align and config.align_weight > 0
         self.output: Tensor | None = None
         self.reference: Reference | None = None
+        self.real: Tensor | None = None
+        self.scored: Scored | None = None
         self._lists, self._config, self._streaming = lists, config, streaming
         self._tap: DefectTap | None = None
 

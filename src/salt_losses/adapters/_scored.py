@@ -1,0 +1,104 @@
+"""What a trainer scores, and the same from a rollout of more steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _streams
+from ._patch import Patches
+from ._reference import CACHES, _cloned
+
+SCORE = "compute_distribution_matching_loss"
+
+
+class Scored:
+    """What the trainer hands to its DMD loss.
+
+    Attributes:
+        video: `[B, F, C, H, W]`, on the generator's graph. Of a longer rollout the last frames, the
+            first of which the trainers encode anew as an image.
+        conditional_dict: the prompts.
+        mask: where the trainer's own loss looks, like `video`; None: everywhere.
+    """
+
+    video: Tensor
+    conditional_dict: dict[str, Any]
+    mask: Tensor | None
+
+    @classmethod
+    @contextmanager
+    def by(cls, model: Any, *, without_loss: bool = False) -> Iterator[Scored]:
+        """Filled in when the trainer scores a video; the loss itself is left out if asked."""
+        scored, score = cls(), getattr(model, SCORE)
+        signature = inspect.signature(score)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            arguments = signature.bind(*args, **kwargs).arguments
+            scored.video = arguments["image_or_video"]
+            scored.conditional_dict = arguments["conditional_dict"]
+            scored.mask = arguments.get("gradient_mask")
+            if without_loss:
+                return scored.video.new_zeros(()), {}
+            return score(*args, **kwargs)
+
+        with Patches() as patches:
+            patches.set(model, SCORE, watched)
+            yield scored
+
+
+def rolled(
+    run: Callable[[], Tensor], model: Any, pipeline: Any, steps: Tensor, seed: int, streaming: Any
+) -> Tensor:
+    """The video of one more rollout, without gradient: of all `steps`, from noise of its own.
+
+    It comes before the student's rollout: there is no graph yet, and no cache but one that lives on
+    between rollouts, of which it gets a copy.
+
+    Args:
+        run: the trainer's own rollout, as it would run now.
+        model, pipeline: the trainer's.
+        steps: step list `[K]`.
+        seed: of all noise.
+        streaming: the streaming model, which writes down what it has rolled; None without one.
+    """
+    owner, name = model, "_consistency_backward_simulation"
+    if streaming is not None:
+        owner, name = pipeline, "generate_chunk_with_cache"
+    rollout = getattr(owner, name)
+    took_place = False
+
+    def from_other_noise(**kwargs: Any) -> Any:
+        # Only here: how many frames there are was drawn before, and is as the student will draw it.
+        nonlocal took_place
+        took_place, noise = True, kwargs["noise"]
+        _streams.set_seed(noise.device, seed)
+        return rollout(**{**kwargs, "noise": torch.randn_like(noise)})
+
+    def last_step(num_blocks: int, num_denoising_steps: int, device: Any) -> list[int]:
+        return [num_denoising_steps - 1] * num_blocks
+
+    with _streams.untouched(torch.device(model.device)), torch.no_grad(), Patches() as patches:
+        for cache in CACHES:
+            if hasattr(pipeline, cache):
+                there = getattr(pipeline, cache)
+                patches.set(pipeline, cache, there if streaming is None else _cloned(there))
+        for thing in (model, pipeline):
+            patches.set(thing, "denoising_step_list", steps)
+        patches.set(pipeline, "generate_and_sync_list", last_step)
+        patches.set(owner, name, from_other_noise)
+        state = {} if streaming is None else dict(streaming.state)
+        try:
+            video = run()
+        finally:
+            if streaming is not None:
+                streaming.state.clear()
+                streaming.state.update(state)
+    if not took_place:
+        raise RuntimeError(f"there was no rollout of more steps: {name} was not called")
+    return video.detach()
