@@ -175,7 +175,7 @@ def _calls_of(
         counts["no_grad"] += blocks * (exit_step + 1)
         if plan is None or salt is None:
             continue
-        if plan.use_sc and salt.sc_weight > 0 and _admits(plan)[exit_step]:
+        if plan.use_sc and salt.sc_weight > 0 and _calls_for_defect(salt, plan)[exit_step]:
             counts[_defect_call(salt)] += blocks
         if plan.reference_steps is not None and salt.align_weight > 0:
             calls = _reference_calls(salt, exit_step, plan.num_steps, plan.reference_steps)
@@ -196,10 +196,11 @@ def _reference_calls(salt: SaltConfig, exit_step: int, steps: int, reference_ste
     return exit_step * reference_steps // steps + 2 + (salt.align_at == "input")
 
 
-def _admits(plan: StepPlan) -> list[bool]:
-    """Which exit steps of the plan's rollout admit a triple."""
+def _calls_for_defect(salt: SaltConfig, plan: StepPlan) -> list[bool]:
+    """Which exit steps of the plan's rollout admit a triple that counts."""
     triple = shortcut_triple_sampler(plan.times[:-1], plan.train_times, plan.inference_times)
-    return [bool(feasible) for feasible in triple.feasible]
+    weights = [1.0 - t if salt.sc_time_weight == "clean" else 1.0 for t in plan.times[:-1].tolist()]
+    return [bool(feasible) and w > 0 for feasible, w in zip(triple.feasible, weights)]
 
 
 def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -> Calls:
@@ -210,7 +211,9 @@ def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -
     if salt is not None and salt.sc_weight > 0:
         plans = _plans(salt)
         of_generator[_defect_call(salt)] += sum(
-            p * sum(_admits(plans[k])) / k for k, p in probs.items() if p > 0 and plans[k].use_sc
+            p * sum(_calls_for_defect(salt, plans[k])) / k
+            for k, p in probs.items()
+            if p > 0 and plans[k].use_sc
         )
     if salt is not None and salt.align_weight > 0:
         of_generator["no_grad"] += sum(
