@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,16 +35,12 @@ class Scored:
     def by(cls, model: Any, *, without_loss: bool = False) -> Iterator[Scored]:
         """Filled in when the trainer scores a video; the loss itself is left out if asked."""
         scored, score = cls(), getattr(model, SCORE)
-        signature = inspect.signature(score)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            arguments = signature.bind(*args, **kwargs).arguments
-            scored.video = arguments["image_or_video"]
-            scored.conditional_dict = arguments["conditional_dict"]
-            scored.mask = arguments.get("gradient_mask")
-            if without_loss:
-                return scored.video.new_zeros(()), {}
-            return score(*args, **kwargs)
+        def watched(**kwargs: Any) -> Any:
+            scored.video = kwargs["image_or_video"]
+            scored.conditional_dict = kwargs["conditional_dict"]
+            scored.mask = kwargs.get("gradient_mask")
+            return (scored.video.new_zeros(()), {}) if without_loss else score(**kwargs)
 
         with Patches() as patches:
             patches.set(model, SCORE, watched)
