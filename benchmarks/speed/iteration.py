@@ -44,6 +44,10 @@ VARIANTS: dict[str, SaltConfig | None] = {
     "+ aligned at end": replace(SALT, align_at="end"),
     "+ aligned at exit": replace(SALT, align_at="exit"),
     "+ aligned at input": replace(SALT, align_at="input"),
+    # Against data it calls the generator no more often.
+    "+ adversary, n + 1": replace(
+        SALT, align_weight=0.0, adv_weight=0.03, adv_against="more_steps"
+    ),
     # But for its block: the miniature has fewer.
     "the release": replace(
         SaltConfig.preset("released_causal_forcing"),
@@ -177,6 +181,7 @@ def _calls_of(
             continue
         if plan.use_sc and salt.sc_weight > 0 and _calls_for_defect(salt, plan)[exit_step]:
             counts[_defect_call(salt)] += blocks
+        counts["no_grad"] += blocks * _adversary_calls(salt, plan.num_steps)
         if plan.reference_steps is not None and salt.align_weight > 0:
             calls = _reference_calls(salt, exit_step, plan.num_steps, plan.reference_steps)
             counts["no_grad"] += blocks * calls
@@ -185,6 +190,12 @@ def _calls_of(
 
 def _defect_call(salt: SaltConfig) -> str:
     return "no_grad" if salt.sc_stop_grad == "composed" else "grad"
+
+
+def _adversary_calls(salt: SaltConfig, steps: int) -> int:
+    """Of one block: one step more than the student may take, and the context pass."""
+    rolls = salt.has_adversary(steps) and salt.adv_against == "more_steps"
+    return steps + 2 if rolls else 0
 
 
 def _reference_calls(salt: SaltConfig, exit_step: int, steps: int, reference_steps: int) -> int:
@@ -221,6 +232,8 @@ def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -
             for k, reference_steps in salt.align_reference.items()
             if k in probs
         )
+    if salt is not None:
+        of_generator["no_grad"] += sum(p * _adversary_calls(salt, k) for k, p in probs.items())
     of_critic = {"grad": 0.0, "no_grad": before_exit + 2}
     return {key: of_generator[key] / update_ratio + of_critic[key] for key in of_critic}
 
