@@ -17,6 +17,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, record, self_forcing
+from salt_losses.adapters._adversary import Adversary
+from salt_losses.adapters._scored import Scored
 
 CONFIG = SaltConfig(
     step_counts=(1, 2),
@@ -124,6 +126,24 @@ def test_each_step_count_has_a_logit_of_its_own_against_more_steps() -> None:
     assert classes == {"data": 1, "more_steps": 2}
 
 
+def test_where_the_trainers_own_loss_does_not_look_the_generator_feels_nothing() -> None:
+    model = tiny.build_model()
+    model._initialize_inference_pipeline()
+    adversary = Adversary(model, CONFIG, 0)
+    scored = Scored()
+    scored.video = torch.randn(1, 6, 1, 8, 16, requires_grad=True)
+    scored.conditional_dict = model.text_encoder(["3"])
+    scored.mask = torch.ones_like(scored.video, dtype=torch.bool)
+    scored.mask[:, :2] = False
+    term, _ = adversary.terms(scored, torch.randn(1, 6, 1, 8, 16), 2, [0], felt=True)
+    term.backward()
+    by_frame = scored.video.grad.abs().sum((0, 2, 3, 4))
+    assert by_frame[:2].tolist() == [0, 0]
+    assert bool((by_frame[2:] > 0).all())
+    with pytest.raises(ValueError, match=r"must have its shape, \[1, 6, 1, 8, 16\]; got \[1, 3"):
+        adversary.terms(scored, torch.randn(1, 3, 1, 8, 16), 2, [0], felt=True)
+
+
 def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
     def critic_gradient(config: SaltConfig) -> torch.Tensor:
         model = tiny.build_model()
@@ -219,8 +239,12 @@ def test_a_state_of_another_shape_or_none_is_refused_and_changes_nothing() -> No
     wide = self_forcing.attach(build(dim=64), CONFIG).state_dict()
     with pytest.raises(ValueError, match=r"readers.0.registers \(state: \[1, 64\], here: \[1, 32"):
         handle.load_state_dict(wide | {"iteration": 7})
-    with pytest.raises(ValueError, match=r"must have the keys \['head', 'optimizer', 'settings'\]"):
+    with pytest.raises(ValueError, match=r"must hold mappings \('head', 'optimizer', 'settings'\)"):
         handle.load_state_dict(handle.state_dict() | {"iteration": 7, "adversary": {"head": {}}})
+    state = handle.state_dict() | {"iteration": 7}
+    state["adversary"]["optimizer"]["param_groups"][0]["params"] = [0]
+    with pytest.raises(ValueError, match="optimizer cannot take the state"):
+        handle.load_state_dict(state)
     assert handle.plan.iteration == 0
 
 

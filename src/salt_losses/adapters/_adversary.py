@@ -47,17 +47,19 @@ class Draws(NamedTuple):
 
 
 class Adversary:
-    """
+    """Tells what the trainer scores from what it is compared with, and the generator the way.
+
     Args:
         model: the trainer's.
         config: Salt's settings, with `adv_weight` above 0.
+        seed: of the head's first weights.
 
     Attributes:
         head: equal on all ranks.
         optimizer: the head's.
     """
 
-    def __init__(self, model: Any, config: SaltConfig) -> None:
+    def __init__(self, model: Any, config: SaltConfig, seed: int) -> None:
         self._model, self._config = model, config
         self._network = network = getattr(model, config.adv_features)
         # Listed now, between two updates: during one, FSDP hides some of them.
@@ -70,7 +72,7 @@ class Adversary:
             self._blocks,
             # A rollout that is real for one step count is generated for the next.
             num_classes=len(self._step_counts) if self._by_step_count else 1,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=torch.Generator().manual_seed(seed),
         ).to(model.device)
         # Momentum off, as in One-Forcing and in Self Forcing's own optimizers.
         self.optimizer = torch.optim.AdamW(
@@ -94,7 +96,15 @@ class Adversary:
         Returns:
             The term, 0-dim, on the graph of the scored video alone, or None if it is not felt; the
             numbers, 0-dim.
+
+        Raises:
+            ValueError: `real` has another shape.
         """
+        if real.shape != scored.video.shape:
+            raise ValueError(
+                f"what the rollout is told from must have its shape, {list(scored.video.shape)}; "
+                f"got {list(real.shape)}"
+            )
         index = self._step_counts.index(num_steps) if self._by_step_count else None
         leaf = scored.video.detach().requires_grad_(felt)
         with frozen(self._parameters):
@@ -211,16 +221,16 @@ class Adversary:
             ValueError: `state` is none of an adversary, or of another head; names what differs. Or
                 the ranks got different states: on all of them.
         """
-        known = {"settings", "head", "optimizer"}
-        if not isinstance(state, Mapping) or not known <= set(state):
+        if distributed():
+            check_agreement("the discriminator's state", {"contents": _digest(state)})
+        known = ("head", "optimizer", "settings")
+        if not isinstance(state, Mapping) or any(
+            not isinstance(state.get(name), Mapping) for name in known
+        ):
             got = sorted(state) if isinstance(state, Mapping) else describe(state)
-            raise ValueError(
-                f"the discriminator's state must have the keys {sorted(known)}; got {got}"
-            )
-        ours, theirs = self._identity, dict(state["settings"])
-        weights, found = self.head.state_dict(), state["head"]
-        ours |= {name: list(value.shape) for name, value in weights.items()}
-        theirs |= {name: list(value.shape) for name, value in found.items()}
+            raise ValueError(f"the discriminator's state must hold mappings {known}; got {got}")
+        ours = {**self._identity, **_shapes(self.head.state_dict())}
+        theirs = {**state["settings"], **_shapes(state["head"])}
         differ = [
             f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
             for name in {**ours, **theirs}
@@ -228,8 +238,12 @@ class Adversary:
         ]
         if differ:
             raise ValueError(f"the state is of another discriminator: {', '.join(differ)}")
-        if distributed():
-            check_agreement("the discriminator's state", {"weights": _digest(found)})
+        try:
+            torch.optim.AdamW(self.head.parameters()).load_state_dict(dict(state["optimizer"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the discriminator's optimizer cannot take the state: {error!r}"
+            ) from error
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """`state` has passed `check_state`. The learning rate stays that of the settings."""
@@ -259,8 +273,21 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str:
+def _shapes(weights: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: list(w.shape) if isinstance(w, Tensor) else describe(w) for n, w in weights.items()}
+
+
+def _digest(state: object) -> str:
     digest = hashlib.sha256()
-    for value in weights.values():
-        digest.update(value.detach().cpu().numpy().tobytes())
+
+    def add(value: object) -> None:
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().numpy().tobytes())
+        elif isinstance(value, (Mapping, list, tuple)):
+            for part in value.items() if isinstance(value, Mapping) else value:
+                add(part)
+        else:
+            digest.update(repr(value).encode())
+
+    add(state)
     return digest.hexdigest()

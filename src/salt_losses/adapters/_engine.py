@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._checks import describe
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig, salt_loss
 from ..schedule import shift_time, step_schedule
@@ -27,7 +26,7 @@ from ._agreement import check_agreement
 from ._features import alignment, frozen
 from ._patch import Patches
 from ._rollout import Rollout
-from ._scored import Scored, rolled
+from ._scored import Scored, real_videos, rolled
 from ._steps import StepLists
 from ._updates import Updates
 from ._wrapper import Wrapper
@@ -63,7 +62,9 @@ class SaltHandle:
             grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
         for num_steps in grids:
             self._lists.timesteps(step_schedule(num_steps, self._scheduler.shift))
-        self._adversary = Adversary(model, config) if config.adv_weight > 0 else None
+        self._adversary: Adversary | None = None
+        if config.adv_weight > 0:
+            self._adversary = Adversary(model, config, _seed(f"salt-losses {config.seed} head"))
 
     @property
     def plan(self) -> StepPlan:
@@ -166,10 +167,9 @@ class SaltHandle:
     def _generator_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
-        if self._adversary is not None and self.config.adv_against == "data":
-            self._check_data(arguments)
+        data = real_videos(arguments) if self._wants_data else None
         rollout = self._rollout()
-        rollout.real = self._real(rollout.plan, original, arguments)
+        rollout.real = self._real(rollout.plan, original, data)
         with (
             self._step_lists(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
@@ -197,7 +197,7 @@ class SaltHandle:
         if not torch.is_grad_enabled():
             return original()
         rollout = self._rollout(streaming=True)
-        rollout.real = self._real(rollout.plan, original, arguments)
+        rollout.real = self._real(rollout.plan, original, streaming=True)
         with (
             self._step_lists(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
@@ -240,28 +240,24 @@ class SaltHandle:
         self._begin_call()
         return Rollout(self.plan, self._lists, self.config, streaming=streaming)
 
-    def _check_data(self, arguments: dict[str, Any]) -> None:
-        data, shape = arguments.get("clean_latent"), list(arguments["image_or_video_shape"])
-        if not isinstance(data, Tensor):
-            raise ValueError(
-                "adv_against='data' needs real videos as the clean_latent of generator_loss; "
-                f"the trainer gives {describe(data)}. Have its loop pass them, with the prompts "
-                "that belong to them, or set adv_against='more_steps'"
-            )
-        if list(data.shape) != shape:
-            raise ValueError(
-                f"clean_latent must have the image_or_video_shape, {shape}; got {list(data.shape)}"
-            )
+    @property
+    def _wants_data(self) -> bool:
+        return self._adversary is not None and self.config.adv_against == "data"
 
     def _real(
-        self, plan: StepPlan, original: Callable[..., Any], arguments: dict[str, Any]
+        self,
+        plan: StepPlan,
+        original: Callable[..., Any],
+        data: Tensor | None = None,
+        *,
+        streaming: bool = False,
     ) -> Tensor | None:
         """What the student's rollout is told from; None where the plan has no discriminator."""
         if not self.config.has_adversary(plan.num_steps):
             return None
-        if self.config.adv_against == "data":
-            return cast(Tensor, arguments["clean_latent"])
-        model, streaming = self._model, "requires_grad" in arguments
+        if data is not None:
+            return data
+        model = self._model
 
         def run() -> Tensor:
             if streaming:
@@ -274,8 +270,7 @@ class SaltHandle:
         with self._step_lists(plan) as pipeline:
             steps = self._lists.timesteps(step_schedule(plan.num_steps + 1, self._scheduler.shift))
             seed = _seed(self._key("more steps"))
-            there = self._streaming if streaming else None
-            return rolled(run, model, pipeline, steps, seed, there)
+            return rolled(run, model, pipeline, steps, seed, self._streaming if streaming else None)
 
     @contextmanager
     def _scored(self, rollout: Rollout) -> Iterator[None]:

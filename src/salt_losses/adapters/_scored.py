@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import describe
 from . import _streams
 from ._patch import Patches
 from ._reference import CACHES, _cloned
@@ -45,6 +46,26 @@ class Scored:
         with Patches() as patches:
             patches.set(model, SCORE, watched)
             yield scored
+
+
+def real_videos(arguments: dict[str, Any]) -> Tensor:
+    """The data among the arguments of `generator_loss`.
+
+    Raises:
+        ValueError: there is none, or of another shape than the rollout's.
+    """
+    data, shape = arguments.get("clean_latent"), list(arguments["image_or_video_shape"])
+    if not isinstance(data, Tensor):
+        raise ValueError(
+            "adv_against='data' needs real videos as the clean_latent of generator_loss; the "
+            f"trainer gives {describe(data)}. Have its loop pass them, with the prompts that "
+            "belong to them, or set adv_against='more_steps'"
+        )
+    if list(data.shape) != shape:
+        raise ValueError(
+            f"clean_latent must have the image_or_video_shape, {shape}; got {list(data.shape)}"
+        )
+    return data
 
 
 def rolled(
