@@ -527,7 +527,9 @@ SaltConfig.from_mapping({"lambda_sc": 1.0})
     ValueError: unknown setting 'lambda_sc'; known are preset, step_counts, probs, shift,
     sc_steps, align_reference, align_warmup, align_prob, inference_steps, seed,
     first_chunk_steps, sc_weight, align_weight, align_margin, align_features, align_block,
-    sc_stop_grad, sc_time_weight, sc_nearest, align_at, align_noise, align_levels
+    sc_stop_grad, sc_time_weight, sc_nearest, align_at, align_noise, align_levels, adv_weight,
+    adv_against, adv_step_counts, adv_kind, adv_features, adv_blocks, adv_levels, adv_lr,
+    adv_penalty, adv_sigma, adv_warmup, adv_updates
 SaltConfig.from_mapping({"sc_wieght": 1.0})
     ValueError: unknown setting 'sc_wieght'; did you mean 'sc_weight'?
 SaltConfig.from_mapping({"preset": "released"})
@@ -582,6 +584,45 @@ SaltConfig(align_levels=(0.2, 0.2))
     ValueError: align_levels must be two rising noise levels in [0, 1]; got (0.2, 0.2)
 SaltConfig(align_levels=(0.0, 200))
     ValueError: align_levels must be two rising noise levels in [0, 1]; got (0.0, 200)
+SaltConfig(adv_weight=-0.03)
+    ValueError: adv_weight must be a finite number of at least 0; got -0.03
+SaltConfig(adv_against="teacher")
+    ValueError: adv_against must be one of 'data', 'more_steps'; got 'teacher'
+SaltConfig(adv_step_counts=4)
+    TypeError: adv_step_counts must be a sequence of step counts; got 4 (int)
+SaltConfig(adv_step_counts=(2, 3))
+    ValueError: adv_step_counts must be one or more of the step_counts, [2, 4, 8], none twice; got
+    [2, 3]
+SaltConfig(adv_step_counts=())
+    ValueError: adv_step_counts must be one or more of the step_counts, [2, 4, 8], none twice; got
+    []
+SaltConfig(adv_step_counts=(2, 2))
+    ValueError: adv_step_counts must be one or more of the step_counts, [2, 4, 8], none twice; got
+    [2, 2]
+SaltConfig(adv_step_counts=(2.0,))
+    TypeError: adv_step_counts[0] must be an integer; got 2.0 (float)
+SaltConfig(adv_kind="wgan")
+    ValueError: adv_kind must be one of 'non_saturating', 'hinge', 'relativistic'; got 'wgan'
+SaltConfig(adv_features="generator")
+    ValueError: adv_features must be one of 'fake_score', 'real_score'; got 'generator'
+SaltConfig(adv_blocks=15)
+    TypeError: adv_blocks must be a sequence of block indices; got 15 (int)
+SaltConfig(adv_blocks=(1, 1))
+    ValueError: adv_blocks must name at least one block and none twice; got (1, 1)
+SaltConfig(adv_blocks=(-1,))
+    ValueError: adv_blocks[0] must be at least 0; got -1
+SaltConfig(adv_levels=(0.5, 0.5))
+    ValueError: adv_levels must be two rising noise levels in [0, 1]; got (0.5, 0.5)
+SaltConfig(adv_lr=0.0)
+    ValueError: adv_lr must be a finite number above 0; got 0.0
+SaltConfig(adv_penalty=INF)
+    ValueError: adv_penalty must be a finite number of at least 0; got inf
+SaltConfig(adv_sigma=0)
+    ValueError: adv_sigma must be a finite number above 0; got 0
+SaltConfig(adv_warmup=1.5)
+    TypeError: adv_warmup must be an integer; got 1.5 (float)
+SaltConfig(adv_updates=0)
+    ValueError: adv_updates must be at least 1; got 0
 SaltConfig.from_mapping({"sc_weight": None})
     TypeError: sc_weight must be a number; got None (NoneType)
 salt_loss(1.0, PLAN, SaltConfig())
@@ -604,6 +645,10 @@ salt_loss(ONE, PLAN, SaltConfig(), sc=times(1.0, 2.0), align=ONE)
     ValueError: sc must be a 0-dim floating-point tensor; got a float32 tensor of shape [2]
 salt_loss(ONE, PLAN, SaltConfig(), sc=ONE.to("meta"), align=ONE)
     ValueError: sc must be on the device of dmd, cpu; got meta
+salt_loss(ONE, PLAN, SaltConfig(adv_weight=0.03), sc=ONE)
+    ValueError: adv must be given: the plan of iteration 7 has it on, with weight 0.03
+salt_loss(ONE, PLAN, SaltConfig(), sc=ONE, adv=times(1.0))
+    ValueError: adv must be a 0-dim floating-point tensor; got a float32 tensor of shape [1]
 
 # relational
 relational_align_loss(X, X[..., :2])

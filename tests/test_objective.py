@@ -61,6 +61,27 @@ def test_a_term_that_the_plan_wants_is_never_silently_zero(missing, other):
         salt_loss(DMD, plan, CONFIG, **{other: SC})
 
 
+def test_the_adversarial_term_counts_at_its_step_counts_after_its_warmup():
+    config = SaltConfig(
+        step_counts=(2, 4), probs=(0.5, 0.5), sc_steps=(), adv_weight=0.5, adv_step_counts=(4,),
+        adv_warmup=10,
+    )  # fmt: skip
+    one, three = torch.tensor(1.0), torch.tensor(3.0)
+    plans = [config.scheduler().plan(iteration) for iteration in range(30)]
+    felt = [plan.num_steps == 4 and plan.iteration >= 10 for plan in plans]
+    assert {plan.num_steps for plan in plans[:10]} == {plan.num_steps for plan in plans[10:]}
+    for plan, is_felt in zip(plans, felt):
+        assert salt_loss(one, plan, config, adv=three) == (2.5 if is_felt else 1.0)
+        if is_felt:
+            with pytest.raises(ValueError, match="adv must be given"):
+                salt_loss(one, plan, config)
+        else:
+            assert salt_loss(one, plan, config) == 1.0
+    assert [config.has_adversary(k) for k in (2, 4)] == [False, True]
+    assert dataclasses.replace(config, adv_step_counts=None).has_adversary(2)
+    assert not dataclasses.replace(config, adv_weight=0).has_adversary(4)
+
+
 def test_the_config_has_the_schedulers_settings_under_the_same_names_and_defaults():
     scheduler = MixedStepScheduler()
     for name, value in scheduler.state_dict()["settings"].items():
@@ -113,7 +134,10 @@ OTHER = SaltConfig(
     align_reference={3: 6, 1: 4}, align_warmup=4, align_prob=0.9, inference_steps=3, seed=11,
     sc_weight=2.0, align_weight=0.3, align_margin=0.2, align_features="real_score", align_block=20,
     sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="input",
-    align_noise="own", align_levels=(0.1, 0.2), first_chunk_steps={3: 6, 1: 4},
+    align_noise="own", align_levels=(0.1, 0.2), adv_weight=0.03, adv_against="more_steps",
+    adv_step_counts=(1, 3), adv_kind="hinge", adv_features="real_score", adv_blocks=(1, 0),
+    adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0, adv_sigma=0.05, adv_warmup=7, adv_updates=5,
+    first_chunk_steps={3: 6, 1: 4},
 )  # fmt: skip
 
 
@@ -134,7 +158,8 @@ def test_asdict_json_pickle_and_replace_give_the_config_back(config):
 
 def test_every_setting_counts_in_a_comparison():
     for name, value in dataclasses.asdict(OTHER).items():
-        if name not in ("step_counts", "probs", "inference_steps"):  # these go together
+        # These go together.
+        if name not in ("step_counts", "probs", "inference_steps", "adv_step_counts"):
             assert dataclasses.replace(SaltConfig(), **{name: value}) != SaltConfig()
 
 

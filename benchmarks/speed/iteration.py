@@ -50,6 +50,10 @@ VARIANTS: dict[str, SaltConfig | None] = {
     # The one-step model of arXiv 2511.01419, without its discriminator.
     "1 step": ONE_STEP,
     "1 step, first in 4": replace(ONE_STEP, first_chunk_steps=4),
+    # Against data it calls the generator no more often.
+    "+ adversary, n + 1": replace(
+        SALT, align_weight=0.0, adv_weight=0.03, adv_against="more_steps"
+    ),
     # But for its block: the miniature has fewer.
     "the release": replace(
         SaltConfig.preset("released_causal_forcing"),
@@ -186,6 +190,7 @@ def _calls_of(plan: StepPlan | None, salt: SaltConfig | None, rollouts: list[lis
                 first = plan.first_times is not None and block == 0
                 times = plan.first_times if first else plan.times
                 counts[_defect_call(salt)] += _calls_for_defect(salt, plan, times)[exit_step]
+        counts["no_grad"] += len(exits) * _adversary_calls(salt, plan.num_steps)
         if plan.reference_steps is not None and salt.align_weight > 0:
             counts["no_grad"] += _reference_calls(salt, exits, plan.num_steps, plan.reference_steps)
     return counts
@@ -193,6 +198,12 @@ def _calls_of(plan: StepPlan | None, salt: SaltConfig | None, rollouts: list[lis
 
 def _defect_call(salt: SaltConfig) -> str:
     return "no_grad" if salt.sc_stop_grad == "composed" else "grad"
+
+
+def _adversary_calls(salt: SaltConfig, steps: int) -> int:
+    """Of one block: one step more than the student may take, and the context pass."""
+    rolls = salt.has_adversary(steps) and salt.adv_against == "more_steps"
+    return steps + 2 if rolls else 0
 
 
 def _reference_calls(salt: SaltConfig, exits: list[int], steps: int, reference_steps: int) -> int:
@@ -237,6 +248,8 @@ def expected_calls(
             for k, reference_steps in salt.align_reference.items()
             if k in probs
         )
+    if salt is not None:
+        of_generator["no_grad"] += sum(p * _adversary_calls(salt, k) for k, p in probs.items())
     of_critic = {"grad": 0.0, "no_grad": before_exit + 2}
     return {key: of_generator[key] / update_ratio + of_critic[key] for key in of_critic}
 

@@ -44,6 +44,7 @@ class Config:
     timestep_shift: float = 3.0
     guidance_scale: float = 0.0
     backward_simulation: bool = True  # False: x_s are noised real videos
+    real_videos: bool = False  # True: the losses get them beside the prompts, for a discriminator
     same_step_across_blocks: bool = True
     context_noise: int = 0
     gradient_checkpointing: bool = True

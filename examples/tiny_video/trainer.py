@@ -42,9 +42,9 @@ class Trainer:
         self.generator_optimizer = self._optimizer(self.model.generator, config.lr)
         self.critic_optimizer = self._optimizer(self.model.fake_score, config.lr_critic)
         self.dataloader = (
-            random_prompts(config.batch_size)
-            if config.backward_simulation
-            else prompted_videos(config, device)
+            prompted_videos(config, device)
+            if config.real_videos or not config.backward_simulation
+            else random_prompts(config.batch_size)
         )
 
     def _optimizer(self, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

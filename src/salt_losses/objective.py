@@ -11,6 +11,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ._checks import check_choice, check_count, check_device, check_number, describe
+from .adversarial import AdversarialKind
+from .features import check_indices
 from .mixed_step import MixedStepScheduler, StepPlan
 from .presets import PRESETS
 
@@ -34,6 +36,9 @@ class SaltConfig:
     - `align_at`, `align_noise`: no form was seen to be better than "exit" with "shared", which
       costs the fewest calls and no second KV cache beside the student's graph.
     - `align_margin`, `align_prob`, `align_block`: chosen, not measured with these forms.
+    - `adv_weight`: 0, the paper's own system has no discriminator. Where it is on, FastGen (commit
+      34f30e8) and One-Forcing (ca345b3) have 0.03. `adv_against`, `adv_kind`: One-Forcing's.
+      `adv_blocks`, `adv_lr`: FastGen's for Wan 1.3B (15, 22 and 29 of 30; 1e-5). The others: ours.
 
     Args:
         step_counts, probs, sc_steps, align_reference, align_warmup, align_prob, inference_steps,
@@ -57,6 +62,26 @@ class SaltConfig:
         align_noise: the noise between the reference's steps. `"own"`, or `"shared"`: the student's
             own at the levels that both grids have, an Euler step at the others.
         align_levels: lowest and highest noise level of the aligned features, before the shift.
+        adv_weight: weight of the adversarial term. 0 switches it off, and no discriminator is made.
+        adv_against: what the discriminator tells the student's rollouts from. `"data"`: the
+            trainer's `clean_latent`. `"more_steps"`: where the student has n steps, the same
+            student's rollouts of n + 1 steps to the end, from noise of their own (ASD, arXiv
+            2511.01419); one logit for each n.
+        adv_step_counts: the step counts at which the term is on, of `step_counts`; `None`: all.
+        adv_kind: `"non_saturating"`, `"hinge"` or `"relativistic"` (ASD's), see
+            `adversarial_generator_loss`.
+        adv_features: the network whose blocks the discriminator reads: `"fake_score"` or
+            `"real_score"`.
+        adv_blocks: indices of these blocks; `None`: the middle one, the one at three quarters and
+            the last.
+        adv_levels: lowest and highest noise level of what it sees, before the shift.
+        adv_lr: learning rate of the discriminator's AdamW (betas 0 and 0.999).
+        adv_penalty: weight of `finite_difference_penalty`, on real samples and on the student's. At
+            0 its two passes are not made.
+        adv_sigma: size of the penalty's perturbation.
+        adv_warmup: iterations before the term reaches the student. The discriminator is trained
+            from the first.
+        adv_updates: updates of the discriminator in each of the generator's.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range.
@@ -90,19 +115,42 @@ class SaltConfig:
     align_at: str = "exit"
     align_noise: str = "shared"
     align_levels: tuple[float, float] = (0.0, 1.0)
+    adv_weight: float = 0.0
+    adv_against: str = "data"
+    adv_step_counts: Sequence[int] | None = None
+    adv_kind: AdversarialKind = "non_saturating"
+    adv_features: str = "fake_score"
+    adv_blocks: Sequence[int] | None = None
+    adv_levels: tuple[float, float] = (0.0, 1.0)
+    adv_lr: float = 1e-5
+    adv_penalty: float = 0.0
+    adv_sigma: float = 0.1
+    adv_warmup: int = 0
+    adv_updates: int = 1
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler()
         checked: dict[str, Any] = {name: getattr(scheduler, name) for name in _SCHEDULERS}
         checked["shift"] = None if self.shift is None else scheduler.shift
-        for name in ("sc_weight", "align_weight", "align_margin"):
+        for name in ("sc_weight", "align_weight", "align_margin", "adv_weight", "adv_penalty"):
             checked[name] = check_number(name, getattr(self, name), low=0.0)
+        for name in ("adv_lr", "adv_sigma"):
+            checked[name] = check_number(name, getattr(self, name), above=0.0)
+        for name, low in (("adv_warmup", 0), ("adv_updates", 1)):
+            checked[name] = check_count(name, getattr(self, name), low=low)
         for name, low in (("align_block", 0), ("sc_nearest", 1)):
             value = getattr(self, name)
             checked[name] = None if value is None else check_count(name, value, low=low)
         for name, known in _CHOICES.items():
             check_choice(name, getattr(self, name), known)
-        checked["align_levels"] = _levels(self.align_levels)
+        for name in ("align_levels", "adv_levels"):
+            checked[name] = _levels(name, getattr(self, name))
+        if self.adv_blocks is not None:
+            checked["adv_blocks"] = check_indices("adv_blocks", self.adv_blocks)
+        if self.adv_step_counts is not None:
+            checked["adv_step_counts"] = _some_of(
+                "adv_step_counts", self.adv_step_counts, scheduler.step_counts
+            )
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # as a frozen dataclass sets itself
 
@@ -175,6 +223,11 @@ class SaltConfig:
         """
         return cls(**_preset(name))
 
+    def has_adversary(self, num_steps: int) -> bool:
+        """Whether rollouts of so many steps are shown to a discriminator."""
+        counts = self.step_counts if self.adv_step_counts is None else self.adv_step_counts
+        return self.adv_weight > 0 and num_steps in counts
+
     def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
         """The scheduler of these settings; `shift` stands in where `self.shift` is `None`."""
         own = 1.0 if shift is None else shift
@@ -199,11 +252,13 @@ def salt_loss(
     *,
     sc: Tensor | None = None,
     align: Tensor | None = None,
+    adv: Tensor | None = None,
 ) -> Tensor:
     """The generator's objective in one iteration (eq. 13; eq. 10 without alignment).
 
     `dmd + sc_weight * sc` where the plan has the self-consistency term on, `+ align_weight * align`
-    where it has the alignment on. A term that the plan has off is not added, given or not.
+    where it has the alignment on, `+ adv_weight * adv` at the step counts that have a
+    discriminator, after `adv_warmup`. A term that is off is not added, given or not.
 
     Args:
         dmd: the DMD loss, 0-dim.
@@ -211,6 +266,7 @@ def salt_loss(
         config: the weights.
         sc: from `semigroup_defect_loss`, 0-dim.
         align: from `relational_align_loss`, 0-dim.
+        adv: from `adversarial_generator_loss`, 0-dim.
 
     Returns:
         0-dim tensor.
@@ -232,9 +288,11 @@ def salt_loss(
     if not isinstance(config, SaltConfig):
         raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
     total = _scalar("dmd", dmd)
+    use_adv = config.has_adversary(plan.num_steps) and plan.iteration >= config.adv_warmup
     for name, term, wanted, weight in (
         ("sc", sc, plan.use_sc, config.sc_weight),
         ("align", align, plan.use_align, config.align_weight),
+        ("adv", adv, use_adv, config.adv_weight),
     ):
         if term is not None:
             check_device(name, _scalar(name, term), "dmd", dmd)
@@ -259,6 +317,9 @@ _CHOICES = {
     "align_at": ("end", "exit", "input"),
     "align_noise": ("own", "shared"),
     "align_features": ("fake_score", "real_score"),
+    "adv_against": ("data", "more_steps"),
+    "adv_kind": ("non_saturating", "hinge", "relativistic"),
+    "adv_features": ("fake_score", "real_score"),
 }
 
 
@@ -277,15 +338,27 @@ def _integer_keys(name: str, value: object) -> object:
     return dict(zip(keys, value.values()))
 
 
-def _levels(levels: object) -> tuple[float, float]:
+def _levels(name: str, levels: object) -> tuple[float, float]:
     if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) != 2:
         raise TypeError(
-            f"align_levels must be the lowest and the highest noise level; got {describe(levels)}"
+            f"{name} must be the lowest and the highest noise level; got {describe(levels)}"
         )
-    low, high = (check_number(f"align_levels[{i}]", u, low=0.0) for i, u in enumerate(levels))
+    low, high = (check_number(f"{name}[{i}]", u, low=0.0) for i, u in enumerate(levels))
     if not low < high <= 1:
-        raise ValueError(f"align_levels must be two rising noise levels in [0, 1]; got {levels!r}")
+        raise ValueError(f"{name} must be two rising noise levels in [0, 1]; got {levels!r}")
     return low, high
+
+
+def _some_of(name: str, value: object, known: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of step counts; got {describe(value)}")
+    counts = tuple(check_count(f"{name}[{i}]", v) for i, v in enumerate(value))
+    if not counts or len(set(counts)) < len(counts) or not set(counts) <= set(known):
+        raise ValueError(
+            f"{name} must be one or more of the step_counts, {list(known)}, none twice; "
+            f"got {list(counts)}"
+        )
+    return counts
 
 
 def _scalar(name: str, value: object) -> Tensor:

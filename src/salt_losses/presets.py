@@ -16,8 +16,26 @@ _MIXED_STEPS: dict[str, Any] = {  # paper: sec. 3.3 and app. B; the release has 
     "first_chunk_steps": None,  # neither has it
 }
 
+# The paper's main system and the release have no discriminator; of its "Ours-alpha" the paper says
+# no more than that it has one. What is off needs no value: these are our defaults of today.
+_NO_ADVERSARY: dict[str, Any] = {
+    "adv_weight": 0.0,
+    "adv_against": "data",
+    "adv_step_counts": None,
+    "adv_kind": "non_saturating",
+    "adv_features": "fake_score",
+    "adv_blocks": None,
+    "adv_levels": (0.0, 1.0),
+    "adv_lr": 1e-5,
+    "adv_penalty": 0.0,
+    "adv_sigma": 0.1,
+    "adv_warmup": 0,
+    "adv_updates": 1,
+}
+
 _PAPER: dict[str, Any] = {
     **_MIXED_STEPS,
+    **_NO_ADVERSARY,
     "sc_weight": 1.0,  # ours: not given
     "sc_stop_grad": None,  # eq. 8 has no constant endpoint,
     "sc_time_weight": None,  # no weight in time,
@@ -36,6 +54,7 @@ _PAPER: dict[str, Any] = {
 
 _RELEASED: dict[str, Any] = {  # configs/mixed_sc_dmd_trd/*.yaml, where nothing else is named
     **_MIXED_STEPS,  # scfm_step_lists_*, scfm_step_probs; num_segments: 4
+    **_NO_ADVERSARY,
     "sc_weight": 0.2,  # lambda_scfm
     "sc_stop_grad": "composed",  # pipeline/sc_training.py: the call at t_m is without gradient
     "sc_time_weight": "clean",  # x (1 - t_s / 1000)

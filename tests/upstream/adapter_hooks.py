@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -16,12 +17,21 @@ ADAPTERS = {"self": self_forcing, "longlive": longlive, "causal": causal_forcing
 def attach(trainer: Any) -> Any:
     handle = _adapter(trainer).attach(trainer, _settings())
     record(handle, trainer)
+    trainer.first_head = head(handle)
     return handle
 
 
 def attach_without_trainer(trainer: Any) -> Any:
     streaming_model = getattr(trainer, "streaming_model", None)
     return _adapter(trainer).attach(streaming_model or trainer.model, _settings())
+
+
+def head(handle: Any) -> str | None:
+    """The discriminator's weights."""
+    if handle._adversary is None:
+        return None
+    weights = [p.detach().numpy().tobytes() for p in handle._adversary.head.parameters()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
 def _adapter(trainer: Any) -> Any:
@@ -37,7 +47,8 @@ def _settings() -> SaltConfig:
 def report(trainer: Any, handle: Any) -> dict[str, Any]:
     plans = [handle._scheduler.plan(i) for i in range(6)]
     return {
-        "state": handle.state_dict(),
+        "state": {name: x for name, x in handle.state_dict().items() if name != "adversary"},
         "plans": [(plan.num_steps, plan.use_align) for plan in plans],
         "metrics": handle.metrics,
+        "heads": (getattr(trainer, "first_head", None), head(handle)),
     }

@@ -97,3 +97,44 @@ def test_a_resumed_run_continues_the_plans(
     assert [line["iteration"] for line in seen] == [0, 1, 2, 3]
     planned = [num_steps for num_steps, _ in first[0]["extra"]["plans"][:4]]
     assert [line["salt/num_steps"] for line in seen] == planned
+
+
+ADVERSARY = SALT | {
+    "align_weight": 0.0,
+    "adv_weight": 1.0,
+    "adv_against": "more_steps",
+    "adv_kind": "relativistic",
+    "adv_blocks": [0],
+    "adv_lr": 1e-3,
+    "adv_penalty": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", ["self_forcing", "longlive", "longlive_streaming"])
+def test_two_ranks_hold_one_discriminator(
+    name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(ADVERSARY))
+    one, other = train(require(name), 2, logdir=str(tmp_path))
+    assert one["extra"]["heads"] == other["extra"]["heads"]
+    assert len(set(one["extra"]["heads"])) == 2
+    assert one["parameters"] == other["parameters"]
+    gaps = [
+        [log["salt/adv_gap"] for log in r["logs"] if "generator_loss" in log] for r in (one, other)
+    ]
+    assert len(gaps[0]) == 2
+    assert gaps[0] != gaps[1]
+
+
+def test_a_resumed_run_goes_on_with_its_discriminator(
+    require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(ADVERSARY))
+    saving = {"no_save": False, "log_iters": 1, "sharding_strategy": "no_shard"}
+    name, logdir = require("self_forcing"), str(tmp_path)
+    first = train(name, 1, logdir=logdir, **saving)
+    checkpoint = tmp_path / "checkpoint_model_000001"
+    more = train(name, 1, logdir=logdir, **saving, generator_ckpt=str(checkpoint / "model.pt"))
+    assert [r["extra"]["heads"][0] for r in more] == 2 * [first[0]["extra"]["heads"][1]]
+    assert more[0]["extra"]["heads"] == more[1]["extra"]["heads"]
+    assert more[0]["extra"]["state"]["iteration"] == 2

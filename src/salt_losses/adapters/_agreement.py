@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+
+_T = TypeVar("_T")
 
 
 def distributed() -> bool:
@@ -33,7 +35,7 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{what} must be the same on all ranks; got {', '.join(differ)}")
 
 
-def from_rank_0(read: Callable[[], str | None]) -> str | None:
+def from_rank_0(read: Callable[[], _T]) -> _T:
     """What `read` gives on rank 0, or the error it raises, on every rank. A collective, where there
     are several."""
     if not distributed():
@@ -47,4 +49,4 @@ def from_rank_0(read: Callable[[], str | None]) -> str | None:
     dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise box[1]
-    return cast("str | None", box[0])
+    return cast(_T, box[0])

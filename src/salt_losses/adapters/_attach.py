@@ -13,7 +13,13 @@ from ..objective import SaltConfig
 from ._agreement import check_agreement
 from ._engine import SaltHandle
 from ._first_chunk import first_list
-from ._seams import SeamCheck, check_model, check_pipeline, check_streaming
+from ._seams import (
+    SeamCheck,
+    check_adversary,
+    check_model,
+    check_pipeline,
+    check_streaming,
+)
 
 
 class Adapter:
@@ -69,9 +75,13 @@ class Adapter:
         check_model(check, model, config.align_features if _aligns(config) else None)
         if streaming is not None:
             check_streaming(check, streaming)
+        if config.adv_weight > 0:
+            check_adversary(check, model, streaming, config)
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
         _check_settings(model, pipeline, config)
+        if config.adv_weight > 0:
+            _check_adversary(model, streaming is not None, config)
         handle = SaltHandle(model, trainer, streaming, config)
         own = first_list(pipeline)
         if config.first_chunk_steps is not None and own is not None:
@@ -152,4 +162,18 @@ def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
         raise ValueError(
             "local_attn_size must be one number: a list of one size per step fits no rollout of "
             f"another step count; got {local_attn_size!r}"
+        )
+
+
+def _check_adversary(model: Any, streaming: bool, config: SaltConfig) -> None:
+    if streaming and config.adv_against == "data":
+        raise ValueError(
+            "adv_against must be 'more_steps' in streaming training, which has no data; "
+            f"got {config.adv_against!r}"
+        )
+    blocks = len(getattr(model, config.adv_features).model.blocks)
+    if config.adv_blocks is not None and max(config.adv_blocks) >= blocks:
+        raise ValueError(
+            f"adv_blocks must be indices into the {blocks} blocks of {config.adv_features}; "
+            f"got {list(config.adv_blocks)}"
         )

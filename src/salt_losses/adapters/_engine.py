@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,13 @@ from torch import Tensor
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig, salt_loss
 from ..schedule import shift_time, step_schedule
+from ._adversary import Adversary
 from ._agreement import check_agreement
 from ._features import alignment, frozen
 from ._first_chunk import set_first_list
 from ._patch import Patches
 from ._rollout import Rollout
+from ._scored import Scored, real_videos, rolled
 from ._steps import StepLists
 from ._updates import Updates
 from ._wrapper import Wrapper
@@ -56,8 +58,14 @@ class SaltHandle:
         self._log_iteration = -1
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
         # Refuses a grid that is too fine for the trainer's table of timesteps.
-        for num_steps in self._scheduler.grid_sizes():
+        grids = set(self._scheduler.grid_sizes())
+        if config.adv_against == "more_steps":
+            grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
+        for num_steps in grids:
             self._lists.timesteps(step_schedule(num_steps, self._scheduler.shift))
+        self._adversary: Adversary | None = None
+        if config.adv_weight > 0:
+            self._adversary = Adversary(model, config, _seed(f"salt-losses {config.seed} head"))
 
     @property
     def plan(self) -> StepPlan:
@@ -89,22 +97,35 @@ class SaltHandle:
         self._patches.take_off()
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, and the settings that make the plans; plain values."""
-        return {**self._scheduler.state_dict(), "iteration": self._iteration}
+        """The present iteration, and the settings that make the plans; plain values. With a
+        discriminator also its `"adversary"`: weights and optimizer, for `torch.save`."""
+        state = {**self._scheduler.state_dict(), "iteration": self._iteration}
+        if self._adversary is not None:
+            state["adversary"] = self._adversary.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
 
-        To be called on every rank, with the same state.
+        To be called on every rank, with the same state. A state without a discriminator leaves
+        this one's as it is; one that is not wanted is left out.
 
         Raises:
-            ValueError: it is from other settings; the message names those that differ. Or the
-                ranks got different states: on all of them.
+            ValueError: it is from other settings or of another discriminator; the message names
+                what differs, and nothing is changed. Or the ranks got different states: on all of
+                them.
         """
+        adversary = None
         if isinstance(state_dict, Mapping):
-            check_agreement("state_dict", state_dict)
+            state_dict = dict(state_dict)
+            adversary = state_dict.pop("adversary", None)
+            check_agreement("state_dict", {**state_dict, "adversary": adversary is not None})
+        if self._adversary is not None and adversary is not None:
+            self._adversary.check_state(adversary)
         self._scheduler.load_state_dict(state_dict)
         self._offset = self._scheduler.iteration - self._counted
+        if self._adversary is not None and adversary is not None:
+            self._adversary.load_state_dict(adversary)
 
     @property
     def _counted(self) -> int:
@@ -144,19 +165,22 @@ class SaltHandle:
         if self._updates is not None:
             self._updates.watch()
 
-    def _generator_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    def _generator_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
+        data = real_videos(arguments) if self._wants_data else None
         rollout = self._rollout()
+        rollout.real = self._real(rollout.plan, original, data)
         with (
             self._step_lists(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
+            self._scored(rollout),
         ):
             loss, log = original()
         frames = arguments["image_or_video_shape"][1]
         return self._objective(rollout, loss, log, arguments["conditional_dict"], frames)
 
-    def _critic_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    def _critic_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
         if self._updates is not None:
@@ -165,7 +189,7 @@ class SaltHandle:
         with self._step_lists(self.plan):
             return original()
 
-    def _generate_next_chunk(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    def _generate_next_chunk(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not arguments["requires_grad"]:
             self._begin_call()
             with self._step_lists(self.plan):
@@ -174,6 +198,7 @@ class SaltHandle:
         if not torch.is_grad_enabled():
             return original()
         rollout = self._rollout(streaming=True)
+        rollout.real = self._real(rollout.plan, original, streaming=True)
         with (
             self._step_lists(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
@@ -183,7 +208,7 @@ class SaltHandle:
         return result
 
     def _compute_generator_loss(
-        self, original: Callable[[], Any], arguments: dict[str, Any]
+        self, original: Callable[..., Any], arguments: dict[str, Any]
     ) -> Any:
         rollout, self._chunk = self._chunk, None
         if not torch.is_grad_enabled():
@@ -195,10 +220,11 @@ class SaltHandle:
             )
         streaming, info = self._streaming, arguments["chunk_info"]
         conditional_dict = streaming._get_current_conditional_dict(info["chunk_start_frame"])
-        loss, log = original()
+        with self._scored(rollout):
+            loss, log = original()
         return self._objective(rollout, loss, log, conditional_dict, info["chunk_frames"])
 
-    def _compute_critic_loss(self, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    def _compute_critic_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if torch.is_grad_enabled() and self._updates is not None:
             self._updates.called(critic=True)
         return original()
@@ -214,6 +240,47 @@ class SaltHandle:
             self._updates.called(critic=False)
         self._begin_call()
         return Rollout(self.plan, self._lists, self.config, streaming=streaming)
+
+    @property
+    def _wants_data(self) -> bool:
+        return self._adversary is not None and self.config.adv_against == "data"
+
+    def _real(
+        self,
+        plan: StepPlan,
+        original: Callable[..., Any],
+        data: Tensor | None = None,
+        *,
+        streaming: bool = False,
+    ) -> Tensor | None:
+        """What the student's rollout is told from; None where the plan has no discriminator."""
+        if not self.config.has_adversary(plan.num_steps):
+            return None
+        if data is not None:
+            return data
+        model = self._model
+
+        def run() -> Tensor:
+            if streaming:
+                # LongLive switches gradients on by itself unless told not to.
+                return cast(Tensor, original(requires_grad=False)[0])
+            with Scored.by(model, without_loss=True) as scored:
+                original()
+            return scored.video
+
+        with self._step_lists(plan) as pipeline:
+            steps = self._lists.timesteps(step_schedule(plan.num_steps + 1, self._scheduler.shift))
+            seed = _seed(self._key("more steps"))
+            return rolled(run, model, pipeline, steps, seed, self._streaming if streaming else None)
+
+    @contextmanager
+    def _scored(self, rollout: Rollout) -> Iterator[None]:
+        """Keep what the trainer scores, where a discriminator is to see it."""
+        if rollout.real is None:
+            yield
+            return
+        with Scored.by(self._model) as rollout.scored:
+            yield
 
     @contextmanager
     def _step_lists(self, plan: StepPlan) -> Iterator[Any]:
@@ -251,12 +318,14 @@ class SaltHandle:
         if rollout.wants_align:
             with frozen(self._feature_parameters):
                 align = self._alignment(rollout, conditional_dict, frames)
-        loss = salt_loss(dmd, plan, self.config, sc=sc, align=align)
+        adv, adv_log = self._adversarial(rollout)
+        loss = salt_loss(dmd, plan, self.config, sc=sc, align=align, adv=adv)
 
         steps = torch.full((), float(plan.num_steps), device=dmd.device)
         terms = {"salt/num_steps": steps, "salt/dmd_loss": dmd}
         terms |= {} if sc is None else {"salt/sc_loss": sc}
         terms |= {} if align is None else {"salt/align_loss": align}
+        terms |= adv_log
         self._log = {name: term.detach() for name, term in terms.items()}
         self._log_iteration = plan.iteration
         for callback in self._callbacks:
@@ -289,6 +358,17 @@ class SaltHandle:
             margin=config.align_margin,
             tokens_per_frame=model.inference_pipeline.frame_seq_length,
             generator=generator,
+        )
+
+    def _adversarial(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, Tensor]]:
+        if self._adversary is None or rollout.real is None or rollout.scored is None:
+            return None, {}
+        return self._adversary.terms(
+            rollout.scored,
+            rollout.real.to(rollout.scored.video),
+            rollout.plan.num_steps,
+            [_seed(self._key(f"adversary {i}")) for i in range(self.config.adv_updates)],
+            felt=rollout.plan.iteration >= self.config.adv_warmup,
         )
 
     def _triples(self) -> torch.Generator:

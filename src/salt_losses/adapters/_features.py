@@ -1,14 +1,16 @@
-"""The alignment of a rollout by the features of the trainer's score networks."""
+"""What the score networks see in a rollout: for the alignment, and for a discriminator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..alignment import rollout_align_loss
+from ..alignment import _recomputing, rollout_align_loss
+from ..features import feature_tap
 from ._patch import Patches
 
 
@@ -24,18 +26,44 @@ def alignment(
     """`rollout_align_loss` by `network`, whose parameters are to be `frozen` meanwhile."""
 
     def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
-        timestep = (1000 * t)[:, None].expand(x.shape[:2])
-        v: Tensor = network(
-            noisy_image_or_video=x, conditional_dict=conditional_dict, timestep=timestep
-        )[0]
-        return v
+        return _velocity(network, x, t, conditional_dict)
 
+    with _own_checkpointing_off(network):
+        return rollout_align_loss(velocity_fn, network.model.blocks, low, reference, t, **settings)
+
+
+def features(
+    network: Any, x: Tensor, t: Tensor, conditional_dict: dict[str, Any], blocks: Sequence[int]
+) -> tuple[list[Tensor], Tensor]:
+    """What these blocks return at states `x` and levels `t` `[B]`, and what the network returns:
+    nothing but the end of its graph. With gradient, each block is recomputed for it."""
+    known = network.model.blocks
+    recomputed = list(known)[: max(blocks) + 1] if torch.is_grad_enabled() else []
+    with (
+        _own_checkpointing_off(network),
+        feature_tap(known, blocks, stop_after=True) as outputs,
+        _recomputing(recomputed),
+    ):
+        v = _velocity(network, x, t, conditional_dict)
+    return outputs, v
+
+
+def _velocity(network: Any, x: Tensor, t: Tensor, conditional_dict: dict[str, Any]) -> Tensor:
+    timestep = (1000 * t)[:, None].expand(x.shape[:2])
+    v: Tensor = network(
+        noisy_image_or_video=x, conditional_dict=conditional_dict, timestep=timestep
+    )[0]
+    return v
+
+
+@contextmanager
+def _own_checkpointing_off(network: Any) -> Iterator[None]:
+    """The blocks are checkpointed here, whatever the network's own setting, and not twice."""
     with Patches() as patches:
-        # The blocks are checkpointed whatever the network's own setting, and not twice.
         for module in network.modules():
             if vars(module).get("gradient_checkpointing"):
                 patches.set(module, "gradient_checkpointing", False)
-        return rollout_align_loss(velocity_fn, network.model.blocks, low, reference, t, **settings)
+        yield
 
 
 @contextmanager

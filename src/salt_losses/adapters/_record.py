@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ._agreement import from_rank_0
 from ._engine import SaltHandle
 
-METRICS, STATE = "salt_metrics.jsonl", "salt.json"
+METRICS, STATE, ADVERSARY = "salt_metrics.jsonl", "salt.json", "salt_adversary.pt"
 
 
 def record(handle: SaltHandle, trainer: Any) -> None:
@@ -19,7 +23,8 @@ def record(handle: SaltHandle, trainer: Any) -> None:
 
     The metrics of each generator update go to `salt_metrics.jsonl` in the trainer's log directory
     and, where the trainer has one, to its wandb run. After each `trainer.save()`, `salt.json` lies
-    in the checkpoint's folder. Called on every rank; only the main process writes. On detach,
+    in the checkpoint's folder, and with a discriminator `salt_adversary.pt`, its weights and
+    optimizer. Called on every rank; only the main process writes. On detach,
     `trainer.save` is the trainer's own again.
 
     The plans continue from the `salt.json` beside the checkpoint that the trainer resumed from or,
@@ -32,26 +37,20 @@ def record(handle: SaltHandle, trainer: Any) -> None:
 
     Raises:
         ValueError: a `salt.json` was found that is none, or whose settings differ from the
-            handle's.
+            handle's; or a `salt_adversary.pt` that is none, or of another discriminator.
+        OSError: a file cannot be read, or the `salt_adversary.pt` that `salt.json` names is gone.
     """
     folder = Path(trainer.output_path or ".")
     # As rank 0 finds it: it alone writes, perhaps to a disk of its own.
     found = from_rank_0(lambda: _saved_state(trainer, folder))
     if found is not None:
-        where, state = json.loads(found)
-        try:
-            handle.load_state_dict(json.loads(state))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"cannot continue from {where}: {error}. To start new plans from this checkpoint, "
-                "move the file away"
-            ) from error
+        _continue(handle, *json.loads(found))
     save = trainer.save
 
     def save_with_salt(*args: Any, **kwargs: Any) -> Any:
         step, result = trainer.step, save(*args, **kwargs)
         if trainer.is_main_process and handle.attached:
-            _write(_checkpoint(folder, step) / STATE, json.dumps(handle.state_dict(), indent=1))
+            _save(handle.state_dict(), _checkpoint(folder, step))
         return result
 
     handle._patches.set(trainer, "save", save_with_salt)
@@ -93,8 +92,41 @@ def _saved_state(trainer: Any, folder: Path) -> str | None:
     return json.dumps([str(state), state.read_text(errors="replace")])
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _continue(handle: SaltHandle, where: str, text: str) -> None:
+    advice = "To start new plans from this checkpoint, move the file away"
+    try:
+        state = json.loads(text)
+        if isinstance(state, dict) and state.get("adversary") is not None:
+            advice += '; to start a new discriminator alone, take its "adversary" out of it'
+            state["adversary"] = _adversary(handle, Path(where).parent, state["adversary"])
+        handle.load_state_dict(state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot continue from {where}: {error}. {advice}") from error
+
+
+def _adversary(handle: SaltHandle, folder: Path, name: object) -> Any:
+    if handle.config.adv_weight == 0:
+        return None
+    if not isinstance(name, str):
+        raise ValueError(f'its "adversary" must be the name of a file; got {name!r}')
+    content = from_rank_0((folder / name).read_bytes)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error of its own for what is no such file
+        raise ValueError(f"{name} is no file of torch.save's: {error}") from error
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    """`salt.json` last: what it names is there then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adversary = state.pop("adversary", None)
+    if adversary is not None:
+        state["adversary"] = ADVERSARY
+        _replace(folder / ADVERSARY, lambda part: torch.save(adversary, part))
+    _replace(folder / STATE, lambda part: part.write_text(json.dumps(state, indent=1)))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text)
+    write(part)
     os.replace(part, path)

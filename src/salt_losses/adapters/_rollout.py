@@ -15,6 +15,7 @@ from ._defect import DefectTap
 from ._first_chunk import first_list
 from ._patch import Patches
 from ._reference import Reference
+from ._scored import Scored
 from ._steps import StepLists, noise_levels
 
 
@@ -24,6 +25,8 @@ class Rollout:
     Attributes:
         output: the student's rollout `[B, F, C, H, W]`, on its graph.
         reference: the reference that accompanies it.
+        real, scored: what a discriminator tells it from, and what the trainer makes of it; None
+            without one.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Rollout:
         self.wants_align = plan.use_align and config.align_weight > 0
         self.output: Tensor | None = None
         self.reference: Reference | None = None
+        self.real: Tensor | None = None
+        self.scored: Scored | None = None
         self._lists, self._config, self._streaming = lists, config, streaming
         self._tap: DefectTap | None = None
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..objective import SaltConfig
+
 # What a rollout's every generator call is made with.
 GENERATOR_CALL = (
     "noisy_image_or_video",
@@ -63,7 +65,7 @@ class SeamCheck:
         if self.missing:
             raise MissingSeamError(
                 f"this is not the {self.trainer} that Salt knows; nothing was changed. Missing:\n"
-                + "\n".join(f"  - {line}" for line in self.missing)
+                + "\n".join(f"  - {line}" for line in dict.fromkeys(self.missing))
             )
 
 
@@ -88,10 +90,27 @@ def check_model(check: SeamCheck, model: Any, features: str | None) -> None:
         inner = getattr(generator, "module", generator)
         check.method(inner, "generator.forward", GENERATOR_CALL)
     if features is not None:
-        check.attribute(model, f"model.{features}", nn.Module)
-        check.attribute(model, f"model.{features}.model.blocks", nn.ModuleList)
-        for name in ("timestep_shift", "min_step", "max_step"):
-            check.attribute(model, f"model.{name}", (int, float))
+        _check_features(check, model, features)
+
+
+def _check_features(check: SeamCheck, model: Any, network: str) -> None:
+    check.attribute(model, f"model.{network}", nn.Module)
+    check.attribute(model, f"model.{network}.model.blocks", nn.ModuleList)
+    for name in ("timestep_shift", "min_step", "max_step"):
+        check.attribute(model, f"model.{name}", (int, float))
+
+
+def check_adversary(check: SeamCheck, model: Any, streaming: Any, config: SaltConfig) -> None:
+    """The seams of a discriminator's term."""
+    _check_features(check, model, config.adv_features)
+    check.attribute(model, f"model.{config.adv_features}.model.dim", int)
+    check.attribute(model, "model.device")
+    keywords = ("image_or_video", "conditional_dict", "gradient_mask")
+    check.method(model, "model.compute_distribution_matching_loss", keywords)
+    if config.adv_against == "data":
+        check.method(model, "model.generator_loss", ("clean_latent",))
+    elif streaming is not None:
+        check.attribute(streaming, "streaming_model.state", dict)
 
 
 def check_pipeline(check: SeamCheck, pipeline: Any, streaming: bool) -> None:

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 class Wrapper:
     """Calls `inside(call the original, arguments by name)`, and once Salt is detached the original:
-    another tool's wrapper may still hold on to this one.
+    another tool's wrapper may still hold on to this one. The call to the original takes keywords
+    that are to be other than they came.
 
     Args:
         original: the method as it was.
@@ -26,7 +27,15 @@ class Wrapper:
             return self._original(*args, **kwargs)
         arguments = self.__signature__.bind(*args, **kwargs)
         arguments.apply_defaults()
-        return self._inside(lambda: self._original(*args, **kwargs), arguments.arguments)
+
+        def original(**changed: Any) -> Any:
+            if not changed:
+                return self._original(*args, **kwargs)
+            other = self.__signature__.bind(*args, **kwargs)
+            other.arguments.update(changed)
+            return self._original(*other.args, **other.kwargs)
+
+        return self._inside(original, arguments.arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise TypeError(_NO_COPY)

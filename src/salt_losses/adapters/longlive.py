@@ -4,7 +4,7 @@
     trainer.train()
 
 The target is the trainer, its `streaming_model`, or the `DMD` model alone. In streaming training
-the KV cache lives on between chunks; a reference rollout runs on a copy of it.
+the KV cache lives on between chunks; rollouts beside the student's run on a copy of it.
 """
 
 from ._attach import Adapter
