@@ -126,6 +126,16 @@ def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: 
     assert "salt/adv_gap" in salted[3]
 
 
+def test_data_is_refused_in_streaming_training_which_has_none(require: Any) -> None:
+    model = harness.build_model(require("longlive_streaming"), num_layers=2)
+    model.name = "longlive_streaming"
+    target, objects = test_adapters.parts(model)
+    before = test_adapters.everything(*objects)
+    with pytest.raises(ValueError, match="adv_against must be 'more_steps' in streaming training"):
+        adapter(model).attach(target, playing(model, "data"))
+    assert test_adapters.everything(*objects) == before
+
+
 # 2. Right.
 
 
