@@ -34,7 +34,7 @@ def checkout() -> Path | None:
 def activate() -> None:
     """Makes the checkout importable, and sets up a world of one rank unless there is one."""
     warnings.filterwarnings("ignore", message="In CPU autocast")
-    if str(checkout()) not in sys.path:
+    if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path):
         import diffusers  # noqa: F401 (asks for torchvision, and must not find the stand-in)
         import transformers  # noqa: F401
 
