@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
-from salt_losses import add_noise, relational_align_loss, rollout_align_loss
+from salt_losses import add_noise, alignment, relational_align_loss, rollout_align_loss
 
 BATCH, FRAMES, TOKENS, DIM = 2, 3, 5, 8
 SHAPE = (BATCH, FRAMES, TOKENS, DIM)  # a token is a pixel
@@ -187,9 +189,51 @@ def test_of_each_block_only_the_input_is_saved_for_backward() -> None:
             )
         )
 
-    of_four = 4 * randn(0).nbytes
-    assert saved(6) - saved(2) == of_four
-    assert saved(6, checkpoint=False) - saved(2, checkpoint=False) > 8 * of_four
+    assert saved(6) == saved(2)  # the inputs themselves: the next test
+    assert saved(6, checkpoint=False) - saved(2, checkpoint=False) > 32 * randn(0).nbytes
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_on_an_accelerator_the_inputs_of_the_blocks_wait_on_the_host(
+    itself: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accelerator is played by the CPU: what is not on "the host" must be gone."""
+    hosted: list[Tensor] = []
+
+    def to_host(x: Tensor) -> Tensor:
+        hosted.append(x.detach().clone())
+        return hosted[-1]
+
+    alive: list[int] = []
+
+    def most_inputs(num_blocks: int) -> int:
+        network = Network(num_blocks).requires_grad_(False)
+        inputs: list[weakref.ref[Tensor]] = []
+
+        def enter(module: nn.Module, args: Any) -> None:
+            inputs.append(weakref.ref(args[0]))
+            alive.append(sum(ref() is not None for ref in inputs))
+
+        for index, block in enumerate(network.blocks):
+            block.register_forward_pre_hook(enter)
+            if itself:
+                network.blocks[index] = checkpoint_wrapper(block)
+        hosted.clear(), alive.clear()
+        low = randn(0).requires_grad_()
+        rollout_align_loss(
+            network, network.blocks, low, randn(1), 0.5, block=num_blocks - 1, noise=randn(2)
+        ).backward()
+        gradients.append(low.grad)
+        return max(alive)
+
+    gradients: list[Any] = []
+    on_device = most_inputs(6)
+    assert on_device >= 6
+    monkeypatch.setattr(alignment, "_offloads", lambda device: True)
+    monkeypatch.setattr(alignment, "_to_host", to_host)
+    assert most_inputs(6) == most_inputs(3) < 4
+    assert torch.equal(gradients[0], gradients[1])
+    assert len(hosted) == 3
 
 
 def test_a_block_runs_twice_with_checkpointing_and_not_three_times() -> None:

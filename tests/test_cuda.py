@@ -9,6 +9,7 @@ from salt_losses import (
     dmd_grad,
     dmd_loss,
     relational_align_loss,
+    rollout_align_loss,
     salt_loss,
     semigroup_defect_loss,
     shortcut_triple_sampler,
@@ -48,3 +49,29 @@ def test_no_loss_makes_the_host_wait(dtype, no_synchronisation):
     loss = salt_loss(dmd, config.scheduler().step(), config, sc=sc, align=align)
     (loss + align + critic_loss(a, b, c)).backward()
     assert a.grad is not None
+
+
+def test_the_features_pass_takes_no_more_memory_for_more_blocks():
+    dim = 256
+
+    def peak(num_blocks):
+        blocks = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(dim, 4, batch_first=True) for _ in range(num_blocks)
+        )
+        blocks.cuda().requires_grad_(False)
+        low, ref = (torch.randn(1, 4, 1024, dim, device="cuda") for _ in range(2))
+
+        def velocity_fn(x, t):
+            tokens = x.flatten(1, 2)
+            for block in blocks:
+                tokens = block(tokens)
+            return tokens.reshape(x.shape)
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        last = num_blocks - 1
+        rollout_align_loss(velocity_fn, blocks, low.requires_grad_(), ref, 0.5, block=last)
+        return torch.cuda.max_memory_allocated() - before
+
+    peak(2)  # what libraries allocate once
+    assert peak(12) < 1.02 * peak(3)

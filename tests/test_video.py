@@ -229,7 +229,7 @@ def test_the_toy_study_leaves_tables_of_every_student_and_pictures(toy: Path) ->
     for name in names:
         assert STUDENTS[name].label in text
     assert "nan" not in text
-    for stem in ("main_distance", "training", "same_seeds", "long"):
+    for stem in ("main_distance", "same_seeds", "long"):
         assert (toy / f"video_{stem}.png").stat().st_size > 10_000
 
 
@@ -238,6 +238,15 @@ def test_a_whole_video_is_measured_without_rollouts_beyond_its_length(toy: Path)
     found = study.student("whole-sc-dmd-8 1", 0)
     assert set(found["quality"]) == set(STEPS)
     assert "long" not in found
+
+
+def test_a_longer_training_is_looked_at_as_often(toy: Path) -> None:
+    study = Study(TOY, toy / ".work" / "video-toy", CPU)
+    found = study.student("dmd-4 x3", 0)
+    updates = [stage["updates"] for stage in found["progress"]]
+    assert len(updates) == 3 * STAGES
+    steps = 3 * TOY.distill_steps
+    assert updates[-1] == -(-steps // TOY.dfake_gen_update_ratio)
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,20 @@ CLAIMS = (
         *("mixed-sc", "dmd-4", long("distance", -1)),
     ),
     Claim(
+        *("longer", "After three times the training DMD is worse at 8 steps than at 4"),
+        *("distance at 4, at 8 steps", "dmd-4 x3", "dmd-4 x3", AT_4, AT_8),
+    ),
+    Claim("longer", "The term helps there at 8", AT_8_OF, "mixed-sc x3", "mixed x3", AT_8),
+    Claim("longer", "The term helps there at 4", AT_4_OF, "mixed-sc x3", "mixed x3", AT_4),
+    Claim(
+        *("longer", "It lowers the rise there", "distance at 8 less at 4 steps"),
+        *("mixed-sc x3", "mixed x3", rise),
+    ),
+    Claim(
+        *("longer", "With mixed steps it is better there than DMD", AT_8_OF),
+        *("mixed-sc x3", "dmd-4 x3", AT_8),
+    ),
+    Claim(
         *("table4", "Table 4: DMD-8 is worse than DMD-4", AT_4_OF),
         *("whole-dmd-4", "whole-dmd-8", AT_4),
     ),

@@ -33,8 +33,9 @@ def write(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]])
     if "main" in results["groups"]:
         students = in_group(results, "main")
         made["long"] = plot_long(pyplot, students, results)
-        made["training"] = plot_training(pyplot, students)
         made["same_seeds"] = plot_same_seeds(pyplot, pictures)
+    if "longer" in results["groups"]:
+        made["training"] = plot_training(pyplot, in_group(results, "longer"))
     for stem, figure in made.items():
         figure.savefig(folder / f"video_{stem}.png", dpi=110)
         pyplot.close(figure)

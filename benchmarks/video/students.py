@@ -18,7 +18,7 @@ PRESETS = {
     "gpu": replace(DEMO["gpu"], num_training_frames=21, num_frame_per_block=3, ema_weight=0.99),
     "toy": replace(DEMO["smoke"], num_training_frames=3, num_frame_per_block=1),
 }
-# Progress is looked at after each of these shares of the training.
+# Progress is looked at after each of these shares of the preset's training.
 STAGES = 2
 # The paper's 600 iterations, and the release's 1000, are more than a short training has.
 ALIGN_WARMUP_SHARE = 0.2
@@ -29,6 +29,8 @@ BASE = {
     "align_margin": 0.1,
     "align_prob": 1.0,
     "align_block": None,
+    "align_at": "end",
+    "align_noise": "own",
 }
 LAST = "last"
 
@@ -37,9 +39,9 @@ LAST = "last"
 class Student:
     """A trainer's own grid of `train_steps`, other settings of it, and Salt's, if any.
 
-    `whole_video`: the setting of the paper's Table 4, the whole video in one chunk and without
-    backward simulation; there `salt` has the weight of the defect term alone. Not `distilled`: the
-    teacher's own weights.
+    `length`: of its training, in those of the preset. `whole_video`: the setting of the paper's
+    Table 4, the whole video in one chunk and without backward simulation; there `salt` has the
+    weight of the defect term alone. Not `distilled`: the teacher's own weights.
     """
 
     label: str
@@ -48,10 +50,14 @@ class Student:
     trainer: dict[str, Any] = field(default_factory=dict)
     whole_video: bool = False
     distilled: bool = True
+    length: int = 1
 
     def config(self, preset: Config, seed: int) -> Config:
         grid = tuple(1000 - 1000 * i // self.train_steps for i in range(self.train_steps))
-        config = replace(preset, seed=seed, denoising_step_list=grid, **self.trainer)
+        steps = self.length * preset.distill_steps
+        config = replace(
+            preset, seed=seed, denoising_step_list=grid, distill_steps=steps, **self.trainer
+        )
         if self.whole_video:
             frames = config.num_training_frames
             config = replace(config, num_frame_per_block=frames, backward_simulation=False)
@@ -60,7 +66,12 @@ class Student:
     def salt_config(self, config: Config) -> SaltConfig | None:
         if self.salt is None:
             return None
-        settings = {**BASE, "align_warmup": warmup(config), "seed": config.seed, **self.salt}
+        settings = {
+            **BASE,
+            "align_warmup": warmup(config) // self.length,
+            "seed": config.seed,
+            **self.salt,
+        }
         if settings["align_block"] == LAST:
             settings["align_block"] = config.num_layers - 1
         return SaltConfig(**settings)

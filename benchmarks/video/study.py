@@ -87,8 +87,8 @@ class Study:
         handle = attach(trainer, student, salt)
         generator = trainer.generator_ema
         progress, seconds = [], 0.0
-        for stage in range(1, STAGES + 1 if student.distilled else 1):
-            until = config.distill_steps * stage // STAGES
+        stage = self.preset.distill_steps // STAGES
+        for until in range(stage, config.distill_steps + 1 if student.distilled else 0, stage):
             label = f"seed {seed}: {name}"
             seconds = run.train("student", trainer, until, handle, label)
             quality = run.remember(

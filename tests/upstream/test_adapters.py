@@ -299,6 +299,26 @@ def test_the_defect_term_makes_one_more_call_per_block_and_none_without_a_triple
     pytest.fail("the seeds held no example of both cases")
 
 
+def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_for_nothing(
+    model: Any,
+) -> None:
+    if model.name == "causal_forcing_first_chunk":
+        pytest.skip("its first chunk leaves at another step than the others")
+    config = salt(model, sc_weight=1.0, sc_time_weight="clean")
+    seen = set()
+    for seed in range(20):
+        plain, _ = calls_of_a_step(model, seed, None)
+        salted, step = calls_of_a_step(model, seed, config)
+        first = plain["no_grad"] == plain["grad"]  # the context pass alone
+        counts = not first and plain["no_grad"] < plain["grad"] * own_steps(model)
+        assert (float(step.log["salt/sc_loss"]) > 0) == counts
+        assert salted["grad"] == plain["grad"] * (2 if counts else 1)
+        seen.add(first)
+        if seen == {True, False}:
+            return
+    pytest.fail("the seeds held no example of both cases")
+
+
 def test_the_alignment_makes_only_the_reference_rollout_and_its_two_feature_passes(
     model: Any,
 ) -> None:

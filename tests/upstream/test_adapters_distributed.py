@@ -11,21 +11,29 @@ import pytest
 from adapter_hooks import SETTINGS
 
 HOOKS = {"after_init": "adapter_hooks:attach", "after_train": "adapter_hooks:report"}
-# Two steps: the second exit step admits no triple. Alignment from the second iteration on.
+# Alignment from the second iteration on. Of four steps the last admits no triple, and the first has
+# no reference but to the end.
 SALT: dict[str, Any] = {
-    "step_counts": [1, 2],
+    "step_counts": [2, 4],
     "probs": [0.4, 0.6],
-    "sc_steps": [2],
-    "inference_steps": 1,
-    "align_reference": {1: 2, 2: 4},
+    "sc_steps": [4],
+    "inference_steps": 2,
+    "align_reference": {2: 4, 4: 8},
     "align_warmup": 1,
-    "align_prob": 0.7,
+    "align_prob": 1.0,
     "sc_weight": 1.0,
     "align_weight": 1.0,
-    "align_at": "end",
-    "seed": 3,
+    "align_margin": 0.0,
+    "first_chunk_steps": 2,
+    "seed": 1,
 }
-TRAINERS = ["self_forcing", "longlive", "longlive_streaming", "causal_forcing"]
+CASES = [
+    *(("self_forcing", "full", at) for at in ("end", "exit", "input")),
+    ("self_forcing", "no_shard", "exit"),
+    *(("longlive", "full", at) for at in ("exit", "input")),
+    *(("longlive_streaming", "full", at) for at in ("end", "exit", "input")),
+    *(("causal_forcing", "full", at) for at in ("exit", "input")),
+]
 
 
 def train(name: str, iterations: int, **config: Any) -> list[dict[str, Any]]:
@@ -35,35 +43,37 @@ def train(name: str, iterations: int, **config: Any) -> list[dict[str, Any]]:
     return launch.run_trainer(name, iterations, **HOOKS, **config)
 
 
-@pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SETTINGS, json.dumps(SALT))
-
-
-@pytest.mark.parametrize(
-    ("name", "sharding"), [*((name, "full") for name in TRAINERS), ("self_forcing", "no_shard")]
-)
+@pytest.mark.parametrize(("name", "sharding", "at"), CASES)
 def test_two_ranks_follow_one_plan_and_stay_equal(
-    name: str, sharding: str, require: Any, tmp_path: Path
+    name: str,
+    sharding: str,
+    at: str,
+    require: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align_at": at}))
     # "full": a forward is then a collective, so a rank that makes other calls than its peer hangs.
     # "no_shard": each rank has parameters of its own, so that their equality says something.
-    ranks = train(require(name), 3, sharding_strategy=sharding, logdir=str(tmp_path))
+    ranks = train(require(name), 4, sharding_strategy=sharding, logdir=str(tmp_path))
     one, other = ranks
     assert one["extra"]["plans"] == other["extra"]["plans"]
     assert one["parameters"] == other["parameters"]
     steps = [[log.get("salt/num_steps") for log in rank["logs"]] for rank in ranks]
     assert steps[0] == steps[1]
     generator_logs = [log for log in one["logs"] if "generator_loss" in log]
-    assert len(generator_logs) == 3
-    assert any("salt/sc_loss" in log for log in generator_logs)
-    assert any("salt/align_loss" in log for log in generator_logs)
+    assert len(generator_logs) == 4
+    assert any(log.get("salt/sc_loss", 0) > 0 for log in generator_logs)
+    assert any(log.get("salt/align_loss", 0) > 0 for log in generator_logs)
     lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["self_forcing", "longlive", "causal_forcing"])
-def test_a_resumed_run_continues_the_plans(name: str, require: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_plans(
+    name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT))
     # LongLive also saves optimizer states, at which FSDP fails on a CPU for two ranks, or without
     # shards; with or without Salt.
     world_size = 1 if name == "longlive" else 2

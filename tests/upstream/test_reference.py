@@ -92,7 +92,8 @@ def exits_of(model: Any, seed: int) -> list[int]:
             return indices
 
         def stop(**_: Any) -> Any:
-            raise Stop
+            if exits:  # frames that are given are cached before the draw
+                raise Stop
 
         pipeline.generate_and_sync_list, pipeline.generator = drawn, stop
         stop.model = model.generator.model

@@ -95,6 +95,9 @@ class DefectTap:
         )
         if not bool(triple.feasible[0]):  # one t for the whole batch, so all or none
             return
+        if self._config.sc_time_weight == "clean" and t == 1.0:
+            self._terms.append(x_s.new_zeros((), dtype=torch.float32))  # what 1 - t_s makes of it
+            return
         on_device = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
         cache = {
             # The trainer's cache carries the graph of its own calls: writing into it once more

@@ -23,6 +23,7 @@ from ..objective import SaltConfig, salt_loss
 from ..schedule import shift_time, step_schedule
 from ._agreement import check_agreement
 from ._features import alignment, frozen
+from ._first_chunk import set_first_list
 from ._patch import Patches
 from ._rollout import Rollout
 from ._steps import StepLists
@@ -55,7 +56,7 @@ class SaltHandle:
         self._log_iteration = -1
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
         # Refuses a grid that is too fine for the trainer's table of timesteps.
-        for num_steps in {*config.step_counts, *config.align_reference.values()}:
+        for num_steps in self._scheduler.grid_sizes():
             self._lists.timesteps(step_schedule(num_steps, self._scheduler.shift))
 
     @property
@@ -216,15 +217,21 @@ class SaltHandle:
 
     @contextmanager
     def _step_lists(self, plan: StepPlan) -> Iterator[Any]:
-        """The plan's step list in place of the trainer's; gives the pipeline."""
+        """The plan's step lists in place of the trainer's; gives the pipeline."""
         model = self._model
         if model.inference_pipeline is None:  # before the swap: it keeps the model's list
             model._initialize_inference_pipeline()
+        pipeline = model.inference_pipeline
         with Patches() as patches:
             steps = self._lists.timesteps(plan.times)
-            patches.set(model.inference_pipeline, "denoising_step_list", steps)
+            patches.set(pipeline, "denoising_step_list", steps)
             patches.set(model, "denoising_step_list", steps)
-            yield model.inference_pipeline
+            if plan.first_times is not None:
+                rollouts = [(model, "_consistency_backward_simulation")]
+                if self._streaming is not None:
+                    rollouts.append((pipeline, "generate_chunk_with_cache"))
+                set_first_list(patches, pipeline, self._lists.timesteps(plan.first_times), rollouts)
+            yield pipeline
 
     def _objective(
         self,
