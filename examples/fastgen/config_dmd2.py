@@ -1,0 +1,19 @@
+"""FastGen's DMD2 of the bidirectional Wan 2.1 1.3B, with Salt.
+
+torchrun --nproc_per_node=8 train.py --config=PATH/examples/fastgen/config_dmd2.py
+"""
+
+from fastgen.configs.experiments.WanT2V import config_dmd2
+from fastgen.utils import LazyCall
+
+from salt_losses.integrations.fastgen import SaltDMD2Model
+
+
+def create_config():
+    config = config_dmd2.create_config()
+    config.model_class = LazyCall(SaltDMD2Model)(
+        config=None,
+        salt={"sc_weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4]},
+    )
+    config.log_config.group = "wan_dmd2_salt"
+    return config

@@ -1,0 +1,259 @@
+"""Salt for FastGen (github.com/NVlabs/FastGen): its models DMD2 and Self Forcing.
+
+Name the class in a config, with Salt's settings, those of `SaltConfig.from_mapping`:
+
+    from fastgen.utils import LazyCall as L
+    from salt_losses.integrations.fastgen import SaltSelfForcingModel
+
+    config.model_class = L(SaltSelfForcingModel)(config=None, salt={"sc_weight": 1.0})
+
+`model.sample_t_cfg.t_list` is the list of as many steps as it holds, and the lists of other step
+counts take its points where they come by them; they begin at the scheduler's `max_t`, as its do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..adapters._blocks import Block
+from ..adapters._features import frozen
+from ..alignment import rollout_align_loss
+from ..objective import SaltConfig
+from ..schedule import shift_time
+from ._fastgen_rollout import NetTap, in_reference
+from ._hooks import check_hooks
+from ._reference import Recorded
+from ._salt import Defect, Salt, check_supported
+
+KNOWN = "known to work is FastGen at commit 34f30e8 (2026-02-25)"
+SAME_POINT = 2e-3  # FastGen writes its lists with three digits
+
+try:
+    from fastgen.methods import DMD2Model, SelfForcingModel
+except ImportError as error:
+    raise ImportError(f"cannot import what Salt extends in FastGen ({error}); {KNOWN}") from error
+
+ROLLOUT = ("input_student", "t_student", "condition")
+HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
+    DMD2Model: {
+        "__init__": ("config",),
+        "single_train_step": ("data", "iteration"),
+        "_generate_noise_and_time": ("real_data",),
+        "gen_data_from_net": ROLLOUT,
+        "_student_update_step": ("input_student", "t_student", "t", "eps", "data", "condition"),
+    },
+    SelfForcingModel: {
+        "gen_data_from_net": ROLLOUT,
+        "rollout_with_gradient": ("noise", "condition", "enable_gradient", "start_gradient_frame"),
+    },
+}
+for _parent, _hooks in HOOKS.items():
+    check_hooks(_parent, _hooks, KNOWN)
+
+
+class _SaltModel:
+    """What both models have of Salt; stands before the framework's class."""
+
+    # The framework's, named for the type checker.
+    net: Any
+    config: Any
+
+    def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
+        settings = SaltConfig.from_mapping(salt or {})
+        check_supported(settings, "FastGen")
+        super().__init__(config)  # type: ignore[call-arg]
+        times = config.sample_t_cfg
+        shift = 1.0 if times.t_list is None else float(times.shift)
+        self._own_list = None if times.t_list is None else [float(t) for t in times.t_list]
+        if settings.shift is not None:
+            self._own_list = None
+        self._salt = Salt(settings, shift)
+        self._defect: Defect | None = None
+        self._target: tuple[Tensor, list[bool]] | None = None
+        self._updating = False
+        self._check_settings()
+
+    def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
+        self._salt.begin(iteration)
+        return super().single_train_step(data, iteration)  # type: ignore[misc]
+
+    @property
+    def scheduler_dict(self) -> dict[str, Any]:
+        """The framework's, and under "salt" the scheduler of the plans."""
+        return {**super().scheduler_dict, "salt": self._salt.scheduler}  # type: ignore[misc]
+
+    # The step lists.
+
+    def _steps(self, times: Tensor) -> list[float]:
+        """The grid as the framework has it: from its own first level down to 0."""
+        own = self._own_list or []
+        if len(own) == len(times):
+            return own
+        grid = [min(t, float(self.net.noise_scheduler.max_t)) for t in times.tolist()]
+        near = [[u for u in own if abs(u - t) < SAME_POINT] for t in grid]
+        return [close[0] if close else t for close, t in zip(near, grid)]
+
+    @contextmanager
+    def _planned(self) -> Iterator[None]:
+        """The plan's step list in the config, while a step is drawn or a rollout made."""
+        config = self.config
+        steps, t_list = config.student_sample_steps, config.sample_t_cfg.t_list
+        config.student_sample_steps = self._salt.plan.num_steps
+        config.sample_t_cfg.t_list = self._steps(self._salt.plan.times)
+        try:
+            yield
+        finally:
+            config.student_sample_steps, config.sample_t_cfg.t_list = steps, t_list
+
+    def _generate_noise_and_time(self, real_data: Tensor) -> Any:
+        with self._planned():
+            return super()._generate_noise_and_time(real_data)  # type: ignore[misc]
+
+    # The student's prediction and its terms.
+
+    _lockstep = True  # each rank draws steps of its own
+
+    def gen_data_from_net(
+        self, input_student: Tensor, t_student: Tensor, condition: Any = None
+    ) -> Tensor:
+        salt = self._salt
+        wanted = self._updating and (salt.wants_sc or salt.wants_align)
+        generate = super().gen_data_from_net  # type: ignore[misc]
+        with self._planned():
+            if not wanted:
+                return cast(Tensor, generate(input_student, t_student, condition=condition))
+            if salt.wants_sc:
+                train, inference = salt.plan.train_times, salt.plan.inference_times
+                self._defect = Defect(
+                    salt, self._steps(train), self._steps(inference), lockstep=self._lockstep
+                )
+            with NetTap(self.net, self._defect, record=salt.wants_align) as tap:
+                output = cast(Tensor, generate(input_student, t_student, condition=condition))
+        if salt.wants_align:
+            with torch.no_grad():
+                self._target = self._reference([b for b in tap.blocks if b.calls])
+        return output
+
+    def _student_update_step(
+        self,
+        input_student: Tensor,
+        t_student: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        data: dict[str, Any],
+        condition: Any = None,
+        neg_condition: Any = None,
+    ) -> Any:
+        self._defect = self._target = None
+        self._updating = True
+        try:
+            loss_map, outputs = super()._student_update_step(  # type: ignore[misc]
+                input_student, t_student, t, eps, data, condition, neg_condition
+            )
+        finally:
+            self._updating = False
+        salt, dmd = self._salt, loss_map["total_loss"]
+        sc = align = None
+        if salt.wants_sc:
+            sc = cast(Defect, self._defect).loss()
+            sc = dmd.new_zeros(()) if sc is None else sc
+        if salt.wants_align:
+            align = self._alignment(outputs["gen_rand_train"], condition)
+        loss_map["total_loss"] = salt.objective(dmd, sc, align)
+        self._defect = self._target = None
+        metrics = {k: torch.as_tensor(v, device=dmd.device) for k, v in salt.metrics.items()}
+        return {**loss_map, **metrics}, outputs
+
+    def _reference(self, blocks: list[Recorded]) -> tuple[Tensor, list[bool]]:
+        raise NotImplementedError
+
+    def _alignment(self, output: Tensor, condition: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _check_settings(self) -> None:
+        config = self._salt.config
+        if self.net.schedule_type != "rf":
+            raise ValueError(
+                "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
+                f"got {self.net.schedule_type!r}"
+            )
+        if config.align_weight > 0 and not self._aligns:
+            raise ValueError(
+                f"align_weight must be 0 in {type(self).__name__}: a prediction from data has no "
+                f"rollout to compare; got {config.align_weight!r}"
+            )
+
+    _aligns = False
+
+
+class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
+    """`DMD2Model` with mixed steps and the defect term. Its student predicts from noised data, so
+    there is no rollout to align."""
+
+
+class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
+    """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
+    alignment. The reference has its turn after the student's rollout, on the same cache."""
+
+    _aligns = True
+    _lockstep = False  # the exit steps are rank 0's
+
+    def _reference(self, blocks: list[Recorded]) -> tuple[Tensor, list[bool]]:
+        """What the rollout is aligned to `[B, C, T, H, W]`, and for each frame, whether it is."""
+        salt, plan = self._salt, self._salt.plan
+        times, own = self._steps(cast(Tensor, plan.reference_times)), self._steps(plan.times)
+        generator = salt.generator("reference", blocks[0].calls[0]["x"].device)
+        targets, aligned = [], []
+        self.net.clear_caches()
+        try:
+            for recorded in blocks:
+                t = float(recorded.calls[-1]["t"].flatten()[0])
+                exit_step = min(range(plan.num_steps), key=lambda i: abs(own[i] - t))
+                block = Block.of(exit_step, plan.num_steps, len(times) - 1, salt.config.align_at)
+                stochastic = self.config.student_sample_type == "sde"
+                x0 = in_reference(
+                    self.net, recorded, block, times, salt.config, generator, stochastic
+                )
+                targets.append(x0)
+                aligned += [block.takes_part] * x0.shape[2]
+        finally:
+            self.net.clear_caches()
+        return torch.cat(targets, dim=2), aligned
+
+    def _alignment(self, output: Tensor, condition: Any) -> Tensor:
+        salt = self._salt
+        target, aligned = cast("tuple[Tensor, list[bool]]", self._target)
+        if not any(aligned):
+            return output.new_zeros((), dtype=torch.float32)
+        fake = salt.config.align_features == "fake_score"
+        network = cast(Any, self).fake_score if fake else cast(Any, self).teacher
+        times = self.config.sample_t_cfg
+        t = shift_time(salt.align_level(), float(times.shift))
+
+        def velocity_fn(x: Tensor, t: Tensor) -> Any:
+            v = network(
+                x.transpose(1, 2),
+                t.to(network.noise_scheduler.t_precision),
+                condition=condition,
+                fwd_pred_type="flow",
+            )
+            return v.transpose(1, 2)
+
+        with frozen(network.parameters()):
+            return rollout_align_loss(
+                velocity_fn,
+                network.transformer.blocks,
+                output.transpose(1, 2),
+                target.transpose(1, 2),
+                min(max(t, float(times.min_t)), float(times.max_t)),
+                block=salt.config.align_block,
+                margin=salt.config.align_margin,
+                frames=None if all(aligned) else [f for f, yes in enumerate(aligned) if yes],
+                generator=salt.generator("noise", output.device),
+                checkpoint=not getattr(network.transformer, "gradient_checkpointing", False),
+            )

@@ -1,0 +1,228 @@
+"""FastVideo's own methods and Wan models, tiny and on the CPU.
+
+In the place of what a GPU box has: `torchvision`, the attention backend (PyTorch's SDPA, which
+FastVideo has and does not choose on a CPU), the device, the VAE and the data set (none is read),
+and the checkpoint (random weights). Computation is in float32, where FastVideo fixes bfloat16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from absent import AbsentPackages
+
+VARIABLE = "SALT_FASTVIDEO"
+CHECKPOINTING: str | None = "full"
+TEXT_LEN = TEXT_DIM = 8
+CHECKPOINT = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # its name says which configuration; not loaded
+
+
+def checkout() -> Path | None:
+    folder = os.environ.get(VARIABLE)
+    return Path(folder) if folder else None
+
+
+def activate() -> None:
+    """Makes the checkout importable, and sets up a world of one rank unless there is one."""
+    warnings.filterwarnings("ignore", message="In CPU autocast")
+    if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path):
+        import diffusers  # noqa: F401 (asks for torchvision, and must not find the stand-in)
+        import transformers  # noqa: F401
+
+        sys.path.insert(0, str(checkout()))
+        sys.meta_path.append(AbsentPackages({"torchvision"}))
+    from fastvideo.distributed import parallel_state
+    from fastvideo.platforms.cpu import CpuPlatform
+
+    sdpa = "fastvideo.attention.backends.sdpa.SDPABackend"
+    CpuPlatform.get_attn_backend_cls = classmethod(lambda cls, *args, **kwargs: sdpa)
+    if not parallel_state.model_parallel_is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "localhost")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        parallel_state.init_distributed_environment(
+            world_size=world, rank=rank, local_rank=rank, device_id=torch.device("cpu")
+        )
+        parallel_state.initialize_model_parallel(1, 1)
+
+
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+METHODS = {
+    "dmd2": ("dmd2", "DMD2Method", "SaltDMD2Method"),
+    "self_forcing": ("self_forcing", "SelfForcingMethod", "SaltSelfForcingMethod"),
+}
+
+
+def config(kind: str, salt: dict | None, method: dict, folder: Path, shift: float = 5.0) -> Any:
+    """A run's config, read by FastVideo from a YAML file. `salt=None`: the parent's class."""
+    import yaml
+    from fastvideo.train.utils.config import load_run_config
+
+    module, parent, ours = METHODS[kind]
+    target = f"fastvideo.train.methods.distribution_matching.{module}.{parent}"
+    if salt is not None:
+        target = f"salt_losses.integrations.fastvideo.{ours}"
+    role = {"_target_": "fastvideo_real.Role", "init_from": CHECKPOINT}
+    raw = {
+        "models": {
+            "student": {**role, "causal": kind == "self_forcing", "seed": 1},
+            "teacher": {**role, "trainable": False, "seed": 2},
+            "critic": {**role, "seed": 3},
+        },
+        "method": {
+            "_target_": target,
+            "rollout_mode": "simulate",
+            "real_score_guidance_scale": 4.0,
+            "dmd_denoising_steps": [1000, 750, 500, 250],
+            "warp_denoising_step": True,
+            "chunk_size": 1,
+            "same_step_across_blocks": False,
+            "fake_score_learning_rate": 1e-3,
+            "fake_score_betas": [0.0, 0.999],
+            "fake_score_lr_scheduler": "constant",
+            **({} if salt is None else {"salt": salt}),
+            **method,
+        },
+        "training": {
+            "data": {"seed": 0, "num_latent_t": 3, "num_height": 32, "num_width": 32,
+                     "num_frames": 9},
+            "optimizer": {"learning_rate": 1e-3, "betas": [0.0, 0.999]},
+            "loop": {"max_train_steps": 100},
+            "model": {"enable_gradient_checkpointing_type": CHECKPOINTING},
+        },
+        "pipeline": {"flow_shift": shift},
+    }  # fmt: skip
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return load_run_config(str(path))
+
+
+def build(
+    kind: str, salt: dict | None, folder: Path, *, seed: int = 0, shard: bool = False, **method: Any
+) -> Any:
+    """A method of FastVideo's, built by its own builder from its own config."""
+    from fastvideo.train.utils.builder import build_from_config
+
+    Sharding.on = shard
+    _, built, _, _ = build_from_config(config(kind, salt, method, folder))
+    torch.manual_seed(seed)
+    built.cuda_generator = torch.Generator().manual_seed(seed)
+    built.student.on_train_start()
+    return built
+
+
+def batch(seed: int = 0, size: int = 1) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "text_embedding": torch.randn(size, TEXT_LEN, TEXT_DIM, generator=generator),
+        "text_attention_mask": torch.ones(size, TEXT_LEN),
+        "vae_latent": torch.randn(size, 16, 3, 4, 4, generator=generator),
+    }
+
+
+class Sharding:
+    on = False
+
+
+def Role(causal: bool = False, seed: int = 0, **kwargs: Any) -> Any:
+    """A Wan model of FastVideo's; a function, as its class can be made only once it is imported."""
+    from fastvideo.models.dits.causal_wanvideo import CausalWanTransformer3DModel
+    from fastvideo.models.dits.wanvideo import WanTransformer3DModel
+    from fastvideo.train.models.wan import WanCausalModel, WanModel
+    from fastvideo.train.models.wan.wan import apply_activation_checkpointing, apply_trainable
+
+    network = CausalWanTransformer3DModel if causal else WanTransformer3DModel
+
+    class Tiny(WanCausalModel if causal else WanModel):
+        device = torch.device("cpu")
+
+        def _get_training_dtype(self):
+            return torch.float32
+
+        def _load_transformer(self, *, trainable, training_config, **_):
+            transformer = _tiny(network, seed)
+            if Sharding.on:
+                _shard(transformer)
+            if trainable and training_config.model.enable_gradient_checkpointing_type:
+                transformer = apply_activation_checkpointing(transformer, checkpointing_type="full")
+            return apply_trainable(transformer, trainable=trainable)
+
+        def init_preprocessors(self, training_config):
+            self.vae = SimpleNamespace(latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
+            self._init_timestep_mechanics()
+            self.negative_prompt_embeds = torch.ones(1, TEXT_LEN, TEXT_DIM)
+            self.negative_prompt_attention_mask = torch.ones(1, TEXT_LEN)
+
+    return Tiny(**kwargs)
+
+
+def _tiny(network: type, seed: int) -> torch.nn.Module:
+    from fastvideo.configs.models.dits import WanVideoConfig
+    from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
+
+    arch = WanVideoArchConfig(
+        num_attention_heads=2, attention_head_dim=12, text_dim=TEXT_DIM, freq_dim=16, ffn_dim=32,
+        num_layers=3,
+    )  # fmt: skip
+    arch.text_len = TEXT_LEN
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = network(WanVideoConfig(arch_config=arch), hf_config={})
+        for parameter in built.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return built
+
+
+def _shard(transformer: torch.nn.Module) -> None:
+    """FastVideo's FSDP2 wrapping, as its loader applies it."""
+    from fastvideo.models.loader.fsdp_load import shard_model
+    from torch.distributed import get_world_size, init_device_mesh
+
+    mesh = init_device_mesh(
+        "cpu", mesh_shape=(1, get_world_size()), mesh_dim_names=("replicate", "shard")
+    )
+    shard_model(
+        transformer,
+        cpu_offload=False,
+        mesh=mesh,
+        fsdp_shard_conditions=transformer._fsdp_shard_conditions,
+    )
+
+
+def predictor(student: Any) -> Any:
+    return getattr(student, "predict_noise_streaming", student.predict_noise)
+
+
+def cloned_caches(student: Any) -> dict:
+    """Every cache of the student, none of its storage and none of its autograd history."""
+    return {
+        key: dataclasses.replace(
+            caches,
+            kv_cache=[_cloned(block) for block in caches.kv_cache],
+            crossattn_cache=[_cloned(block) for block in caches.crossattn_cache],
+        )
+        for key, caches in getattr(student, "_streaming_caches", {}).items()
+    }
+
+
+def use_caches(student: Any, caches: dict) -> None:
+    student._streaming_caches = caches
+    student._streaming_caches = cloned_caches(student)
+
+
+def _cloned(block: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in block.items()}

@@ -1,0 +1,375 @@
+"""Salt in FastGen, on its real code where `SALT_FASTGEN` names a checkout."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fastgen_real as fw
+import pytest
+import torch
+from torch import Tensor
+
+from salt_losses import step_schedule
+
+KINDS = ("dmd2", "self_forcing")
+EVERY = {  # the defect term in every iteration, and the framework's own step list
+    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2,
+}  # fmt: skip
+ALIGNED = {
+    "align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0,
+}  # fmt: skip
+pytestmark = pytest.mark.skipif(
+    fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of FastGen to run this"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def importable() -> None:
+    fw.activate()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def settings(kind: str, sc: float, align: float, **more: Any) -> dict[str, Any]:
+    """A model that predicts from data has no alignment."""
+    aligned = {**ALIGNED, "align_weight": align} if kind == "self_forcing" else {}
+    return {**EVERY, **aligned, "sc_weight": sc, **more}
+
+
+def step(model: Any, iteration: int = 2, seed: int = 0) -> tuple[dict, list[Tensor | None]]:
+    """An iteration's losses, and gradients of all that trains: an even one is the student's."""
+    losses, _ = model.single_train_step(fw.batch(seed), iteration)
+    losses["total_loss"].backward()
+    return losses, [p.grad for net in (model.net, model.fake_score) for p in net.parameters()]
+
+
+def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(kind, seed, iteration):
+    theirs = step(fw.build(kind, None, seed=seed), iteration, seed)
+    their_stream = torch.get_rng_state()
+    ours = step(fw.build(kind, settings(kind, 0, 0), seed=seed), iteration, seed)
+    assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
+    assert equal(theirs[1], ours[1])
+    assert torch.equal(their_stream, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("stop_grad", [None, "composed"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_vanishing_weights_the_gradients_are_the_parents(kind, seed, stop_grad, checkpointing):
+    theirs = step(fw.build(kind, None, seed=seed, checkpointing=checkpointing), seed=seed)
+    their_stream = torch.get_rng_state()
+    salt = settings(kind, 1e-38, 1e-38, sc_stop_grad=stop_grad)
+    ours = step(fw.build(kind, salt, seed=seed, checkpointing=checkpointing), seed=seed)
+    assert "salt/sc_loss" in ours[0]
+    assert equal(theirs[1], ours[1])
+    assert torch.equal(their_stream, torch.get_rng_state())
+
+
+def test_the_terms_are_felt_by_the_student_alone(kind):
+    for seed in range(9):  # until the student leaves where there is a triple
+        losses, small = step(fw.build(kind, settings(kind, 1e-38, 1e-38), seed=seed), seed=seed)
+        if losses["salt/sc_loss"] > 0:
+            break
+    model = fw.build(kind, settings(kind, 1, 1e-38), seed=seed)
+    _, large = step(model, seed=seed)
+    assert not equal(small, large)
+    assert all(p.grad is None for p in model.fake_score.parameters())
+    if kind == "self_forcing":
+        _, aligned = step(
+            fw.build(kind, settings(kind, 1e-38, 1, align_at="end"), seed=seed), seed=seed
+        )
+        assert not equal(small, aligned)
+
+
+def test_the_lists_begin_where_the_frameworks_do_and_take_its_own_points(kind):
+    model = fw.build(kind, {})
+    lists = {k: model._steps(step_schedule(k, 5.0)) for k in (1, 2, 4, 8)}
+    assert lists[4] == [0.999, 0.937, 0.833, 0.624, 0.0]
+    assert lists[8][::2] == lists[4]
+    assert lists[4][::2] == lists[2]
+    assert lists[1] == [0.999, 0.0]
+    even = fw.build(kind, {}, t_list=None)
+    theirs = even.net.noise_scheduler.get_t_list(4).tolist()
+    assert even._steps(step_schedule(4)) == pytest.approx(theirs, abs=1e-3)
+
+
+def test_the_config_is_as_it_was_after_a_step(kind):
+    model = fw.build(kind, {"seed": 3})
+    before = (model.config.student_sample_steps, list(model.config.sample_t_cfg.t_list))
+    for iteration in (1, 2):
+        step(model, iteration)
+    assert (model.config.student_sample_steps, list(model.config.sample_t_cfg.t_list)) == before
+
+
+class Calls:
+    """Keeps the student's denoising calls: input, level, keywords, gradient, cache before it."""
+
+    def __init__(self, model: Any) -> None:
+        self.made: list[tuple[Any, ...]] = []
+        self._net = model.net
+        self.hook = model.net.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, net: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if not kwargs.get("store_kv"):
+            self.made.append((*args, kwargs, torch.is_grad_enabled(), fw.cloned_caches(net)))
+
+    @property
+    def with_gradient(self) -> list[tuple[Any, ...]]:
+        return [call for call in self.made if call[3]]
+
+
+def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
+    kind, monkeypatch
+):
+    from salt_losses.integrations import _salt
+
+    triples = []
+    sampler = _salt.shortcut_triple_sampler
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        triples.append(sampler(*args, **kwargs))
+        return triples[-1]
+
+    monkeypatch.setattr(_salt, "shortcut_triple_sampler", kept)
+    tried = 0
+    for seed in range(5):
+        triples.clear()
+        model = fw.build(kind, settings(kind, 1, 0), seed=seed)
+        model._salt.begin(2)
+        model._updating = True
+        data = fw.batch(seed)
+        calls = Calls(model)
+        x, t, *_ = model._generate_noise_and_time(data["real"])
+        model.gen_data_from_net(x, t, condition=data["condition"])
+        calls.hook.remove()
+        loss = model._defect.loss()
+        if loss is None or not any(triple.feasible.all() for triple in triples):
+            continue
+        tried += 1
+        parameters = [p for p in model.net.parameters() if p.requires_grad]
+        fast = torch.autograd.grad(loss, parameters, allow_unused=True)
+        made, terms = calls.with_gradient, []
+        for triple in triples:
+            x_s, t_s, kwargs, _, caches = made.pop(0)
+            if not triple.feasible.all():
+                continue
+            made.pop(0)  # the fast one's
+            _, t_m, t_e = (u.item() for u in triple[:3])
+
+            def velocity(x, t, kwargs=kwargs, caches=caches, like=t_s, net=model.net):
+                fw.use_caches(net, caches)  # a clone for each call
+                call = {**kwargs, "fwd_pred_type": "flow"}
+                return net(x.float(), torch.full_like(like, t), **call).double()
+
+            x_s, s = x_s.double(), t_s.item()
+            v_s = velocity(x_s, s)
+            x_m = x_s - (s - t_m) * v_s
+            direct, composed = x_s - (s - t_e) * v_s, x_m - (t_m - t_e) * velocity(x_m, t_m)
+            terms.append((direct - composed).square().mean())
+        slow = torch.autograd.grad(torch.stack(terms).mean(), parameters, allow_unused=True)
+        pairs = [(a, b) for a, b in zip(fast, slow, strict=True) if b is not None]
+        scale = max(b.abs().max() for _, b in pairs)
+        assert max((a - b).abs().max() for a, b in pairs) < 2e-6 * scale
+    assert tried > 1
+
+
+def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind):
+    exits = 1 if kind == "dmd2" else fw.FRAMES
+    for seed in range(4):
+        counts = {}
+        for name, salt in {
+            "parent": None,
+            "off": settings(kind, 0, 0),
+            "on": settings(kind, 1, 0),
+        }.items():
+            model = fw.build(kind, salt, seed=seed)
+            calls = Calls(model)
+            step(model, seed=seed)
+            counts[name] = (len(calls.made), len(calls.with_gradient))
+            if name == "parent":
+                left_last = sum(call[1].item() == 0.624 for call in calls.with_gradient)
+        assert counts["off"] == counts["parent"]
+        assert counts["parent"][1] == exits
+        # Where ranks leave at steps of their own, the call is made without a triple too.
+        extra = 1 if kind == "dmd2" else exits - left_last
+        assert counts["on"] == (counts["parent"][0] + extra, exits + extra)
+
+
+@pytest.mark.parametrize("align_at", ["exit", "end", "input"])
+@pytest.mark.parametrize("context_noise", [0.0, 0.1])
+def test_the_matched_reference_is_a_literal_one(align_at, context_noise):
+    """The oracle is the framework's own rollout on the denser list, with its noise exchanged."""
+    for seed in range(3):
+        salt = settings("self_forcing", 0, 1, align_at=align_at, seed=seed)
+        model = fw.build("self_forcing", salt, seed=seed, context_noise=context_noise)
+        model.config.same_step_across_blocks = False
+        model._salt.begin(2)
+        model._updating = True
+        data = fw.batch(seed)
+        x, t, *_ = model._generate_noise_and_time(data["real"])
+        noises: list[Tensor] = []
+        exits: list[int] = []
+        randn_like, draw = torch.randn_like, model._sample_denoising_end_steps
+
+        def drawn(x: Tensor, noises=noises, randn_like=randn_like, **kwargs: Any) -> Tensor:
+            noises.append(randn_like(x, **kwargs))
+            return noises[-1]
+
+        def left(n: int, exits=exits, draw=draw) -> list[int]:
+            exits.extend(draw(n))
+            return exits
+
+        with (
+            mock.patch.object(torch, "randn_like", drawn),
+            mock.patch.object(model, "_sample_denoising_end_steps", left),
+        ):
+            model.gen_data_from_net(x, t, condition=data["condition"])
+        target, aligned = model._target
+        literal, parts = literal_reference(model, x, t, data, exits, noises, align_at)
+        assert aligned == parts
+        assert torch.allclose(target, literal, atol=1e-5, rtol=1e-5)
+
+
+def literal_reference(
+    model: Any, x: Tensor, t: Tensor, data: Any, exits: list[int], noises: list[Tensor], at: str
+) -> tuple[Tensor, list[bool]]:
+    plan = model._salt.plan
+    ratio = plan.reference_steps // plan.num_steps
+    context = 1 if model.config.context_noise > 0 else 0
+    own, rest = [], list(noises)
+    for exit_step in exits:
+        own.append(rest[: exit_step + context])
+        rest = rest[exit_step + context :]
+    leaves = [plan.reference_steps - 1 if at == "end" else e * ratio for e in exits]
+    takes_part = [at == "end" or e > 0 for e in exits]
+    block, reached, x_in, state = 0, 0, exit_inputs(model, x, t, data, exits, noises), {}
+    inputs = {}
+    forward = model.net.forward
+
+    def followed(x_t: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        nonlocal block, reached
+        out = forward(x_t, t, **kwargs)
+        if kwargs["store_kv"]:
+            block, reached = block + 1, 0
+            return out
+        if at == "input" and reached == leaves[block] and takes_part[block]:
+            inputs[block] = forward(x_in[block], t, **kwargs)
+        state.update(x=x_t, t=t.item(), x0=out)
+        reached += 1
+        return out
+
+    def exchanged(like: Tensor, **_: Any) -> Tensor:
+        if reached > leaves[block]:
+            return own[block][-1]
+        if reached % ratio == 0 and reached // ratio <= exits[block]:
+            return own[block][reached // ratio - 1]
+        return (state["x"] - (1 - state["t"]) * state["x0"]) / state["t"]  # an Euler step
+
+    model._salt.plan = dataclasses.replace(
+        plan, times=plan.reference_times, num_steps=plan.reference_steps
+    )
+    model._updating = False
+    with (
+        mock.patch.object(model.net, "forward", followed),
+        mock.patch.object(torch, "randn_like", exchanged),
+        mock.patch.object(model, "_sample_denoising_end_steps", lambda n: leaves),
+        torch.no_grad(),
+    ):
+        output = model.gen_data_from_net(x, t, condition=data["condition"])
+    model._salt.plan = plan
+    frames = [inputs.get(i, output[:, :, i : i + 1]) for i in range(len(exits))]
+    return torch.cat(frames, dim=2), takes_part
+
+
+def exit_inputs(
+    model: Any, x: Tensor, t: Tensor, data: Any, exits: list[int], noises: list[Tensor]
+) -> list[Tensor]:
+    """The student's own exit inputs, from its rollout once more."""
+    last: list[Tensor] = [x]
+    seen: list[Tensor] = []
+    forward, rest = model.net.forward, iter(noises)
+
+    def followed(x_t: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        if kwargs["store_kv"]:
+            seen.append(last[0])
+        else:
+            last[0] = x_t
+        return forward(x_t, t, **kwargs)
+
+    model._updating = False
+    with (
+        mock.patch.object(model.net, "forward", followed),
+        mock.patch.object(torch, "randn_like", lambda like, **_: next(rest)),
+        mock.patch.object(model, "_sample_denoising_end_steps", lambda n: exits),
+        torch.no_grad(),
+    ):
+        model.gen_data_from_net(x, t, condition=data["condition"])
+    return seen
+
+
+def test_the_cache_holds_constants_when_the_extra_call_comes():
+    model = fw.build("self_forcing", settings("self_forcing", 1, 0), seed=1)
+    held = []
+
+    def look(net: Any, args: Any, kwargs: Any) -> None:
+        for block in getattr(net.transformer, "_external_self_kv_list", []):
+            held.extend(v for tag in block.values() for v in tag.values() if torch.is_tensor(v))
+
+    model.net.register_forward_pre_hook(look, with_kwargs=True)
+    step(model)
+    assert held
+    assert not any(v.requires_grad for v in held)
+
+
+def test_plans_are_saved_with_the_frameworks_schedulers_and_refuse_others(kind):
+    model = fw.build(kind, {})
+    model._salt.begin(7)
+    state = model.scheduler_dict["salt"].state_dict()
+    resumed = fw.build(kind, {})
+    resumed.scheduler_dict["salt"].load_state_dict(state)
+    assert resumed._salt.scheduler.iteration == 8
+    assert "salt" not in {type(s).__name__ for s in model.get_lr_schedulers(2)}
+    with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
+        fw.build(kind, {"seed": 1}).scheduler_dict["salt"].load_state_dict(state)
+
+
+def test_bad_settings_are_refused(kind):
+    with pytest.raises(ValueError, match="did you mean 'sc_weight'"):
+        fw.build(kind, {"sc_wieght": 1})
+    if kind == "dmd2":
+        with pytest.raises(ValueError, match="a prediction from data has no rollout"):
+            fw.build(kind, {"align_weight": 1})
+
+
+def test_another_version_of_the_parent_is_named_in_one_sentence(monkeypatch):
+    import fastgen.methods as theirs
+
+    monkeypatch.delattr(theirs.DMD2Model, "_student_update_step")
+    monkeypatch.delitem(sys.modules, "salt_losses.integrations.fastgen", raising=False)
+    with pytest.raises(
+        ImportError, match=r"has no _student_update_step.* known to work is FastGen"
+    ):
+        import salt_losses.integrations.fastgen  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["config_sf", "config_dmd2"])
+def test_the_example_configs_name_our_classes_in_the_frameworks_own(name):
+    path = Path(__file__).parents[2] / "examples" / "fastgen" / f"{name}.py"
+    config = runpy.run_path(str(path))["create_config"]()
+    target = config.model_class["_target_"]
+    assert "Salt" in (target if isinstance(target, str) else target.__name__)
+    assert config.model_class.salt["step_counts"] == [2, 4, 8]

@@ -1,0 +1,617 @@
+"""Salt in FastVideo, on its real code where `SALT_FASTVIDEO` names a checkout, and on a stand-in of
+the hooks that Salt holds on to everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastvideo_real
+import fastvideo_stand_in
+import pytest
+import torch
+from fastvideo_oracle import literal_reference, watched
+from torch import Tensor
+
+KINDS = ("dmd2", "self_forcing")
+BOTH = {  # every term in every iteration, and the framework's own step list
+    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2,
+    "align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["stand_in", "real"])
+def fw(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "real":
+        if fastvideo_real.checkout() is None:
+            pytest.skip(f"set {fastvideo_real.VARIABLE} to a checkout of FastVideo to run this")
+        module = fastvideo_real
+    else:
+        module = fastvideo_stand_in
+    if getattr(sys.modules.get("fastvideo"), "is_stand_in", False) != (request.param != "real"):
+        forget("fastvideo")
+    module.activate()
+    yield module
+    forget("fastvideo")
+
+
+def forget(framework: str) -> None:
+    """The next import is of another framework of this name."""
+    for name in list(sys.modules):
+        if name.split(".")[0] == framework or name == f"salt_losses.integrations.{framework}":
+            del sys.modules[name]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def step(method: Any, fw: Any, iteration: int = 1, seed: int = 0) -> tuple[Any, ...]:
+    """One training step: losses, metrics, gradients of student and critic."""
+    losses, outputs, metrics = method.single_train_step(fw.batch(seed), iteration)
+    method.backward(losses, outputs)
+    return losses, metrics, gradients(method.student), gradients(method.critic)
+
+
+def gradients(role: Any) -> list[Tensor | None]:
+    return [p.grad for p in role.transformer.parameters()]
+
+
+def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def streams(method: Any) -> list[Tensor]:
+    return [torch.get_rng_state(), method.cuda_generator.get_state()]
+
+
+class Calls:
+    """Counts and keeps a role's denoising calls: `(x, timestep, with gradient)`."""
+
+    def __init__(self, role: Any) -> None:
+        self.made: list[tuple[Tensor, Tensor, bool]] = []
+        for name in ("predict_noise", "predict_noise_streaming"):
+            if hasattr(role, name):
+                setattr(role, name, self._counted(getattr(role, name)))
+
+    def _counted(self, call: Any) -> Any:
+        def counted(x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not kwargs.get("store_kv"):
+                self.made.append((x, timestep, torch.is_grad_enabled()))
+            return call(x, timestep, *args, **kwargs)
+
+        return counted
+
+    @property
+    def with_gradient(self) -> int:
+        return sum(grad for _, _, grad in self.made)
+
+
+def prepared(method: Any, fw: Any, iteration: int = 1) -> Any:
+    """A batch, at the beginning of an iteration."""
+    method._salt.begin(iteration)
+    return method.student.prepare_batch(
+        fw.batch(), generator=method.cuda_generator, latents_source="zeros"
+    )
+
+
+# Neutral
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(fw, kind, seed, tmp_path):
+    results = []
+    for salt in (None, {**BOTH, "sc_weight": 0, "align_weight": 0}):
+        method = fw.build(kind, salt, tmp_path, seed=seed)
+        results.append((*step(method, fw, seed=seed), streams(method)))
+    (theirs, their_metrics, *their_gradients, their_streams) = results[0]
+    (ours, metrics, *our_gradients, our_streams) = results[1]
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    assert their_metrics.items() <= metrics.items()
+    assert all(map(equal, their_gradients, our_gradients))
+    assert equal(their_streams, our_streams)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("stop_grad", [None, "composed"])
+def test_with_vanishing_weights_the_gradients_are_the_parents(fw, kind, seed, stop_grad, tmp_path):
+    salt = {**BOTH, "sc_weight": 1e-38, "align_weight": 1e-38, "sc_stop_grad": stop_grad}
+    theirs, ours = (fw.build(kind, s, tmp_path, seed=seed) for s in (None, salt))
+    torch.manual_seed(seed)
+    _, _, *their_gradients = step(theirs, fw, seed=seed)
+    torch.manual_seed(seed)
+    _, metrics, *our_gradients = step(ours, fw, seed=seed)
+    assert "salt/sc_loss" in metrics
+    assert "salt/align_loss" in metrics
+    assert all(map(equal, their_gradients, our_gradients))
+    assert equal(streams(theirs)[1:], streams(ours)[1:])
+
+
+def test_vanishing_weights_vanish_for_they_are_small_and_not_for_the_terms_are(fw, kind, tmp_path):
+    def trained(sc: float, align: float, seed: int) -> tuple[Any, ...]:
+        salt = {**BOTH, "sc_weight": sc, "align_weight": align, "align_at": "end"}
+        return step(fw.build(kind, salt, tmp_path, seed=seed), fw)
+
+    for seed in range(9):  # until the student leaves where there is a triple
+        found = [trained(1e-38, 1e-38, seed)]
+        if found[0][1]["salt/sc_loss"] > 0:
+            break
+    assert found[0][1]["salt/align_loss"] > 0
+    found += [trained(1.0, 1e-38, seed), trained(1e-38, 1.0, seed)]
+    assert not equal(found[0][2], found[1][2])
+    assert not equal(found[0][2], found[2][2])
+    assert equal(found[0][3], found[1][3])  # the critic feels neither
+    assert equal(found[0][3], found[2][3])
+
+
+# Mixed steps
+
+
+def test_the_lists_of_all_step_counts_nest_and_go_through_the_frameworks_table(fw, kind, tmp_path):
+    method = fw.build(kind, {}, tmp_path)
+    scheduler = method._salt.scheduler
+    lists = {}
+    for iteration in range(40):
+        method._salt.begin(iteration)
+        times = scheduler.plan(iteration).times
+        steps = method._get_denoising_step_list(torch.device("cpu"))
+        lists[len(steps)] = steps
+        assert torch.allclose(steps.double(), 1000 * times[:-1], atol=1.0)
+    table = method._step_scheduler().timesteps
+    assert sorted(lists) == [2, 4, 8]
+    assert torch.equal(lists[2], lists[4][::2])
+    assert torch.equal(lists[4], lists[8][::2])
+    assert torch.isin(lists[8], table).all()
+
+
+def test_a_list_that_counts_in_thousandths_stays_one(fw, kind, tmp_path):
+    method = fw.build(kind, {}, tmp_path, warp_denoising_step=False)
+    eight = next(i for i in range(99) if method._salt.scheduler.plan(i).num_steps == 8)
+    method._salt.begin(eight)
+    steps = method._get_denoising_step_list(torch.device("cpu"))
+    assert steps.tolist() == [1000, 875, 750, 625, 500, 375, 250, 125]
+    assert steps.dtype == torch.long
+
+
+def test_the_frameworks_own_list_is_the_list_of_its_length(fw, kind, tmp_path):
+    own = {"dmd_denoising_steps": [1000, 757, 522], "warp_denoising_step": False}
+    salt = {"step_counts": [3], "probs": [1.0], "sc_steps": []}
+    method = fw.build(kind, salt, tmp_path, **own)
+    assert method._get_denoising_step_list(torch.device("cpu")).tolist() == [1000, 757, 522]
+
+
+def test_student_and_critic_see_the_same_plan(fw, kind, tmp_path):
+    method = fw.build(kind, {"sc_weight": 0}, tmp_path)
+    for iteration in (1, 2, 3, 4):
+        seen = []
+        original = method._student_rollout
+
+        def rollout(batch, *, with_grad, original=original, seen=seen):
+            seen.append(len(method._get_denoising_step_list(torch.device("cpu"))))
+            return original(batch, with_grad=with_grad)
+
+        method._student_rollout = rollout
+        _, metrics, *_ = step(method, fw, iteration)
+        del method._student_rollout
+        assert seen == [metrics["salt/num_steps"]] * 2
+
+
+# The defect term
+
+
+def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
+    fw, kind, tmp_path, monkeypatch
+):
+    from salt_losses.integrations import _salt
+
+    triples = []
+    sampler = _salt.shortcut_triple_sampler
+    monkeypatch.setattr(
+        _salt,
+        "shortcut_triple_sampler",
+        lambda *a, **k: triples.append(sampler(*a, **k)) or triples[-1],
+    )
+    method = fw.build(kind, {**BOTH, "align_weight": 0}, tmp_path, seed=4)
+    calls, original = [], fw.predictor(method.student)
+
+    def spied(x, timestep, batch, **kwargs):
+        if torch.is_grad_enabled():
+            calls.append((x, timestep, kwargs, fw.cloned_caches(method.student)))
+        return original(x, timestep, batch, **kwargs)
+
+    setattr(method.student, original.__name__, spied)
+    batch = prepared(method, fw)
+    method._student_rollout(batch, with_grad=True)
+    context = (batch.timesteps, batch.attn_metadata_vsa)
+    method.student.backward(method._defect.loss(), context, grad_accum_rounds=1)
+    fast = [g.clone() for g in gradients(method.student) if g is not None]
+
+    method.student.transformer.zero_grad()
+    terms = []
+    for triple in triples:
+        x_s, timestep, kwargs, caches = calls.pop(0)
+        if not triple.feasible.all():
+            continue
+        calls.pop(0)  # the fast one's
+        t_s, t_m, t_e = (u.float().item() for u in triple[:3])
+
+        def velocity(x, t, timestep=timestep, kwargs=kwargs, caches=caches):
+            fw.use_caches(method.student, caches)  # a clone for each call
+            timestep = torch.full_like(timestep, 1000 * t)
+            return original(x.float(), timestep, batch, **kwargs).double()
+
+        x_s = x_s.double()
+        v_s = velocity(x_s, t_s)
+        x_m = x_s - (t_s - t_m) * v_s
+        direct = x_s - (t_s - t_e) * v_s
+        composed = x_m - (t_m - t_e) * velocity(x_m, t_m)
+        terms.append((direct - composed).square().mean())
+    assert terms
+    method.student.backward(torch.stack(terms).mean(), context, grad_accum_rounds=1)
+    slow = [g for g in gradients(method.student) if g is not None]
+    scale = max(g.abs().max() for g in slow)
+    assert max((a - b).abs().max() for a, b in zip(fast, slow, strict=True)) < 1e-6 * scale
+
+
+def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(fw, kind, tmp_path):
+    exits = 1 if kind == "dmd2" else 3
+    for iteration in range(1, 5):
+        counts = {}
+        for name, salt in {
+            "parent": None,
+            "off": {**BOTH, "sc_weight": 0},
+            "on": BOTH,
+            "composed": {**BOTH, "sc_stop_grad": "composed"},
+        }.items():
+            method = fw.build(kind, salt, tmp_path, seed=iteration)
+            calls = Calls(method.student)
+            step(method, fw, iteration)
+            counts[name] = (len(calls.made), calls.with_gradient)
+        total, with_gradient = counts["parent"]
+        assert with_gradient == exits
+        assert counts["off"] == counts["parent"]
+        # The last of the steps admits no triple. Where ranks leave at steps of their own (DMD2),
+        # the call is made all the same.
+        skipped = 0 if kind == "dmd2" else total_exits_at_last(fw, kind, tmp_path, iteration)
+        assert counts["on"] == (total + exits - skipped, 2 * exits - skipped)
+        assert counts["composed"] == (total + exits - skipped, exits)
+
+
+def total_exits_at_last(fw: Any, kind: str, folder: Path, seed: int) -> int:
+    method = fw.build(kind, None, folder, seed=seed)
+    last = float(method._get_denoising_step_list(torch.device("cpu"))[-1])
+    calls = Calls(method.student)
+    step(method, fw, seed)
+    return sum(grad and float(t.flatten()[0]) == last for _, t, grad in calls.made)
+
+
+def test_the_defect_term_works_on_a_prediction_from_data(fw, tmp_path):
+    method = fw.build("dmd2", BOTH, tmp_path, seed=1, rollout_mode="data_latent")
+    calls = Calls(method.student)
+    _, metrics, *_ = step(method, fw)
+    assert calls.with_gradient == 2
+    assert torch.isfinite(metrics["salt/sc_loss"])
+
+
+def test_steps_of_one_iteration_share_the_plan_and_draw_triples_of_their_own(fw, kind, tmp_path):
+    method = fw.build(kind, {"sc_weight": 1}, tmp_path)
+    plans, draws = [], []
+    for iteration in (5, 5, 6, 5):
+        method._salt.begin(iteration)
+        plans.append(method._salt.plan)
+        draws.append(torch.rand((), generator=method._salt.generator("triples")).item())
+    assert plans[0] == plans[1] == plans[3] != plans[2]
+    assert draws[0] == draws[3]
+    assert len({*draws[:3]}) == 3
+
+
+# The alignment
+
+
+@pytest.mark.parametrize("align_at", ["exit", "end", "input"])
+def test_the_matched_reference_is_a_literal_one(fw, kind, align_at, tmp_path):
+    """The oracle is the framework's own rollout on the denser list, with its noise exchanged."""
+    if kind == "dmd2" and align_at == "input":
+        pytest.skip("a student without a cache makes the same prediction of its input again")
+    salt = {**BOTH, "sc_weight": 0, "align_weight": 1, "align_at": align_at}
+    for seed in range(4):
+        noisy_context = {"context_noise": 20.0 * seed} if kind == "self_forcing" else {}
+        method = fw.build(kind, salt, tmp_path, seed=seed, **noisy_context)
+        batch = prepared(method, fw)
+        before = streams(method)
+        with watched(method, kind) as student:
+            method._student_rollout(batch, with_grad=True)
+        target, aligned = method._target
+        torch.set_rng_state(before[0])
+        method.cuda_generator.set_state(before[1])
+        literal, literally_aligned = literal_reference(method, kind, batch, student, align_at)
+        assert aligned == literally_aligned
+        assert torch.allclose(target, literal, atol=1e-6, rtol=1e-5)
+
+
+def test_the_references_own_noise_makes_another_reference(fw, kind, tmp_path):
+    targets = []
+    for noise in ("own", "shared"):
+        salt = {**BOTH, "align_weight": 1, "align_noise": noise, "align_at": "end"}
+        method = fw.build(kind, salt, tmp_path, seed=1)
+        method._student_rollout(prepared(method, fw), with_grad=True)
+        targets.append((method._target[0], streams(method)))
+    assert not torch.allclose(targets[0][0], targets[1][0])
+    assert equal(targets[0][1], targets[1][1])  # drawn from no stream of the framework's
+
+
+def test_an_ode_rollouts_reference_draws_no_noise(fw, tmp_path):
+    salt = {**BOTH, "align_weight": 1, "align_at": "end", "align_noise": "own"}
+    targets = []
+    for seed in (0, 1):
+        method = fw.build(
+            "self_forcing", {**salt, "seed": seed}, tmp_path, student_sample_type="ode"
+        )
+        method._student_rollout(prepared(method, fw), with_grad=True)
+        targets.append(method._target[0])
+    assert torch.equal(*targets)
+
+
+def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_path, monkeypatch):
+    import salt_losses.integrations.fastvideo as ours
+
+    seen = []
+    align = ours.rollout_align_loss
+    monkeypatch.setattr(
+        ours, "rollout_align_loss", lambda *a, **k: seen.append((a, k)) or align(*a, **k)
+    )
+    for features in ("fake_score", "real_score"):
+        salt = {**BOTH, "align_weight": 1, "align_at": "end", "align_features": features}
+        method = fw.build(kind, salt, tmp_path, seed=2)
+        _, metrics, *_ = step(method, fw)
+        (_, blocks, low, ref, t), _ = seen.pop()
+        network = method.critic if features == "fake_score" else method.teacher
+        assert blocks is network.transformer.blocks
+        assert low.requires_grad
+        assert not ref.requires_grad
+        assert 0 < t < 1
+        assert metrics["salt/align_loss"] > 0
+        assert all(
+            p.requires_grad == (features == "fake_score") for p in network.transformer.parameters()
+        )
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("salt", "method", "message"),
+    [
+        ({"sc_wieght": 1}, {}, "unknown setting 'sc_wieght'; did you mean 'sc_weight'?"),
+        ({"step_counts": [0]}, {}, "step_counts"),
+        ({"step_counts": [2, 2000], "probs": [0.5, 0.5], "sc_steps": []}, {}, "too fine"),
+        ({"align_weight": 1, "align_block": 99}, {}, "index into the 3 blocks"),
+        ({"align_weight": 1, "align_reference": {3: 6}, "step_counts": [3], "probs": [1.0],
+          "sc_steps": []}, {"dmd_denoising_steps": [1000, 757, 522]}, "lists that nest"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(fw, kind, salt, method, message, tmp_path):
+    with pytest.raises(ValueError, match=None) as error:
+        fw.build(kind, salt, tmp_path, **method)
+    assert message in str(error.value)
+
+
+def test_dmd2_refuses_alignments_that_it_has_no_rollout_for(fw, tmp_path):
+    with pytest.raises(ValueError, match="whose student has no cache"):
+        fw.build("dmd2", {"align_weight": 1, "align_at": "input"}, tmp_path)
+    with pytest.raises(ValueError, match="a prediction from data has no rollout"):
+        fw.build("dmd2", {"align_weight": 1}, tmp_path, rollout_mode="data_latent")
+
+
+def test_settings_that_are_the_adapters_alone_are_refused():
+    from salt_losses import SaltConfig
+    from salt_losses.integrations._salt import check_supported
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(SaltConfig):
+        first_chunk_things: int = 0
+
+    check_supported(Later(), "FastVideo")
+    with pytest.raises(ValueError, match="first_chunk_things must be 0 in FastVideo"):
+        check_supported(Later(first_chunk_things=2), "FastVideo")
+
+
+# State
+
+
+def test_the_checkpoint_state_holds_the_settings_and_refuses_others(fw, kind, tmp_path):
+    method = fw.build(kind, {}, tmp_path)
+    method._salt.begin(7)
+    state = method.checkpoint_state()["salt"].state_dict()
+    fw.build(kind, {}, tmp_path).checkpoint_state()["salt"].load_state_dict(state)
+    other = fw.build(kind, {"seed": 1}, tmp_path)
+    with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
+        other.checkpoint_state()["salt"].load_state_dict(state)
+
+
+# Other versions
+
+
+def test_another_version_of_the_parent_is_named_in_one_sentence(fw, monkeypatch):
+    import fastvideo.train.methods.distribution_matching.dmd2 as theirs
+
+    def _student_rollout(self, batch, grad):
+        pass
+
+    for change in (
+        lambda: monkeypatch.setattr(theirs.DMD2Method, "_student_rollout", _student_rollout),
+        lambda: monkeypatch.delattr(theirs.DMD2Method, "_dmd_loss"),
+        lambda: monkeypatch.delattr(theirs, "DMD2Method"),
+    ):
+        change()
+        monkeypatch.delitem(sys.modules, "salt_losses.integrations.fastvideo", raising=False)
+        with pytest.raises(ImportError) as error:
+            import salt_losses.integrations.fastvideo  # noqa: F401
+        assert "known to work is FastVideo 0.2.0" in str(error.value)
+        assert "DMD2Method" in str(error.value)
+        monkeypatch.undo()
+
+
+def test_importing_salt_imports_no_framework():
+    code = (
+        "import sys, salt_losses, salt_losses.adapters, salt_losses.integrations;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('fastvideo', 'fastgen')])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# On the real code alone
+
+
+@pytest.fixture
+def real(fw: Any) -> Any:
+    if fw is not fastvideo_real:
+        pytest.skip("on the real code alone")
+    return fw
+
+
+def test_the_stand_in_has_the_real_signatures(real):
+    from salt_losses.integrations import fastvideo as ours
+
+    stand_ins = {
+        name: value
+        for attributes in fastvideo_stand_in.MODULES.values()
+        for name, value in attributes.items()
+    }
+    for parent, hooks in ours.HOOKS.items():
+        for hook in hooks:
+            theirs = inspect.signature(getattr(parent, hook)).parameters
+            stands = inspect.signature(getattr(stand_ins[parent.__name__], hook)).parameters
+            for name, parameter in stands.items():
+                assert parameter.kind == theirs[name].kind
+            wanted = [n for n, p in theirs.items() if p.default is p.empty]
+            assert [n for n, p in stands.items() if p.default is p.empty] == wanted
+    for name in ("pred_noise_to_pred_video", "set_forward_context"):
+        assert callable(getattr(ours, name))
+
+
+def test_the_cache_has_no_autograd_history_when_the_extra_call_comes(real, tmp_path):
+    """Under checkpointing, without which FastVideo's own backward pass fails, it never has any."""
+    method = real.build("self_forcing", {**BOTH, "align_weight": 0}, tmp_path, seed=4)
+    with_grad = []
+    original = method.student.predict_noise_streaming
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        for caches in method.student._streaming_caches.values():
+            for block in caches.kv_cache:
+                with_grad.append(torch.is_grad_enabled())
+                assert block["k"].grad_fn is None
+                assert block["v"].grad_fn is None
+                assert not block["k"].requires_grad
+                assert not block["v"].requires_grad
+        return original(*args, **kwargs)
+
+    method.student.predict_noise_streaming = spied
+    step(method, real)
+    assert any(with_grad)
+
+
+def test_without_checkpointing_the_frameworks_own_backward_pass_fails(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "CHECKPOINTING", None)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        step(real.build("self_forcing", None, tmp_path), real)
+
+
+def test_two_ranks_under_fsdp_follow_one_plan_and_keep_equal_parameters(real, kind, tmp_path):
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    environment["MASTER_PORT"] = str(real._free_port())
+    worker = str(Path(__file__).parent / "fastvideo_worker.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worker, kind, str(tmp_path)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=1200)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{r}.json").read_text()) for r in range(2))
+    plans = [[s["salt/num_steps"] for s in rank["steps"]] for rank in (first, second)]
+    assert plans[0] == plans[1]
+    assert len(set(plans[0])) > 1
+    assert [s.keys() for s in first["steps"]] == [s.keys() for s in second["steps"]]
+    assert {"salt/sc_loss", "salt/align_loss"} <= set().union(*first["steps"])
+    assert first["sums"] == second["sums"]
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(real, kind, tmp_path, monkeypatch):
+    """By the framework's own checkpoints; a CPU has no CUDA stream for it to save."""
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(1, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
+    salt = {"sc_weight": 1, "step_counts": [4, 8], "probs": [0.5, 0.5]}
+
+    def steps(method: Any, iterations: range) -> list[float]:
+        numbers = []
+        for iteration in iterations:
+            losses, metrics, *_ = step(method, real, iteration, seed=iteration)
+            method.optimizers_schedulers_step(iteration)
+            method.optimizers_zero_grad(iteration)
+            numbers += [float(v) for v in (*losses.values(), *metrics.values())]
+        return numbers
+
+    whole = real.build(kind, salt, tmp_path)
+    steps(whole, range(1, 3))
+    manager(whole, tmp_path).save(2)
+    expected = steps(whole, range(3, 7))
+
+    resumed = real.build(kind, salt, tmp_path, seed=9)
+    resumed.seed_optimizer_state_for_resume()
+    checkpoints = manager(resumed, tmp_path)
+    assert checkpoints.maybe_resume(resume_from_checkpoint=str(tmp_path)) == 2
+    checkpoints.load_rng_snapshot(str(tmp_path))
+    assert steps(resumed, range(3, 7)) == expected
+
+    other = real.build(kind, {**salt, "seed": 1}, tmp_path)
+    other.seed_optimizer_state_for_resume()
+    with pytest.raises(Exception, match=r"seed \(state: 0, here: 1\)"):
+        manager(other, tmp_path).maybe_resume(resume_from_checkpoint=str(tmp_path))
+
+
+def manager(method: Any, folder: Path) -> Any:
+    from fastvideo.train.utils.checkpoint import CheckpointConfig, CheckpointManager
+
+    return CheckpointManager(
+        method=method,
+        dataloader=None,
+        output_dir=str(folder),
+        config=CheckpointConfig(save_steps=1, keep_last=0),
+    )
+
+
+def test_the_frameworks_own_tests_of_these_methods_pass_on_the_subclasses(real):
+    """Its one file of tests that name them and need no GPU, with our class in its place."""
+    plugin = (
+        "import fastvideo_real; fastvideo_real.activate()\n"
+        "import fastvideo.train.methods.distribution_matching.dmd2 as theirs\n"
+        "from salt_losses.integrations.fastvideo import SaltDMD2Method\n"
+        "theirs.DMD2Method = SaltDMD2Method\n"
+        "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    tests = real.checkout() / "fastvideo/tests/train/methods/test_dmd2_timestep_bounds.py"
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    env = {name: v for name, v in os.environ.items() if name != "MASTER_PORT"}
+    done = subprocess.run(
+        [sys.executable, "-c", plugin, "-q", "-p", "no:cacheprovider", str(tests)],
+        env={**env, "PYTHONPATH": path}, cwd=real.checkout(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "5 passed" in done.stdout
