@@ -86,16 +86,18 @@ _FAMILIES = {
 
 for _family in _FAMILIES.values():
     STUDENTS |= _family
-LONGER = {
-    f"{name} x3": replace(STUDENTS[name], length=3)
-    for name in (
-        *("dmd-4", "mixed", "mixed-sc"),
-        *_FAMILIES["defect"],
-        "mixed-sc at=exit noise=shared weight=1",
-        "mixed-sc at=input weight=1",
+LONGER, LONGER_MORE = (
+    {f"{name} x3": replace(STUDENTS[name], length=3) for name in names}
+    for names in (
+        ("dmd-4", "mixed", "mixed-sc", "mixed-sc sc_weight=0.3"),
+        (
+            "mixed-sc sc_time_weight=clean sc_nearest=2",
+            "mixed-sc at=exit noise=shared weight=1",
+            "mixed-sc at=input weight=1",
+        ),
     )
-}
-STUDENTS |= LONGER
+)
+STUDENTS |= LONGER | LONGER_MORE
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ GROUPS = {
     "main": Group("What matters", ("dmd-4", "undistilled", "mixed", "mixed-sc", "released"), 5),
     "defect": Group("The defect term's settings", ("mixed", "mixed-sc", *_FAMILIES["defect"]), 5),
     "longer": Group("Three times the training", tuple(LONGER), 3),
+    "longer-more": Group("Three times the training, other forms", ("mixed-sc x3", *LONGER_MORE), 2),
     "table4": Group(
         "Table 4, without backward simulation",
         ("whole-dmd-4", "whole-dmd-8", *(f"whole-sc-dmd-8 {w:g}" for w in (0.3, 1.0, 3.0))),
