@@ -457,6 +457,31 @@ MixedStepScheduler(inference_steps=0)
     ValueError: inference_steps must be at least 1; got 0
 MixedStepScheduler(seed=0.5)
     TypeError: seed must be an integer; got 0.5 (float)
+MixedStepScheduler(first_chunk_steps=6)
+    ValueError: first_chunk_steps must be a multiple of the step count 4, so that the grids
+    nest; got 6
+MixedStepScheduler(first_chunk_steps={2: 3})
+    ValueError: first_chunk_steps must be a multiple of the step count 2, so that the grids
+    nest; got 3
+MixedStepScheduler(first_chunk_steps={16: 24})
+    ValueError: first_chunk_steps must be a multiple of the step count 16, so that the grids
+    nest; got 24
+MixedStepScheduler(first_chunk_steps={4: 2})
+    ValueError: first_chunk_steps must be a multiple of the step count 4, so that the grids
+    nest; got 2
+MixedStepScheduler(first_chunk_steps={2: 0})
+    ValueError: first_chunk_steps[2] must be at least 1; got 0
+MixedStepScheduler(first_chunk_steps={"2": 4})
+    TypeError: first_chunk_steps' key must be an integer; got '2' (str)
+MixedStepScheduler(first_chunk_steps=0)
+    ValueError: first_chunk_steps must be at least 1; got 0
+MixedStepScheduler(first_chunk_steps=4.0)
+    TypeError: first_chunk_steps must be an integer; got 4.0 (float)
+MixedStepScheduler(first_chunk_steps=True)
+    TypeError: first_chunk_steps must be an integer; got True (bool)
+MixedStepScheduler(first_chunk_steps=(4, 4, 8))
+    TypeError: first_chunk_steps must be a number of steps, a mapping from step counts to such,
+    or None; got (4, 4, 8) (tuple)
 MixedStepScheduler().plan(-1)
     ValueError: iteration must be at least 0; got -1
 MixedStepScheduler().plan("3")
@@ -500,11 +525,11 @@ SaltConfig.from_mapping([("sc_weight", 1.0)])
     TypeError: mapping must be a mapping of settings; got [('sc_weight', 1.0)] (list)
 SaltConfig.from_mapping({"lambda_sc": 1.0})
     ValueError: unknown setting 'lambda_sc'; known are preset, step_counts, probs, shift,
-    sc_steps, align_reference, align_warmup, align_prob, inference_steps, seed, sc_weight,
-    align_weight, align_margin, align_features, align_block, sc_stop_grad, sc_time_weight,
-    sc_nearest, align_at, align_noise, align_levels, adv_weight, adv_against, adv_step_counts,
-    adv_kind, adv_features, adv_blocks, adv_levels, adv_lr, adv_penalty, adv_sigma, adv_warmup,
-    adv_updates
+    sc_steps, align_reference, align_warmup, align_prob, inference_steps, seed,
+    first_chunk_steps, sc_weight, align_weight, align_margin, align_features, align_block,
+    sc_stop_grad, sc_time_weight, sc_nearest, align_at, align_noise, align_levels, adv_weight,
+    adv_against, adv_step_counts, adv_kind, adv_features, adv_blocks, adv_levels, adv_lr,
+    adv_penalty, adv_sigma, adv_warmup, adv_updates
 SaltConfig.from_mapping({"sc_wieght": 1.0})
     ValueError: unknown setting 'sc_wieght'; did you mean 'sc_weight'?
 SaltConfig.from_mapping({"preset": "released"})
@@ -521,6 +546,16 @@ SaltConfig.from_mapping({"align_reference": {"2": 4, 2: 8}})
     ValueError: align_reference must hold each step count once; got {'2': 4, 2: 8}
 SaltConfig.from_mapping({"align_reference": {"2": "4"}})
     TypeError: align_reference[2] must be an integer; got '4' (str)
+SaltConfig.from_mapping({"first_chunk_steps": {"2": 4, 2: 8}})
+    ValueError: first_chunk_steps must hold each step count once; got {'2': 4, 2: 8}
+SaltConfig.from_mapping({"first_chunk_steps": {"one": 4}})
+    TypeError: first_chunk_steps' key must be an integer; got 'one' (str)
+SaltConfig(first_chunk_steps=3)
+    ValueError: first_chunk_steps must be a multiple of the step count 2, so that the grids
+    nest; got 3
+SaltConfig(first_chunk_steps="4")
+    TypeError: first_chunk_steps must be a number of steps, a mapping from step counts to such,
+    or None; got '4' (str)
 SaltConfig.preset("salt")
     ValueError: preset must be one of 'paper', 'released_self_forcing',
     'released_causal_forcing', 'released_longlive'; got 'salt'

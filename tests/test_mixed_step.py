@@ -19,7 +19,10 @@ N = 6_000
 
 
 def summary(plan):
-    grids = (plan.times, plan.reference_times, plan.train_times, plan.inference_times)
+    grids = (
+        plan.times, plan.reference_times, plan.train_times, plan.inference_times,
+        plan.first_times, plan.reference_first_times,
+    )  # fmt: skip
     return [
         plan.iteration, plan.num_steps, plan.use_sc, plan.use_align, plan.reference_steps,
         *(None if grid is None else grid.tolist() for grid in grids),
@@ -104,7 +107,10 @@ def through_torch(state):
 
 @pytest.mark.parametrize("carry", [lambda s: s, through_json, through_torch])
 def test_a_resumed_run_gets_the_plans_it_would_have_had(carry):
-    settings = {"seed": 2, "align_warmup": 5, "shift": 3, "align_reference": {4: 8, 2: 4}}
+    settings = {
+        "seed": 2, "align_warmup": 5, "shift": 3, "align_reference": {4: 8, 2: 4},
+        "first_chunk_steps": {4: 8, 2: 8},
+    }  # fmt: skip
     run = MixedStepScheduler(**settings)
     for _ in range(13):
         run.step()
@@ -132,6 +138,7 @@ OTHER_SETTINGS = {
     "align_prob": 0.25,
     "inference_steps": 2,
     "seed": 1,
+    "first_chunk_steps": {4: 16},
 }
 
 
@@ -147,6 +154,16 @@ def test_a_state_from_another_setting_is_refused_by_name_and_changes_nothing(nam
         named = {n for n in OTHER_SETTINGS if f"{n} (state:" in str(raised.value)}
         assert named == {name}
         assert scheduler.state_dict() == before
+
+
+def test_a_state_from_before_first_chunks_had_steps_of_their_own_loads_where_they_have_none():
+    state = MixedStepScheduler().state_dict() | {"iteration": 5}
+    del state["settings"]["first_chunk_steps"]
+    scheduler = MixedStepScheduler()
+    scheduler.load_state_dict(state)
+    assert scheduler.iteration == 5
+    with pytest.raises(ValueError, match=r"first_chunk_steps \(state: None, here: 8\)"):
+        MixedStepScheduler(first_chunk_steps=8).load_state_dict(state)
 
 
 def test_all_settings_that_differ_are_named():
@@ -231,3 +248,72 @@ def test_a_plan_is_frozen():
 def test_equal_plans_hash_alike():
     a, b = (MixedStepScheduler().plan(3) for _ in range(2))
     assert len({a, b}) == 1
+
+
+def steps_of(grid):
+    return None if grid is None else len(grid) - 1
+
+
+@pytest.mark.parametrize(
+    ("first_chunk_steps", "first"),
+    [
+        (None, {1: None, 2: None, 4: None, 8: None}),
+        (4, {1: 4, 2: 4, 4: 4, 8: 8}),
+        (1, {1: 1, 2: 2, 4: 4, 8: 8}),
+        ({1: 4}, {1: 4, 2: 2, 4: 4, 8: 8}),
+        ({2: 6, 4: 16}, {1: 1, 2: 6, 4: 16, 8: 8}),
+    ],
+)
+def test_the_first_chunk_has_a_denser_grid_where_one_is_asked_for(first_chunk_steps, first):
+    scheduler = MixedStepScheduler(
+        (1, 2, 4, 8), (0.25,) * 4, shift=3.0, first_chunk_steps=first_chunk_steps
+    )
+    plans = [scheduler.step() for _ in range(100)]
+    assert {plan.num_steps: steps_of(plan.first_times) for plan in plans} == first
+    for plan in plans:
+        if plan.first_times is not None:
+            assert torch.equal(plan.first_times, step_schedule(first[plan.num_steps], 3.0))
+            assert set(plan.times.tolist()) <= set(plan.first_times.tolist())
+
+
+@pytest.mark.parametrize(
+    ("first_chunk_steps", "first"), [(None, None), (4, 4), ({2: 8}, 8), ({2: 6}, 12), ({4: 16}, 4)]
+)
+def test_the_references_first_chunk_is_as_dense_as_the_students_and_as_its_own_others(
+    first_chunk_steps, first
+):
+    scheduler = MixedStepScheduler(
+        (2, 8), (1.0, 0.0), align_reference={2: 4}, align_warmup=3, align_prob=1.0,
+        first_chunk_steps=first_chunk_steps,
+    )  # fmt: skip
+    assert scheduler.plan(2).reference_first_times is None
+    plan = scheduler.plan(3)
+    assert steps_of(plan.reference_first_times) == first
+    if first is not None:
+        grid = set(plan.reference_first_times.tolist())
+        assert set(plan.first_times.tolist()) | set(plan.reference_times.tolist()) <= grid
+
+
+def test_first_chunks_do_not_move_the_plans():
+    a, b = (MixedStepScheduler(align_warmup=0, first_chunk_steps=n) for n in (None, 8))
+    for i in range(100):
+        assert summary(a.plan(i))[:-2] == summary(b.plan(i))[:-2]
+
+
+def test_grid_sizes_are_those_of_every_rollout_and_first_chunk():
+    scheduler = MixedStepScheduler(
+        (2, 4), (0.5, 0.5), inference_steps=4, align_reference={2: 4, 16: 32},
+        first_chunk_steps={2: 6},
+    )  # fmt: skip
+    assert scheduler.grid_sizes() == {2, 4, 6, 12, 32}
+    assert MixedStepScheduler().grid_sizes() == {2, 4, 8}
+
+
+def test_one_step_is_a_step_count_without_a_self_consistency_term():
+    # The defaults hold no term for it, so that its inference grid need not divide anything.
+    plan = MixedStepScheduler((1,), (1.0,), first_chunk_steps=4).step()
+    assert (plan.num_steps, plan.times.tolist(), plan.use_sc) == (1, [1.0, 0.0], False)
+    assert torch.equal(plan.first_times, step_schedule(4))
+    mixed = MixedStepScheduler((1, 2), (0.5, 0.5), sc_steps=(1, 2), inference_steps=1)
+    plans = [mixed.step() for _ in range(50)]
+    assert {(plan.num_steps, plan.use_sc) for plan in plans} == {(1, False), (2, True)}

@@ -98,7 +98,7 @@ def test_the_configs_scheduler_has_its_settings():
     settings = {
         "step_counts": (1, 3, 6), "probs": (0.1, 0.2, 0.7), "shift": 2.0, "sc_steps": (6,),
         "align_reference": {3: 6}, "align_warmup": 4, "align_prob": 0.9, "inference_steps": 3,
-        "seed": 11,
+        "seed": 11, "first_chunk_steps": {1: 3, 6: 12},
     }  # fmt: skip
     expected = MixedStepScheduler(**settings).state_dict()
     assert SaltConfig(**settings).scheduler().state_dict() == expected
@@ -136,7 +136,9 @@ OTHER = SaltConfig(
     sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="input",
     align_noise="own", align_levels=(0.1, 0.2), adv_weight=0.03, adv_against="more_steps",
     adv_step_counts=(1, 3), adv_kind="hinge", adv_features="real_score", adv_blocks=(1, 0),
-    adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0, adv_sigma=0.05, adv_warmup=7, adv_updates=5,
+    first_chunk_steps={3: 6, 1: 4}, adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0,
+    adv_sigma=0.05, adv_warmup=7,
+    adv_updates=5,
 )  # fmt: skip
 
 
@@ -171,11 +173,11 @@ def test_equal_configs_are_one_key_of_a_dict_whatever_they_were_made_from():
 
 
 def test_a_config_does_not_change_with_what_it_was_made_from():
-    counts, reference = [2, 4, 8], {2: 4}
-    config = SaltConfig(step_counts=counts, align_reference=reference)
+    counts, reference, first = [2, 4, 8], {2: 4}, {2: 4}
+    config = SaltConfig(step_counts=counts, align_reference=reference, first_chunk_steps=first)
     before = dataclasses.asdict(config)
-    counts[0], reference[4] = 1, 16
-    config.scheduler().align_reference[2] = 6
+    counts[0], reference[4], first[4] = 1, 16, 16
+    config.scheduler().align_reference[2] = config.scheduler().first_chunk_steps[2] = 6
     assert dataclasses.asdict(config) == before
 
 
@@ -186,10 +188,12 @@ def test_numbers_of_numpy_are_numbers():
         shift=np.float32(5), align_reference={np.int64(2): np.int32(4)}, seed=np.uint8(3),
         sc_weight=np.float16(0.5), align_margin=fractions.Fraction(1, 4), align_block=np.int8(20),
         align_levels=(np.float32(0), np.float64(0.5)), sc_nearest=np.int16(2),
+        first_chunk_steps=np.int8(8),
     )  # fmt: skip
     expected = SaltConfig(
         probs=(0.25, 0.25, 0.5), shift=5.0, align_reference={2: 4}, seed=3, sc_weight=0.5,
         align_margin=0.25, align_block=20, align_levels=(0.0, 0.5), sc_nearest=2,
+        first_chunk_steps=8,
     )  # fmt: skip
     assert config == expected
     assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(expected))

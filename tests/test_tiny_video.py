@@ -274,6 +274,30 @@ def test_sampling_depends_on_the_seed_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_first_chunk_may_be_sampled_in_more_steps_than_the_others() -> None:
+    wrapper = VideoDiffusionWrapper(TOY, is_causal=True)
+    wrapper.load_state_dict(randomised(wrapper))
+    noise, prompts = torch.randn(SHAPE), DigitPrompts()(["1", "2"])
+    calls: list[float] = []
+    wrapper.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(float(kwargs["timestep"].flatten()[0])),
+        with_kwargs=True,
+    )
+
+    def sampled(steps: int, first: int | None = None) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(2)
+        return sample(wrapper, noise, prompts, steps, rng, first_chunk_steps=first)
+
+    two, four = sampled(2), sampled(4)
+    calls.clear()
+    both = sampled(2, 4)
+    assert len(calls) == (4 + 1) + 2 * (2 + 1)  # each chunk's steps, and the call for the cache
+    assert torch.equal(both[:, :2], four[:, :2])
+    assert not torch.equal(both[:, :2], two[:, :2])
+    assert not torch.equal(both[:, 2:], four[:, 2:])
+    assert torch.equal(sampled(4, 2), four)
+
+
 class Interrupt(Exception):
     pass
 

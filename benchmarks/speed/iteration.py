@@ -22,6 +22,7 @@ from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import VideoDiffusionWrapper
 from salt_losses import SaltConfig, StepPlan, shortcut_triple_sampler
 from salt_losses.adapters import SaltHandle, self_forcing
+from salt_losses.mixed_step import first_chunk_count
 
 TITLE = "Iterations on examples/tiny_video"
 
@@ -36,6 +37,7 @@ SALT = SaltConfig(
     align_reference={2: 4, 4: 8},
     seed=35,
 )
+ONE_STEP = SaltConfig(step_counts=(1,), probs=(1.0,), seed=SALT.seed)
 VARIANTS: dict[str, SaltConfig | None] = {
     "DMD": None,
     "+ mixed steps": replace(SALT, sc_weight=0.0, align_weight=0.0),
@@ -44,6 +46,10 @@ VARIANTS: dict[str, SaltConfig | None] = {
     "+ aligned at end": replace(SALT, align_at="end"),
     "+ aligned at exit": replace(SALT, align_at="exit"),
     "+ aligned at input": replace(SALT, align_at="input"),
+    "+ 8 first steps": replace(SALT, align_at="exit", first_chunk_steps=8),
+    # The one-step model of arXiv 2511.01419, without its discriminator.
+    "1 step": ONE_STEP,
+    "1 step, first in 4": replace(ONE_STEP, first_chunk_steps=4),
     # Against data it calls the generator no more often.
     "+ adversary, n + 1": replace(
         SALT, align_weight=0.0, adv_weight=0.03, adv_against="more_steps"
@@ -111,7 +117,7 @@ def calls(toy: bool, device: str) -> dict[str, dict[str, Any]]:
 
 def _count(name: str, toy: bool, device: str, iterations: int) -> dict[str, Any]:
     trainer, handle = _trainer(name, toy, device)
-    model, config = trainer.model, trainer.config
+    config = trainer.config
     blocks = config.num_training_frames // config.num_frame_per_block
     per_iteration: list[Calls] = []
     torch.manual_seed(1)
@@ -121,15 +127,15 @@ def _count(name: str, toy: bool, device: str, iterations: int) -> dict[str, Any]
             exits.clear()
             plan = None if handle is None else handle.plan
             trainer.train(iteration + 1)
-            own = len(model.denoising_step_list) if plan is None else plan.num_steps
-            exact = _calls_of(plan, VARIANTS[name], own, exits, blocks)
+            rollouts = [exits[at : at + blocks] for at in range(0, len(exits), blocks)]
+            exact = _calls_of(plan, VARIANTS[name], rollouts)
             if counts != exact:
                 raise AssertionError(
                     f"{name}, iteration {iteration}: counted {counts}, the formula gives {exact}"
                 )
             per_iteration.append({key: value / blocks for key, value in counts.items()})
     expected = expected_calls(
-        VARIANTS[name], len(config.denoising_step_list), config.dfake_gen_update_ratio
+        VARIANTS[name], len(config.denoising_step_list), config.dfake_gen_update_ratio, blocks
     )
     found = {key: _mean_and_error([c[key] for c in per_iteration]) for key in expected}
     for key, (mean, error) in found.items():
@@ -143,7 +149,8 @@ def _count(name: str, toy: bool, device: str, iterations: int) -> dict[str, Any]
 
 @contextmanager
 def _counted(trainer: Trainer) -> Iterator[tuple[Calls, list[int]]]:
-    """Counts the generator's forwards, and notes the exit steps of the trainer's own rollouts."""
+    """Counts the generator's forwards, and notes the exit step of each block of the trainer's own
+    rollouts."""
     model = trainer.model
     model._initialize_inference_pipeline()
     counts: Calls = {}
@@ -152,7 +159,7 @@ def _counted(trainer: Trainer) -> Iterator[tuple[Calls, list[int]]]:
 
     def drawn(*args: Any, **kwargs: Any) -> list[int]:
         steps = draw(*args, **kwargs)
-        exits.append(steps[0])
+        exits.extend(steps)
         return steps
 
     model.inference_pipeline.generate_and_sync_list = drawn
@@ -168,23 +175,24 @@ def _counted(trainer: Trainer) -> Iterator[tuple[Calls, list[int]]]:
         del model.inference_pipeline.generate_and_sync_list
 
 
-def _calls_of(
-    plan: StepPlan | None, salt: SaltConfig | None, steps: int, exits: list[int], blocks: int
-) -> Calls:
-    """One iteration. `exits`: the generator's exit step, if it was updated, then the critic's."""
-    *generator, critic = exits
-    counts = {"grad": 0, "no_grad": blocks * (critic + 2)}
-    for exit_step in generator:
-        counts["grad"] += blocks
-        counts["no_grad"] += blocks * (exit_step + 1)
+def _calls_of(plan: StepPlan | None, salt: SaltConfig | None, rollouts: list[list[int]]) -> Calls:
+    """One iteration. `rollouts`: each block's exit step, in the generator's rollout, if it was
+    updated, then in the critic's."""
+    *generator, critic = rollouts
+    counts = {"grad": 0, "no_grad": sum(exit_step + 2 for exit_step in critic)}
+    for exits in generator:
+        counts["grad"] += len(exits)
+        counts["no_grad"] += sum(exit_step + 1 for exit_step in exits)
         if plan is None or salt is None:
             continue
-        if plan.use_sc and salt.sc_weight > 0 and _calls_for_defect(salt, plan)[exit_step]:
-            counts[_defect_call(salt)] += blocks
-        counts["no_grad"] += blocks * _adversary_calls(salt, plan.num_steps)
+        counts["no_grad"] += len(exits) * _adversary_calls(salt, plan.num_steps)
+        if plan.use_sc and salt.sc_weight > 0:
+            for block, exit_step in enumerate(exits):
+                first = plan.first_times is not None and block == 0
+                times = plan.first_times if first else plan.times
+                counts[_defect_call(salt)] += _calls_for_defect(salt, plan, times)[exit_step]
         if plan.reference_steps is not None and salt.align_weight > 0:
-            calls = _reference_calls(salt, exit_step, plan.num_steps, plan.reference_steps)
-            counts["no_grad"] += blocks * calls
+            counts["no_grad"] += _reference_calls(salt, exits, plan.num_steps, plan.reference_steps)
     return counts
 
 
@@ -198,37 +206,45 @@ def _adversary_calls(salt: SaltConfig, steps: int) -> int:
     return steps + 2 if rolls else 0
 
 
-def _reference_calls(salt: SaltConfig, exit_step: int, steps: int, reference_steps: int) -> int:
-    """Of one block: steps up to the reference's exit, the context pass, the student's input."""
+def _reference_calls(salt: SaltConfig, exits: list[int], steps: int, reference_steps: int) -> int:
+    """Each block's steps up to the reference's exit, its context pass, the student's input."""
+    first = first_chunk_count(salt.first_chunk_steps, steps)
+    counts = [(first, math.lcm(first, reference_steps)), *[(steps, reference_steps)] * len(exits)]
     if salt.align_at == "end":
-        return reference_steps + 1
-    if exit_step == 0:
+        return sum(of_reference + 1 for _, of_reference in counts[: len(exits)])
+    references = [e * high // low for e, (low, high) in zip(exits, counts)]
+    # A block whose reference has taken no more steps than the student is not aligned.
+    aligned = sum(r > e for r, e in zip(references, exits))
+    if not aligned:
         return 0
-    return exit_step * reference_steps // steps + 2 + (salt.align_at == "input")
+    return sum(r + 2 for r in references) + (aligned if salt.align_at == "input" else 0)
 
 
-def _calls_for_defect(salt: SaltConfig, plan: StepPlan) -> list[bool]:
-    """Which exit steps of the plan's rollout admit a triple that counts."""
-    triple = shortcut_triple_sampler(plan.times[:-1], plan.train_times, plan.inference_times)
-    weights = [1.0 - t if salt.sc_time_weight == "clean" else 1.0 for t in plan.times[:-1].tolist()]
+def _calls_for_defect(salt: SaltConfig, plan: StepPlan, times: Tensor) -> list[bool]:
+    """Which exit steps on the grid `times` admit a triple that counts."""
+    triple = shortcut_triple_sampler(times[:-1], plan.train_times, plan.inference_times)
+    weights = [1.0 - t if salt.sc_time_weight == "clean" else 1.0 for t in times[:-1].tolist()]
     return [bool(feasible) and w > 0 for feasible, w in zip(triple.feasible, weights)]
 
 
-def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -> Calls:
+def expected_calls(
+    salt: SaltConfig | None, own_steps: int, update_ratio: int, blocks: int = 7
+) -> Calls:
     """The formulas of docs/cost.md: forwards per iteration and block, after the warm-up."""
     probs = {own_steps: 1.0} if salt is None else dict(zip(salt.step_counts, salt.probs))
-    before_exit = sum(p * (k - 1) / 2 for k, p in probs.items())
+    first = {k: first_chunk_count(salt.first_chunk_steps, k) if salt else k for k in probs}
+    share = {k: (first[k] - k) / 2 / blocks for k in probs}  # of the first block's more steps
+    before_exit = sum(p * ((k - 1) / 2 + share[k]) for k, p in probs.items())
     of_generator = {"grad": 1.0, "no_grad": before_exit + 1}
     if salt is not None and salt.sc_weight > 0:
-        plans = _plans(salt)
         of_generator[_defect_call(salt)] += sum(
-            p * sum(_calls_for_defect(salt, plans[k])) / k
-            for k, p in probs.items()
-            if p > 0 and plans[k].use_sc
+            probs[k] * _expected_defect(salt, plan, blocks)
+            for k, plan in _plans(salt).items()
+            if plan.use_sc
         )
     if salt is not None and salt.align_weight > 0:
         of_generator["no_grad"] += sum(
-            probs[k] * salt.align_prob * _expected_reference(salt, k, reference_steps)
+            probs[k] * salt.align_prob * _expected_reference(salt, k, reference_steps, blocks)
             for k, reference_steps in salt.align_reference.items()
             if k in probs
         )
@@ -238,12 +254,28 @@ def expected_calls(salt: SaltConfig | None, own_steps: int, update_ratio: int) -
     return {key: of_generator[key] / update_ratio + of_critic[key] for key in of_critic}
 
 
-def _expected_reference(salt: SaltConfig, steps: int, reference_steps: int) -> float:
+def _expected_defect(salt: SaltConfig, plan: StepPlan, blocks: int) -> float:
+    others = _calls_for_defect(salt, plan, plan.times)
+    first = others if plan.first_times is None else _calls_for_defect(salt, plan, plan.first_times)
+    return (sum(first) / len(first) + (blocks - 1) * sum(others) / len(others)) / blocks
+
+
+def _expected_reference(salt: SaltConfig, steps: int, reference_steps: int, blocks: int) -> float:
+    first = first_chunk_count(salt.first_chunk_steps, steps)
     if salt.align_at == "end":
-        return reference_steps + 1
-    # Over exit steps from 0 on, at the first of which there is none.
-    each = 3 if salt.align_at == "input" else 2
-    return reference_steps / steps * (steps - 1) / 2 + each * (steps - 1) / steps
+        more = math.lcm(first, reference_steps) - reference_steps
+        return reference_steps + 1 + more / blocks
+    if first == steps:
+        # Over exit steps from 0 on, at the first of which there is none.
+        each = 3 if salt.align_at == "input" else 2
+        return reference_steps / steps * (steps - 1) / 2 + each * (steps - 1) / steps
+    # It runs if any block takes part: a sum over both exit steps, each as likely as any.
+    calls = [
+        _reference_calls(salt, [e, *[other] * (blocks - 1)], steps, reference_steps)
+        for e in range(first)
+        for other in range(steps)
+    ]
+    return sum(calls) / len(calls) / blocks
 
 
 def _plans(salt: SaltConfig) -> dict[int, StepPlan]:

@@ -66,7 +66,12 @@ class Student:
     def salt_config(self, config: Config) -> SaltConfig | None:
         if self.salt is None:
             return None
-        settings = {**BASE, "align_warmup": warmup(config), "seed": config.seed, **self.salt}
+        settings = {
+            **BASE,
+            "align_warmup": warmup(config) // self.length,
+            "seed": config.seed,
+            **self.salt,
+        }
         if settings["align_block"] == LAST:
             settings["align_block"] = config.num_layers - 1
         return SaltConfig(**settings)

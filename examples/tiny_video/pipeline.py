@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from salt_losses import consistency_sample, euler_sample, guide, step_schedule
+from salt_losses.mixed_step import first_chunk_count
 
 from .model import Cache, VideoTransformer
 from .wrapper import FlowMatchScheduler, VideoDiffusionWrapper
@@ -191,14 +192,17 @@ def sample(
     rng: torch.Generator,
     window: int | None = None,
     euler: bool = False,
+    first_chunk_steps: int | None = None,
 ) -> Tensor:
-    """Frames from noise `[B, F, C, H, W]`, each chunk in `num_steps` consistency or Euler steps.
+    """Frames from noise `[B, F, C, H, W]`, each chunk in `num_steps` consistency or Euler steps,
+    the first one in `first_chunk_steps` if these are more.
 
     Beyond the training length, `window` keeps a chunk's view at the frames it was trained with.
     """
     video = CachedVideo(generator, conditional_dict, noise.shape[1], window)
-    times = step_schedule(num_steps, generator.get_scheduler().shift)
-    frames = []
+    shift = generator.get_scheduler().shift
+    times = step_schedule(first_chunk_count(first_chunk_steps, num_steps), shift)
+    frames: list[Tensor] = []
     for chunk in noise.split(generator.model.num_frame_per_block, dim=1):
         if euler:
             x0 = euler_sample(video.velocity_fn, chunk, times)
@@ -206,6 +210,7 @@ def sample(
             x0 = consistency_sample(video.velocity_fn, chunk, times, generator=rng)
         video.append(x0)
         frames.append(x0)
+        times = step_schedule(num_steps, shift)
     return torch.cat(frames, dim=1)
 
 

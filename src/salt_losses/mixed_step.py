@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_count, check_number, describe
+from ._checks import check_count, check_number, describe, is_number
 from .schedule import step_schedule
 
 
@@ -28,6 +29,9 @@ class StepPlan:
         reference_times: its grid; `None` without alignment.
         train_times: the grid of `max(step_counts)`, where `t_m` is from (eq. 9).
         inference_times: the grid of `inference_steps`, where `t_e` is from (eq. 9).
+        first_times: the grid of the rollout's first chunk; `None`: `times`, as the other chunks.
+        reference_first_times: the grid of the reference rollout's first chunk, which holds
+            `first_times` and `reference_times`; `None` without either.
     """
 
     iteration: int
@@ -39,6 +43,8 @@ class StepPlan:
     reference_times: Tensor | None
     train_times: Tensor
     inference_times: Tensor
+    first_times: Tensor | None = None
+    reference_first_times: Tensor | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StepPlan):
@@ -65,9 +71,11 @@ class MixedStepScheduler:
 
     The step counts, their probabilities and the warm-up are the paper's (app. B), as are K = 8 for
     the self-consistency term and the references 2 -> 4 and 4 -> 8. `align_prob` is ours.
+    `first_chunk_steps` is the first-frame enhancement of arXiv 2511.01419 (ASD), which uses 4.
 
     Args:
-        step_counts: the step counts K to train on, distinct.
+        step_counts: the step counts K to train on, distinct. One step is a step count as any other,
+            without a self-consistency term.
         probs: their probabilities; sum to 1.
         shift: time shift of all grids (see `shift_time`).
         sc_steps: step counts at which the self-consistency term is on.
@@ -76,8 +84,11 @@ class MixedStepScheduler:
         align_prob: probability of the alignment, after the warm-up, at the step counts that have
             a reference.
         inference_steps: step count of the grid that `t_e` is from. Divides `max(step_counts)`
-            where `sc_steps` is not empty.
+            where the self-consistency term can be on.
         seed: makes the plans.
+        first_chunk_steps: steps of a rollout's first chunk, which has no frames before it to lean
+            on; a multiple of K. A number: of every rollout with fewer. A mapping: K -> number, and
+            where it has no K, that is K. `None`: K.
 
     Raises:
         TypeError, ValueError: settings of the wrong type, that contradict each other, or
@@ -102,6 +113,7 @@ class MixedStepScheduler:
         align_prob: float = 0.5,
         inference_steps: int = 4,
         seed: int = 0,
+        first_chunk_steps: int | Mapping[int, int] | None = None,
     ) -> None:
         self.step_counts = _counts("step_counts", step_counts)
         if not self.step_counts:
@@ -115,13 +127,17 @@ class MixedStepScheduler:
         if self.align_prob > 1:
             raise ValueError(f"align_prob must be a probability in [0, 1]; got {align_prob!r}")
         self.inference_steps = check_count("inference_steps", inference_steps)
-        if self.sc_steps and max(self.step_counts) % self.inference_steps:
+        has_sc = any(self._use_sc(num_steps) for num_steps in self.step_counts)
+        if has_sc and max(self.step_counts) % self.inference_steps:
             raise ValueError(
                 f"inference_steps must divide the largest step count, {max(self.step_counts)}, "
                 f"so that the inference grid is part of the training grid; got {inference_steps}"
             )
         # Any integer: Python's random seeds from its decimal text.
         self.seed = check_count("seed", seed, low=-(2**63))
+        self.first_chunk_steps = _first_chunk_steps(first_chunk_steps)
+        for num_steps in self.step_counts:
+            first_chunk_count(self.first_chunk_steps, num_steps)
         self.iteration = 0
 
     def plan(self, iteration: int) -> StepPlan:
@@ -136,18 +152,19 @@ class MixedStepScheduler:
             and num_steps in self.align_reference
         )
         reference_steps = self.align_reference[num_steps] if aligned else None
+        first_steps, reference_first_steps = self._first_counts(num_steps, reference_steps)
         return StepPlan(
             iteration=iteration,
             num_steps=num_steps,
             times=step_schedule(num_steps, self.shift),
-            use_sc=num_steps in self.sc_steps,
+            use_sc=self._use_sc(num_steps),
             use_align=aligned,
             reference_steps=reference_steps,
-            reference_times=(
-                None if reference_steps is None else step_schedule(reference_steps, self.shift)
-            ),
+            reference_times=self._grid(reference_steps),
             train_times=step_schedule(max(self.step_counts), self.shift),
             inference_times=step_schedule(self.inference_steps, self.shift),
+            first_times=self._grid(first_steps),
+            reference_first_times=self._grid(reference_first_steps),
         )
 
     def step(self) -> StepPlan:
@@ -177,6 +194,7 @@ class MixedStepScheduler:
         ours, theirs = self._settings(), state_dict["settings"]
         if not isinstance(theirs, Mapping):
             raise ValueError(f"state_dict['settings'] must be a mapping; got {describe(theirs)}")
+        theirs = {"first_chunk_steps": None, **theirs}  # a state from before that setting
         differ = [
             f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
             for name in {**ours, **theirs}
@@ -186,19 +204,67 @@ class MixedStepScheduler:
             raise ValueError(f"state_dict is from other settings: {', '.join(differ)}")
         self.iteration = check_count("state_dict['iteration']", state_dict["iteration"], low=0)
 
+    def grid_sizes(self) -> set[int]:
+        """The step counts of all rollouts that plans may hold, first chunks among them."""
+        sizes = {*self.step_counts, *self.align_reference.values()}
+        for num_steps in self.step_counts:
+            reference_steps = self.align_reference.get(num_steps)
+            for first in self._first_counts(num_steps, reference_steps):
+                sizes |= set() if first is None else {first}
+        return sizes
+
+    def _use_sc(self, num_steps: int) -> bool:
+        # One step has no second one to agree with.
+        return num_steps in self.sc_steps and num_steps > 1
+
+    def _first_counts(
+        self, num_steps: int, reference_steps: int | None
+    ) -> tuple[int | None, int | None]:
+        """Steps of the first chunk: the student's, and its reference's."""
+        if self.first_chunk_steps is None:
+            return None, None
+        first = first_chunk_count(self.first_chunk_steps, num_steps)
+        # No coarser than the student's, nor than the reference's other chunks.
+        return first, None if reference_steps is None else math.lcm(first, reference_steps)
+
+    def _grid(self, num_steps: int | None) -> Tensor | None:
+        return None if num_steps is None else step_schedule(num_steps, self.shift)
+
     def _settings(self) -> dict[str, Any]:
         """Lists and dicts of plain values, as they come back from JSON or `torch.load` alike."""
+        first = self.first_chunk_steps
         return {
             "step_counts": list(self.step_counts),
             "probs": list(self.probs),
             "shift": self.shift,
             "sc_steps": list(self.sc_steps),
-            "align_reference": [list(pair) for pair in sorted(self.align_reference.items())],
+            "align_reference": _pairs(self.align_reference),
             "align_warmup": self.align_warmup,
             "align_prob": self.align_prob,
             "inference_steps": self.inference_steps,
             "seed": self.seed,
+            "first_chunk_steps": _pairs(first) if isinstance(first, dict) else first,
         }
+
+
+def first_chunk_count(first_chunk_steps: int | Mapping[int, int] | None, num_steps: int) -> int:
+    """Steps of the first chunk of a rollout of `num_steps`.
+
+    Raises:
+        ValueError: not a multiple of `num_steps`.
+    """
+    if first_chunk_steps is None:
+        return num_steps
+    if isinstance(first_chunk_steps, Mapping):
+        first = first_chunk_steps.get(num_steps, num_steps)
+    else:
+        first = max(first_chunk_steps, num_steps)
+    if first % num_steps:
+        raise ValueError(
+            f"first_chunk_steps must be a multiple of the step count {num_steps}, so that the "
+            f"grids nest; got {first}"
+        )
+    return first
 
 
 def _choose(step_counts: Sequence[int], probs: Sequence[float], u: float) -> int:
@@ -232,6 +298,28 @@ def _probabilities(value: object, length: int) -> tuple[float, ...]:
     if abs(sum(probs) - 1.0) > 1e-6:
         raise ValueError(f"probs must sum to 1; got {list(probs)}, which sum to {sum(probs):g}")
     return probs
+
+
+def _first_chunk_steps(value: object) -> int | dict[int, int] | None:
+    if value is None:
+        return None
+    if is_number(value) or isinstance(value, bool):
+        return check_count("first_chunk_steps", value)
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            "first_chunk_steps must be a number of steps, a mapping from step counts to such, "
+            f"or None; got {describe(value)}"
+        )
+    counts: dict[int, int] = {}
+    for num_steps, first in value.items():
+        num_steps = check_count("first_chunk_steps' key", num_steps)
+        counts[num_steps] = check_count(f"first_chunk_steps[{num_steps}]", first)
+        first_chunk_count(counts, num_steps)
+    return counts
+
+
+def _pairs(counts: Mapping[int, int]) -> list[list[int]]:
+    return [list(pair) for pair in sorted(counts.items())]
 
 
 def _references(value: object) -> dict[int, int]:

@@ -42,7 +42,7 @@ class SaltConfig:
 
     Args:
         step_counts, probs, sc_steps, align_reference, align_warmup, align_prob, inference_steps,
-            seed: see `MixedStepScheduler`.
+            seed, first_chunk_steps: see `MixedStepScheduler`.
         shift: time shift of the grids; `None`: the trainer's own (adapters), 1 elsewhere.
         sc_weight: lambda_SC, the weight of the self-consistency term. 0 switches it off. The term
             is a mean over elements, next to a DMD loss whose gradient is normalised.
@@ -103,6 +103,7 @@ class SaltConfig:
     align_prob: float = 0.5
     inference_steps: int = 4
     seed: int = 0
+    first_chunk_steps: int | Mapping[int, int] | None = dataclasses.field(default=None, hash=False)
     sc_weight: float = 1.0
     align_weight: float = 0.0
     align_margin: float = 0.1
@@ -175,8 +176,8 @@ class SaltConfig:
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise ValueError(f"unknown setting {key!r}; {hint}")
         settings = dict(mapping)
-        if "align_reference" in settings:
-            settings["align_reference"] = _integer_keys(settings["align_reference"])
+        for name in {"align_reference", "first_chunk_steps"} & set(settings):
+            settings[name] = _integer_keys(name, settings[name])
         if "preset" in settings:
             settings = {**_preset(settings.pop("preset")), **settings}
         return cls(**settings)
@@ -240,6 +241,7 @@ class SaltConfig:
             align_prob=self.align_prob,
             inference_steps=self.inference_steps,
             seed=self.seed,
+            first_chunk_steps=self.first_chunk_steps,
         )
 
 
@@ -307,7 +309,7 @@ def salt_loss(
 # Settings that the scheduler checks and keeps; not its shift, which may be left to the trainer.
 _SCHEDULERS = (
     "step_counts", "probs", "sc_steps", "align_reference", "align_warmup", "align_prob",
-    "inference_steps", "seed",
+    "inference_steps", "seed", "first_chunk_steps",
 )  # fmt: skip
 _CHOICES = {
     "sc_stop_grad": (None, "direct", "composed"),
@@ -326,13 +328,13 @@ def _preset(name: str) -> dict[str, Any]:
     return PRESETS[name]
 
 
-def _integer_keys(value: object) -> object:
+def _integer_keys(name: str, value: object) -> object:
     """JSON knows keys of text only."""
     if not isinstance(value, Mapping):
         return value
     keys = [int(k) if isinstance(k, str) and k.isdecimal() else k for k in value]
     if len(set(keys)) < len(keys):
-        raise ValueError(f"align_reference must hold each step count once; got {value!r}")
+        raise ValueError(f"{name} must hold each step count once; got {value!r}")
     return dict(zip(keys, value.values()))
 
 

@@ -13,6 +13,7 @@ _MIXED_STEPS: dict[str, Any] = {  # paper: sec. 3.3 and app. B; the release has 
     "probs": (0.2, 0.4, 0.4),
     "sc_steps": (8,),
     "inference_steps": 4,
+    "first_chunk_steps": None,  # neither has it
 }
 
 # The paper's main system and the release have no discriminator; of its "Ours-alpha" the paper says

@@ -24,6 +24,7 @@ SALT: dict[str, Any] = {
     "sc_weight": 1.0,
     "align_weight": 1.0,
     "align_margin": 0.0,
+    "first_chunk_steps": 2,
     "seed": 1,
 }
 CASES = [

@@ -89,24 +89,27 @@ def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() ->
     assert float(loss.detach()) == pytest.approx(float(total))
 
 
-def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one() -> None:
+@pytest.mark.parametrize("config", [BUSY, replace(BUSY, first_chunk_steps=4)])
+def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one(
+    config: SaltConfig,
+) -> None:
     def parameters(trainer: Any) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
 
     whole = tiny.build_trainer()
-    self_forcing.attach(whole, BUSY)
+    self_forcing.attach(whole, config)
     for until in (2, 4):
         train(whole, until)
 
     first, second = tiny.build_trainer(), tiny.build_trainer()
-    handle = self_forcing.attach(first, BUSY)
+    handle = self_forcing.attach(first, config)
     train(first, 2)
     state = json.loads(json.dumps(handle.state_dict()))
     second.model.load_state_dict(first.model.state_dict())
     for name in ("generator_optimizer", "critic_optimizer"):
         getattr(second, name).load_state_dict(getattr(first, name).state_dict())
     # Self Forcing counts from 0 again; the data and the phase of its updates are its own affair.
-    resumed = self_forcing.attach(second, BUSY)
+    resumed = self_forcing.attach(second, config)
     resumed.load_state_dict(state)
     assert resumed.plan == handle.plan
     second.step = 2

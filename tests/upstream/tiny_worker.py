@@ -17,7 +17,10 @@ from salt_losses.adapters import self_forcing
 
 ITERATIONS = 6
 # Of two steps, the second admits no triple.
-SALT = replace(BUSY, step_counts=(1, 2), probs=(0.3, 0.7), sc_steps=(2,), inference_steps=1)
+SALT = replace(
+    BUSY, step_counts=(1, 2), probs=(0.3, 0.7), sc_steps=(2,), inference_steps=1,
+    first_chunk_steps=2,
+)  # fmt: skip
 
 
 def main(folder: Path, rank: int) -> None:

@@ -8,6 +8,7 @@ optimizer's step). The modules import nothing of the trainers.
 from ._engine import SaltHandle
 from ._launch import launch
 from ._record import record
+from ._sample import sample
 from ._seams import MissingSeamError
 
-__all__ = ["MissingSeamError", "SaltHandle", "launch", "record"]
+__all__ = ["MissingSeamError", "SaltHandle", "launch", "record", "sample"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from .._checks import describe
 from ..objective import SaltConfig
 from ._agreement import check_agreement
 from ._engine import SaltHandle
+from ._first_chunk import first_list
 from ._seams import (
     SeamCheck,
     check_adversary,
@@ -81,6 +83,13 @@ class Adapter:
         if config.adv_weight > 0:
             _check_adversary(model, streaming is not None, config)
         handle = SaltHandle(model, trainer, streaming, config)
+        own = first_list(pipeline)
+        if config.first_chunk_steps is not None and own is not None:
+            warnings.warn(
+                f"first_chunk_steps, {config.first_chunk_steps}, takes the place of the trainer's "
+                f"own denoising_step_list_first_chunk, of {len(own)} steps",
+                stacklevel=2,
+            )
         handle._attach()
         return handle
 
@@ -135,7 +144,7 @@ def _aligns(config: SaltConfig) -> bool:
 def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
     """Settings that only the trainer at hand can refuse."""
     finest = max(config.step_counts)
-    nowhere_else = set(config.sc_steps) & set(config.step_counts) == {finest}
+    nowhere_else = {k for k in config.sc_steps if k in config.step_counts and k > 1} == {finest}
     if config.sc_weight > 0 and nowhere_else and getattr(pipeline, "last_step_only", False):
         raise ValueError(
             "sc_weight must be 0 where the trainer's last_step_only is on: below the last of "

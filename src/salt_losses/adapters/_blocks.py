@@ -13,8 +13,8 @@ class Block:
 
     Attributes:
         exit: the step at which the student leaves.
-        ratio: the reference's steps to one of the student's; 1 where the trainer keeps a step
-            list of its own for the first chunk.
+        ratio: the reference's steps to one of the student's; 1 where both have the same list, as
+            first chunks may.
         reference_exit: the step at which the reference leaves: at the student's level, or its last.
         takes_part: whether the block is aligned.
     """
@@ -26,6 +26,7 @@ class Block:
 
     @classmethod
     def of(cls, exit: int, steps: int, reference_steps: int, align_at: str) -> Block:
+        """`steps`, `reference_steps`: this block's, whose lists nest."""
         ratio = reference_steps // steps
         if align_at == "end":
             return cls(exit, ratio, reference_steps - 1, True)

@@ -24,6 +24,7 @@ from ..schedule import shift_time, step_schedule
 from ._adversary import Adversary
 from ._agreement import check_agreement
 from ._features import alignment, frozen
+from ._first_chunk import set_first_list
 from ._patch import Patches
 from ._rollout import Rollout
 from ._scored import Scored, real_videos, rolled
@@ -57,7 +58,7 @@ class SaltHandle:
         self._log_iteration = -1
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
         # Refuses a grid that is too fine for the trainer's table of timesteps.
-        grids = {*config.step_counts, *config.align_reference.values()}
+        grids = self._scheduler.grid_sizes()
         if config.adv_against == "more_steps":
             grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
         for num_steps in grids:
@@ -283,15 +284,21 @@ class SaltHandle:
 
     @contextmanager
     def _step_lists(self, plan: StepPlan) -> Iterator[Any]:
-        """The plan's step list in place of the trainer's; gives the pipeline."""
+        """The plan's step lists in place of the trainer's; gives the pipeline."""
         model = self._model
         if model.inference_pipeline is None:  # before the swap: it keeps the model's list
             model._initialize_inference_pipeline()
+        pipeline = model.inference_pipeline
         with Patches() as patches:
             steps = self._lists.timesteps(plan.times)
-            patches.set(model.inference_pipeline, "denoising_step_list", steps)
+            patches.set(pipeline, "denoising_step_list", steps)
             patches.set(model, "denoising_step_list", steps)
-            yield model.inference_pipeline
+            if plan.first_times is not None:
+                rollouts = [(model, "_consistency_backward_simulation")]
+                if self._streaming is not None:
+                    rollouts.append((pipeline, "generate_chunk_with_cache"))
+                set_first_list(patches, pipeline, self._lists.timesteps(plan.first_times), rollouts)
+            yield pipeline
 
     def _objective(
         self,

@@ -19,6 +19,8 @@ from ..flow import euler_step
 from ..objective import SaltConfig
 from . import _streams
 from ._blocks import Block, CallCounter, Tap
+from ._first_chunk import NAME as FIRST_LIST
+from ._first_chunk import first_list
 from ._patch import Patches
 from ._steps import noise_levels
 
@@ -31,6 +33,7 @@ class Reference:
     Args:
         pipeline: the trainer's; its generator must be the trainer's own at this moment.
         steps: the reference's step list `[K']`.
+        first_steps: that of its first chunk; `None`: the student's, where the trainer has one.
         config: Salt's settings, for those of the alignment.
         seed: of the reference's noise, where that is its own.
         streaming: whether the caches live on between rollouts.
@@ -42,14 +45,20 @@ class Reference:
     """
 
     def __init__(
-        self, pipeline: Any, steps: Tensor, config: SaltConfig, seed: int, *, streaming: bool
+        self,
+        pipeline: Any,
+        steps: Tensor,
+        first_steps: Tensor | None,
+        config: SaltConfig,
+        seed: int,
+        *,
+        streaming: bool,
     ) -> None:
         self.output: Tensor | None = None
         self.frames: list[bool] = []
         self._pipeline, self._generator, self._streaming = pipeline, pipeline.generator, streaming
         self._steps, self._config, self._seed = steps, config, seed
-        # Causal Forcing may have a step list of its own for the first chunk.
-        self._first_steps = getattr(pipeline, "denoising_step_list_first_chunk", None)
+        self._first_steps = first_steps
         self._blocks: list[Block] = []
         self._student: CallCounter | None = None
         self._exit_inputs: list[Tensor] = []
@@ -83,17 +92,26 @@ class Reference:
             num_blocks: int, num_denoising_steps: int, device: Any
         ) -> list[int]:
             exits = draw(num_blocks, num_denoising_steps, device=device)
-            first_list = self._first_steps is not None and not self._blocks
-            reference_steps = num_denoising_steps if first_list else len(self._steps)
+            of_reference = self._steps
+            if not self._blocks:  # the first draw: of the first chunk alone, if it has a list
+                self._first_steps = self._first_list()
+                of_reference = self._steps if self._first_steps is None else self._first_steps
             # A trainer draws an exit step for each block even where all leave at the first one's.
             same = self._pipeline.same_step_across_blocks
             self._blocks += [
-                Block.of(e, num_denoising_steps, reference_steps, self._config.align_at)
+                Block.of(e, num_denoising_steps, len(of_reference), self._config.align_at)
                 for e in (exits[:1] * len(exits) if same else exits)
             ]
             return exits
 
         return generate_and_sync_list
+
+    def _first_list(self) -> Tensor | None:
+        """The reference's for the first chunk, where the student has one in this rollout."""
+        students = first_list(self._pipeline)
+        if students is None or self._first_steps is None:
+            return students
+        return self._first_steps
 
     def _student_call(self, call: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         if not self._blocks:
@@ -153,6 +171,8 @@ class Reference:
             for name, cache in self._caches.items():
                 patches.set(pipeline, name, cache)
             patches.set(pipeline, "denoising_step_list", self._steps)
+            if self._first_steps is not None:
+                patches.set(pipeline, FIRST_LIST, self._first_steps)
             patches.set(pipeline, "generate_and_sync_list", next_exits)
             patches.set(pipeline, "generator", Tap(self._generator, calls))
             if self._config.align_noise == "shared":

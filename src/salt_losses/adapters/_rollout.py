@@ -12,6 +12,7 @@ from torch import Tensor
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig
 from ._defect import DefectTap
+from ._first_chunk import first_list
 from ._patch import Patches
 from ._reference import Reference
 from ._scored import Scored
@@ -59,10 +60,7 @@ class Rollout:
         """Collect the terms while the trainer makes the rollout."""
         with Patches() as patches:
             if self.wants_align:
-                steps = self._lists.timesteps(cast(Tensor, self.plan.reference_times))
-                self.reference = reference = Reference(
-                    pipeline, steps, self._config, noise_seed, streaming=self._streaming
-                )
+                self.reference = reference = self._make_reference(pipeline, noise_seed)
                 owner, name = model, "_consistency_backward_simulation"
                 if self._streaming:
                     owner, name = pipeline, "generate_chunk_with_cache"
@@ -72,15 +70,32 @@ class Rollout:
                 patches.set(pipeline, "generator", self._tap)
             yield
 
+    def _make_reference(self, pipeline: Any, noise_seed: int) -> Reference:
+        plan, timesteps = self.plan, self._lists.timesteps
+        first = plan.reference_first_times
+        return Reference(
+            pipeline,
+            timesteps(cast(Tensor, plan.reference_times)),
+            None if first is None else timesteps(first),
+            self._config,
+            noise_seed,
+            streaming=self._streaming,
+        )
+
     def _make_tap(self, pipeline: Any, triples: torch.Generator) -> DefectTap:
         plan, lists = self.plan, self._lists
         step_times = lists.times(plan.times)
-        # Causal Forcing may have a step list of its own for the first chunk.
-        first = getattr(pipeline, "denoising_step_list_first_chunk", None)
+        first = first_list(pipeline)
         first_times = step_times if first is None else noise_levels(first)
+
+        def times_of(block: int) -> list[float]:
+            # Asked anew: in a later part of a long rollout no chunk is the first one.
+            own = block == 0 and first_list(pipeline) is not None
+            return first_times if own else step_times
+
         return DefectTap(
             pipeline.generator,
-            lambda block: first_times if block == 0 else step_times,
+            times_of,
             lists.times(plan.train_times),
             lists.times(plan.inference_times),
             triples,

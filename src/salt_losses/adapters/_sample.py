@@ -1,0 +1,179 @@
+"""A trainer's own inference script, at several step counts from the same seeds."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..mixed_step import first_chunk_count
+from ..schedule import step_schedule
+from . import _streams
+from ._first_chunk import NAME as FIRST_LIST
+from ._patch import Patches
+from ._steps import StepLists
+
+
+def sample(description: str | None = None) -> None:
+    """Run `inference.py` of the working directory, which then writes one file per step count.
+
+    Takes `--steps` and `--first_chunk_steps` off the command line; all other arguments are the
+    trainer's. A file that the script would call `a cat.mp4` is `a cat-2steps.mp4`, or
+    `a cat-2steps-first4.mp4` where the first chunk takes 4. Of each prompt all step counts start
+    from the same noise and the same random stream, and what they draw leaves the next prompt's
+    noise as it is: it depends on the script's seed alone.
+
+    Raises:
+        FileNotFoundError: the working directory is no trainer's checkout.
+        ValueError: the trainer's config is not of a few-step model, or its table of timesteps is
+            too coarse for a step count.
+    """
+    counts = _arguments(description)
+    if not Path("inference.py").is_file():
+        raise FileNotFoundError(
+            f"run this in the trainer's checkout: no inference.py in {os.getcwd()}"
+        )
+    sys.path.insert(0, os.getcwd())
+    pipelines: Any = importlib.import_module("pipeline")
+    video_io: Any = importlib.import_module("torchvision.io")
+    with Patches() as patches:
+        sampler = _sampler(pipelines.CausalInferencePipeline, counts)
+        patches.set(pipelines, "CausalInferencePipeline", sampler)
+        if hasattr(pipelines, "CausalDiffusionInferencePipeline"):
+            patches.set(pipelines, "CausalDiffusionInferencePipeline", _refuse_many_steps)
+        patches.set(video_io, "write_video", _writer(video_io.write_video, counts))
+        runpy.run_path("inference.py", run_name="__main__")
+
+
+def _arguments(description: str | None) -> dict[int, int | None]:
+    """Step count -> steps of the first chunk, `None`: the trainer's own setting."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--steps",
+        required=True,
+        nargs="+",
+        type=int,
+        metavar="K",
+        help="sampling steps of a chunk; for several, each prompt gives one video per K",
+    )
+    parser.add_argument(
+        "--first_chunk_steps",
+        type=int,
+        metavar="N",
+        help="steps of the first chunk where K is less; a multiple of those K",
+    )
+    ours, sys.argv[1:] = parser.parse_known_args()
+    steps, first = ours.steps, ours.first_chunk_steps
+    if min(steps) < 1 or len(set(steps)) < len(steps):
+        parser.error(f"--steps must be distinct numbers of at least 1; got {steps}")
+    if first is None:
+        return dict.fromkeys(steps)
+    if first < 1:
+        parser.error(f"--first_chunk_steps must be at least 1; got {first}")
+    try:
+        return {k: first_chunk_count(first, k) for k in steps}
+    except ValueError as error:
+        parser.error(f"--{error}")
+
+
+def _sampler(base: Any, counts: dict[int, int | None]) -> Any:
+    class Sampler(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            lists = StepLists(self)
+
+            def timesteps(num_steps: int) -> Tensor:
+                return lists.timesteps(step_schedule(num_steps, lists.shift))
+
+            # Here, so that a grid that is too fine is refused before any weights are loaded.
+            self._salt_lists = [
+                (timesteps(k), None if first is None else timesteps(first))
+                for k, first in counts.items()
+            ]
+
+        def inference(self, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("report_timing") and len(counts) > 1:
+                raise ValueError(f"--report_timing needs one step count; got {list(counts)}")
+            stream, results = _streams.get_state(noise.device), []
+            for steps, first in self._salt_lists:
+                _streams.set_state(noise.device, stream)
+                with _step_lists(self, steps, first, kwargs.get("initial_latent")):
+                    result = super().inference(noise, *args, **kwargs)
+                parts = result if isinstance(result, tuple) else (result,)
+                results.append([part.cpu() for part in parts])
+            _streams.set_state(noise.device, stream)
+            _streams.set_seed(noise.device, int(torch.randint(2**63 - 1, ())))
+            # One after the other in time: whatever the script does to a video, it does to all.
+            joined = [torch.cat(parts, dim=1) for parts in zip(*results)]
+            return tuple(joined) if len(joined) > 1 else joined[0]
+
+    return Sampler
+
+
+@contextmanager
+def _step_lists(
+    pipeline: Any, steps: Tensor, first: Tensor | None, given: Tensor | None
+) -> Iterator[None]:
+    """The pipeline with these step lists; `given`: latent frames that it starts from."""
+    with Patches() as patches:
+        patches.set(pipeline, "denoising_step_list", steps)
+        if first is None:
+            yield
+        elif hasattr(pipeline, FIRST_LIST):  # Causal Forcing
+            patches.set(pipeline, FIRST_LIST, first)
+            yield
+        else:
+            patches.set(pipeline, "denoising_step_list", first)
+            start = 0 if given is None else given.shape[1] * pipeline.frame_seq_length
+            with _others_after_the_first(pipeline, steps, len(first), start):
+                yield
+
+
+@contextmanager
+def _others_after_the_first(
+    pipeline: Any, steps: Tensor, first_steps: int, start: int
+) -> Iterator[None]:
+    """The pipeline reads its list anew for every chunk: `steps` after the first one's."""
+    calls = 0
+
+    def before_call(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += kwargs["current_start"] == start  # given frames lie below
+        if calls > first_steps:  # the context pass
+            pipeline.denoising_step_list = steps
+
+    hook = pipeline.generator.register_forward_pre_hook(before_call, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _writer(write_video: Callable[..., Any], counts: dict[int, int | None]) -> Callable[..., Any]:
+    def write_each(filename: str, video_array: Tensor, *args: Any, **kwargs: Any) -> None:
+        path = Path(filename)
+        for (k, first), video in zip(counts.items(), video_array.chunk(len(counts))):
+            name = f"{path.stem}-{k}step{'s' * (k > 1)}"
+            name += f"-first{first}" if first is not None and first > k else ""
+            write_video(str(path.with_name(name + path.suffix)), video, *args, **kwargs)
+
+    return write_each
+
+
+def _refuse_many_steps(*_: Any, **__: Any) -> Any:
+    raise ValueError(
+        "the trainer's config is not of a few-step model: it has no denoising_step_list"
+    )
