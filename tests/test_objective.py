@@ -136,8 +136,9 @@ OTHER = SaltConfig(
     sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="input",
     align_noise="own", align_levels=(0.1, 0.2), adv_weight=0.03, adv_against="more_steps",
     adv_step_counts=(1, 3), adv_kind="hinge", adv_features="real_score", adv_blocks=(1, 0),
-    adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0, adv_sigma=0.05, adv_warmup=7, adv_updates=5,
-    first_chunk_steps={3: 6, 1: 4},
+    first_chunk_steps={3: 6, 1: 4}, adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0,
+    adv_sigma=0.05, adv_warmup=7,
+    adv_updates=5,
 )  # fmt: skip
 
 

@@ -63,7 +63,10 @@ def test_students_differ_in_what_their_names_say() -> None:
     assert (plans["mixed-sc"].sc_weight, plans["mixed-sc"].align_weight) == (1.0, 0.0)
     assert plans["released"].align_weight > 0
     assert plans["released"].align_warmup < PRESETS["cpu"].distill_steps
-    for name in (n for n in STUDENTS if "=" in n):
+    for name in (n for n in STUDENTS if n.endswith(" x3")):
+        assert STUDENTS[name] == replace(STUDENTS[name.removesuffix(" x3")], length=3)
+        assert plans[name] == plans[name.removesuffix(" x3")]
+    for name in (n for n in STUDENTS if "=" in n and not n.endswith(" x3")):
         anchor, *changes = name.split(" ")
         keys = [change.split("=")[0] for change in changes]
         settings = replace(PRESETS["cpu"], **STUDENTS[name].trainer)

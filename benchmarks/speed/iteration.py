@@ -185,12 +185,12 @@ def _calls_of(plan: StepPlan | None, salt: SaltConfig | None, rollouts: list[lis
         counts["no_grad"] += sum(exit_step + 1 for exit_step in exits)
         if plan is None or salt is None:
             continue
+        counts["no_grad"] += len(exits) * _adversary_calls(salt, plan.num_steps)
         if plan.use_sc and salt.sc_weight > 0:
             for block, exit_step in enumerate(exits):
                 first = plan.first_times is not None and block == 0
                 times = plan.first_times if first else plan.times
                 counts[_defect_call(salt)] += _calls_for_defect(salt, plan, times)[exit_step]
-        counts["no_grad"] += len(exits) * _adversary_calls(salt, plan.num_steps)
         if plan.reference_steps is not None and salt.align_weight > 0:
             counts["no_grad"] += _reference_calls(salt, exits, plan.num_steps, plan.reference_steps)
     return counts

@@ -51,12 +51,30 @@ def weights(handle: Any) -> torch.Tensor:
 
 def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
     trainer = build(real_videos=True, batch_size=8, lr=0.0)
-    config = replace(CONFIG, adv_against="data", step_counts=(1,), probs=(1.0,), sc_steps=())
-    with self_forcing.attached(trainer, replace(config, adv_kind="non_saturating")) as handle:
-        gaps: list[float] = []
+    config = SaltConfig(
+        step_counts=(1,), probs=(1.0,), sc_steps=(), adv_weight=0.5, adv_levels=(0.0, 0.3),
+        adv_lr=1e-3,
+    )  # fmt: skip
+    gaps: list[float] = []
+    with self_forcing.attached(trainer, config) as handle:
         handle.on_metrics(lambda metrics: gaps.append(metrics["salt/adv_gap"]))
         train(trainer, 40)
-    assert sum(gaps[-10:]) / 10 > sum(gaps[:10]) / 10 + 0.05
+    assert sum(gaps[-10:]) / 10 > sum(gaps[:10]) / 10 + 0.5
+
+
+def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
+    model = tiny.build_model()
+    config = replace(CONFIG, step_counts=(1,), probs=(1.0,), sc_steps=(), first_chunk_steps=4)
+    starts: list[int] = []
+    model.generator.register_forward_pre_hook(
+        lambda module, args, kwargs: starts.append(kwargs["current_start"]), with_kwargs=True
+    )
+    with self_forcing.attached(model, config):
+        model.generator_loss(**tiny.loss_inputs(model))
+    per_chunk = model.inference_pipeline.frame_seq_length * model.num_frame_per_block
+    rolled = starts[: starts.index(0, 5)]  # the student begins anew
+    # The steps of each chunk and its context pass: 4 of the first one, 1 + 1 of the others.
+    assert [rolled.count(chunk * per_chunk) for chunk in range(3)] == [5, 3, 3]
 
 
 def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> None:

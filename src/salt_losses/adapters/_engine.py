@@ -58,7 +58,7 @@ class SaltHandle:
         self._log_iteration = -1
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
         # Refuses a grid that is too fine for the trainer's table of timesteps.
-        grids = set(self._scheduler.grid_sizes())
+        grids = self._scheduler.grid_sizes()
         if config.adv_against == "more_steps":
             grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
         for num_steps in grids:
