@@ -236,6 +236,27 @@ def test_on_an_accelerator_the_inputs_of_the_blocks_wait_on_the_host(
     assert len(hosted) == 3
 
 
+def test_what_all_blocks_share_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Conditioned(nn.Module):
+        def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+            return tokens * condition
+
+    blocks = nn.ModuleList(Conditioned() for _ in range(3))
+    condition = torch.ones(SHAPE[0], 1, DIM, dtype=torch.float64)
+    hosted: list[Tensor] = []
+    monkeypatch.setattr(alignment, "_offloads", lambda device: True)
+    monkeypatch.setattr(alignment, "_to_host", lambda x: hosted.append(x) or x.detach().clone())
+
+    def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
+        tokens = x.flatten(1, 2)
+        for block in blocks:
+            tokens = block(tokens, condition)
+        return tokens.reshape(x.shape)
+
+    rollout_align_loss(velocity_fn, blocks, randn(0).requires_grad_(), randn(1), 0.5, block=2)
+    assert [x.shape for x in hosted] == [(BATCH, FRAMES * TOKENS, DIM)] * 3
+
+
 def test_a_block_runs_twice_with_checkpointing_and_not_three_times() -> None:
     def runs(network: Network, **settings: Any) -> int:
         count: list[None] = []

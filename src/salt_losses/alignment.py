@@ -60,9 +60,9 @@ def rollout_align_loss(
         noise: standard normal, the shape of `low`; `None`: drawn with `generator`.
         generator: for that draw; never the global stream.
         checkpoint: keep the input of each block alone, and compute the block again for the
-            gradient; so the inner tensors of one block exist at a time. On an accelerator the
-            inputs wait in pinned memory of the host: its own memory holds one block's, however
-            many there are. `False` for a network that does this by itself.
+            gradient; so the inner tensors of one block exist at a time. On a CUDA device the inputs
+            wait in pinned memory of the host: the device holds one block's, however many there
+            are. `False` for a network that does this by itself.
 
     Returns:
         A 0-dim tensor in float32 at least, on the graph of `low` alone. It has no second
