@@ -280,17 +280,35 @@ def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(fw, k
         assert counts["off"] == counts["parent"]
         # The last of the steps admits no triple. Where ranks leave at steps of their own (DMD2),
         # the call is made all the same.
-        skipped = 0 if kind == "dmd2" else total_exits_at_last(fw, kind, tmp_path, iteration)
+        skipped = 0 if kind == "dmd2" else exits_at(-1, fw, kind, tmp_path, iteration)
         assert counts["on"] == (total + exits - skipped, 2 * exits - skipped)
         assert counts["composed"] == (total + exits - skipped, exits)
 
 
-def total_exits_at_last(fw: Any, kind: str, folder: Path, seed: int) -> int:
+def exits_at(which: int, fw: Any, kind: str, folder: Path, seed: int) -> int:
     method = fw.build(kind, None, folder, seed=seed)
-    last = float(method._get_denoising_step_list(torch.device("cpu"))[-1])
+    level = float(method._get_denoising_step_list(torch.device("cpu"))[which])
     calls = Calls(method.student)
     step(method, fw, seed)
-    return sum(grad and float(t.flatten()[0]) == last for _, t, grad in calls.made)
+    return sum(grad and float(t.flatten()[0]) == level for _, t, grad in calls.made)
+
+
+def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_for_nothing(
+    fw, tmp_path
+):
+    at_first = 0
+    for iteration in range(1, 7):
+        method = fw.build(
+            "self_forcing", {**BOTH, "sc_time_weight": "clean"}, tmp_path, seed=iteration
+        )
+        calls = Calls(method.student)
+        step(method, fw, iteration)
+        first, last = (
+            exits_at(which, fw, "self_forcing", tmp_path, iteration) for which in (0, -1)
+        )
+        assert calls.with_gradient == 2 * 3 - first - last
+        at_first += first
+    assert at_first > 0
 
 
 def test_the_defect_term_works_on_a_prediction_from_data(fw, tmp_path):

@@ -121,6 +121,9 @@ class Defect:
         if not feasible and not self._lockstep:
             return
         self._feasible += feasible
+        clean = self._config.sc_time_weight == "clean"
+        if clean and not self._lockstep and bool((t_s == 1).all()):
+            return  # what 1 - t_s makes of it
         triple = ShortcutTriple(*(u.to(x_s.device) for u in triple))
         self._terms.append(
             semigroup_defect_loss(
@@ -128,7 +131,7 @@ class Defect:
                 x_s,
                 triple,
                 v_s=v_s,
-                weight=1 - triple.t_s if self._config.sc_time_weight == "clean" else None,
+                weight=1 - triple.t_s if clean else None,
                 stop_grad=self._config.sc_stop_grad,
             )
         )
