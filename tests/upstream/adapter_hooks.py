@@ -11,6 +11,7 @@ from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, record, self_forcing
 
 SETTINGS = "SALT_TEST_SETTINGS"
+OF_A_RANK = ("adversary", "health")
 ADAPTERS = {"self": self_forcing, "longlive": longlive, "causal": causal_forcing}
 
 
@@ -47,7 +48,7 @@ def _settings() -> SaltConfig:
 def report(trainer: Any, handle: Any) -> dict[str, Any]:
     plans = [handle._scheduler.plan(i) for i in range(6)]
     return {
-        "state": {name: x for name, x in handle.state_dict().items() if name != "adversary"},
+        "state": {name: x for name, x in handle.state_dict().items() if name not in OF_A_RANK},
         "plans": [(plan.num_steps, plan.use_align) for plan in plans],
         "metrics": handle.metrics,
         "heads": (getattr(trainer, "first_head", None), head(handle)),
