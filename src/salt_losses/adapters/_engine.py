@@ -30,6 +30,7 @@ from ._patch import Patches
 from ._rollout import Rollout
 from ._scored import SCORE, Scored
 from ._steps import StepLists, planned
+from ._sweep import Sweeps
 from ._updates import Updates
 from ._wrapper import Wrapper
 
@@ -39,11 +40,14 @@ class SaltHandle:
 
     Attributes:
         config: the settings.
+        trainer_name: of the trainer that the adapter is for.
         attached: whether it is still attached.
     """
 
-    def __init__(self, model: Any, trainer: Any, streaming: Any, config: SaltConfig) -> None:
-        self.config, self.attached = config, False
+    def __init__(
+        self, model: Any, trainer: Any, streaming: Any, config: SaltConfig, trainer_name: str
+    ) -> None:
+        self.config, self.trainer_name, self.attached = config, trainer_name, False
         self._model, self._trainer, self._streaming = model, trainer, streaming
         self._lists = StepLists(model)
         self._scheduler = config.scheduler(self._lists.shift)
@@ -60,6 +64,7 @@ class SaltHandle:
         self._health = Health()
         self._vitals = Vitals(self._health)
         self._unread = False
+        self._sweeps: Sweeps | None = None  # where there is a folder for them: `record`
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
         # Refuses a grid that is too fine for the trainer's table of timesteps.
         grids = self._scheduler.grid_sizes()
@@ -196,7 +201,7 @@ class SaltHandle:
     def _generator_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
-        self._report()
+        self._between_updates()
         rollout = self._rollout(original, arguments)
         with (
             self._planned(rollout.plan) as pipeline,
@@ -210,7 +215,7 @@ class SaltHandle:
     def _critic_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
-        self._report()
+        self._between_updates()
         if self._updates is not None:
             self._updates.called(critic=True)
         self._begin_call()
@@ -219,14 +224,14 @@ class SaltHandle:
 
     def _generate_next_chunk(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not arguments["requires_grad"]:
-            self._report()
+            self._between_updates()
             self._begin_call()
             with self._planned(self.plan):
                 return original()
         self._chunk = None
         if not torch.is_grad_enabled():
             return original()
-        self._report()
+        self._between_updates()
         rollout = self._rollout(original, arguments, streaming=True)
         with (
             self._planned(rollout.plan) as pipeline,
@@ -259,6 +264,12 @@ class SaltHandle:
         return original()
 
     # One loss call.
+
+    def _between_updates(self) -> None:
+        """Before each: of the one before it there is no graph any more."""
+        self._report()
+        if self._sweeps is not None:
+            self._sweeps.look(self._iteration)
 
     def _begin_call(self) -> None:
         iteration, call = self._call

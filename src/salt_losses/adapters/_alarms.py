@@ -1,0 +1,48 @@
+"""Warnings of a run that goes wrong, from its metrics (docs/health.md)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+# What no run that went well came near, and runs that went wrong did: docs/health.md.
+COLLAPSED = 0.3  # latent_std_ratio below it
+SATURATED = 3.0  # above it
+RUN_AWAY = 1.0  # critic_lag above it: e times the teacher's loss
+LAG, DEVIATION = "salt/health/critic_lag", "salt/health/latent_std_ratio"
+
+
+class Alarms:
+    """One warning for each cause, with the number and the iteration.
+
+    Args:
+        sound: called with `iteration`, `cause` and `message` beside the warning.
+    """
+
+    def __init__(self, sound: Callable[[dict[str, object]], None]) -> None:
+        self._sound, self._causes = sound, set[str]()
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        """Looks at one generator update's metrics."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                self._raise(metrics, f"not finite: {name}", f"{name} is {value}")
+        deviation, lag = metrics.get(DEVIATION, 1.0), metrics.get(LAG, 0.0)
+        if deviation < COLLAPSED:
+            message = f"the latents have collapsed: {DEVIATION} is {deviation:.3g}"
+            self._raise(metrics, "collapsed", f"{message}, below {COLLAPSED:g}")
+        if SATURATED < deviation < math.inf:
+            message = f"the latents are saturating: {DEVIATION} is {deviation:.3g}"
+            self._raise(metrics, "saturated", f"{message}, above {SATURATED:g}")
+        if RUN_AWAY < lag < math.inf:
+            message = f"the critic has run away from the generator: {LAG} is {lag:.3g}"
+            self._raise(metrics, "critic", f"{message}, above {RUN_AWAY:g}")
+
+    def _raise(self, metrics: dict[str, float], cause: str, message: str) -> None:
+        if cause in self._causes:
+            return
+        self._causes.add(cause)
+        iteration = int(metrics["iteration"])
+        self._sound({"iteration": iteration, "cause": cause, "message": message})
+        warnings.warn(f"Salt, iteration {iteration}: {message} (docs/health.md)", stacklevel=2)
