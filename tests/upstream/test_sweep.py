@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import sys
 import warnings
@@ -108,6 +109,7 @@ class Update:
             else:
                 loss, _ = (model.critic_loss if critic else model.generator_loss)(**inputs)
             loss.backward()
+            self.metrics = handle.metrics
         network = model.fake_score if critic else model.generator
         self.result = loss.detach(), harness.gradients(network)
         self.streams = torch.get_rng_state(), random.getstate()
@@ -138,6 +140,11 @@ def test_an_iteration_with_a_sweep_in_it_is_bit_identical_in_every_trainer(
     assert plain.streams[1] == swept.streams[1]
     assert plain.settings == swept.settings
     assert all(torch.equal(value, swept.caches[key]) for key, value in plain.caches.items())
+    assert plain.metrics == swept.metrics
+    if not critic:
+        numbers = {"dmd_norm", "critic_loss", "critic_lag", "motion", "exit_step", "triples"}
+        assert {f"salt/health/{name}" for name in numbers} <= set(plain.metrics)
+        assert all(math.isfinite(value) for value in plain.metrics.values())
     found = sweep_of(tmp_path, 0)
     assert found["agreement"]["1-8"] < 1
     assert all(value > 0 for value in found["defect"]["per_interval"])
