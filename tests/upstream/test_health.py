@@ -255,6 +255,13 @@ def test_latents_are_compared_channel_by_channel_with_the_mean_of_the_first_upda
     assert float(found["latent_std_ratio"]) == pytest.approx(sum(ratios) / 2, rel=1e-4)
 
 
+def test_one_update_without_a_number_does_not_end_the_running_lag() -> None:
+    health, teacher = Health(), torch.tensor(1.0)
+    for critic in (math.nan, math.e, math.nan, math.inf):
+        found = health.of_critic(torch.tensor(critic), teacher)
+    assert float(found["critic_lag"]) == pytest.approx(0.05)
+
+
 def test_a_resumed_run_is_compared_with_the_first_values_of_the_whole_run() -> None:
     def train(trainer: Any, until: int) -> None:
         torch.manual_seed(100 + trainer.step)

@@ -60,7 +60,9 @@ class Health:
         logarithm."""
         tiny = torch.finfo(critic.dtype).tiny
         now = critic.clamp(min=tiny).log() - teacher.clamp(min=tiny).log()
-        self._lag = now if self._lag is None else torch.lerp(now, self._lag, DECAY)
+        before = torch.zeros_like(now) if self._lag is None else self._lag
+        running = now if self._lag is None else torch.lerp(now, before, DECAY)
+        self._lag = torch.where(now.isfinite(), running, before)  # one NaN is not the run's end
         return {"critic_loss": critic, "critic_lag": self._lag}
 
     def state_dict(self) -> dict[str, Any]:
