@@ -114,6 +114,8 @@ def table(results: dict[str, Metrics]) -> str:
     """Mean of the last third, and the whole run's least and greatest value."""
 
     def cell(values: list[float]) -> str:
+        if not values:
+            return "-"
         last = statistics.fmean(values[-max(1, len(values) // 3) :])
         return f"{last:.3f} ({min(values):.2f} to {max(values):.2f})"
 
@@ -139,9 +141,10 @@ def figure(results: dict[str, Metrics], path: Path) -> None:
             ]
             axis.plot(updates, smooth, label=name)
         axis.set_title(number)
-    well = found(results["well"], "critic_loss")[1] if "well" in results else []
-    if well:  # the wild critic's is beyond every scale
-        axes.flat[NUMBERS.index("critic_loss")].set_ylim(0, 3 * max(well))
+    if "well" in results:  # the wild critic's are beyond every scale
+        for number in ("dmd_norm", "critic_loss"):
+            top = 3 * max(found(results["well"], number)[1])
+            axes.flat[NUMBERS.index(number)].set_ylim(0, top)
     axes.flat[0].legend(fontsize="small")
     panels.supxlabel(f"generator updates (running means over {SMOOTH})")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from salt_losses import SaltConfig
-from salt_losses.adapters import causal_forcing, longlive, record, self_forcing
+from salt_losses.adapters import _sweep, causal_forcing, longlive, record, self_forcing
 
 SETTINGS = "SALT_TEST_SETTINGS"
 OF_A_RANK = ("adversary", "health")
@@ -20,6 +20,12 @@ def attach(trainer: Any) -> Any:
     record(handle, trainer)
     trainer.first_head = head(handle)
     return handle
+
+
+def attach_sweeping(trainer: Any) -> Any:
+    """Two step counts are enough to gather and give back all weights."""
+    _sweep.STEP_COUNTS = (1, 2)
+    return attach(trainer)
 
 
 def attach_without_trainer(trainer: Any) -> Any:

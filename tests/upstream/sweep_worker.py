@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,10 @@ from examples.tiny_video.model import Block
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
 
-SALT = SaltConfig(sc_weight=1.0, sweep_prompts=["3"])
+SALT = SaltConfig(
+    step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=2, sweep_prompts=["3"]
+)
+TRAINER = {"dfake_gen_update_ratio": 1, "lr": 1e-2}
 
 
 def main(folder: Path, rank: int) -> None:
@@ -31,7 +35,7 @@ def main(folder: Path, rank: int) -> None:
 
 
 def train(folder: Path, rank: int, averages: str) -> torch.Tensor:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1, lr=1e-2)
+    trainer = tiny.build_trainer(**TRAINER)
     model, config = trainer.model, trainer.config
     whole = copy.deepcopy(model.generator)
     for name in ("generator", "fake_score", "real_score"):
@@ -48,8 +52,7 @@ def train(folder: Path, rank: int, averages: str) -> torch.Tensor:
     trainer.generator_ema = ema_of(model.generator, whole, averages)
     trainer.output_path = str(folder / averages / ("of_rank_1" if rank else ""))
     trainer.is_main_process, trainer.disable_wandb, trainer.save = rank == 0, True, lambda: None
-    salt = copy.copy(SALT)
-    object.__setattr__(salt, "sweep_every", 0 if averages == "plain" else 2)
+    salt = dataclasses.replace(SALT, sweep_every=0 if averages == "plain" else 2)
     handle = self_forcing.attach(trainer, salt)
     record(handle, trainer)
     torch.manual_seed(rank)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sweep_worker
 import tiny
 import torch
 from test_adapters import adapter, own_steps
@@ -157,6 +158,17 @@ def test_two_ranks_under_fsdp_sweep_together_and_train_as_without(tmp_path: Path
         for averages in ("whole", "shards"):
             assert torch.equal(found[averages], found["plain"])
     assert torch.equal(one["plain"], other["plain"])
+    runs = [tmp_path / name / "salt_metrics.jsonl" for name in ("plain", "whole", "shards")]
+    [plain, *swept] = [path.read_text() for path in runs]
+    assert swept == [plain, plain]
+    # What rank 0 logs is of its own batch: the first update is that of a single process.
+    trainer = tiny.build_trainer(**sweep_worker.TRAINER)
+    with self_forcing.attached(trainer, sweep_worker.SALT) as handle:
+        torch.manual_seed(0)
+        trainer.train(1)
+        alone = handle.metrics
+    assert "salt/health/sc_cosine" in alone
+    assert json.loads(plain.splitlines()[0]) == pytest.approx(alone, rel=1e-4, abs=1e-6)
     # The averages are those of the weights at the start, in whichever way they are kept.
     for averages in ("whole", "shards"):
         start, ema = (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 # What no run that went well came near, and runs that went wrong did: docs/health.md.
 COLLAPSED = 0.3  # latent_std_ratio below it
-RUN_AWAY = 1.0  # critic_lag above it: e times the teacher's loss
+RUN_AWAY = 0.5  # critic_lag above it: 1.6 times the teacher's loss
 LAG, DEVIATION = "salt/health/critic_lag", "salt/health/latent_std_ratio"
 
 

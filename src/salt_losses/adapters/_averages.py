@@ -38,12 +38,14 @@ def _exchange(generator: nn.Module, values: dict[str, Tensor]) -> dict[str, Tens
     by_shards = all(
         values[name].shape == p.shape for name, p in inner.named_parameters() if name in values
     )
-    own = {}
+    own: dict[str, Tensor] = {}
     with nullcontext() if by_shards else _whole(generator):
         for name, parameter in inner.named_parameters():
             if name in values:
                 own[name] = parameter.detach().cpu().clone()
                 parameter.data.copy_(values[name])
+    if not own:
+        raise ValueError("the trainer's average has no parameter of the generator's")
     return own
 
 
@@ -62,5 +64,6 @@ def _reshard(generator: nn.Module) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
     for module in FSDP.fsdp_modules(generator):
-        if module._handle is not None:
-            module._handle.reshard(True)
+        handle = module._handle
+        if handle is not None and handle.uses_sharded_strategy:
+            handle.reshard(True)
