@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from benchmarks.video.students import LAST, Student
+from benchmarks.video.measures import FIRST_CHUNK
+from benchmarks.video.students import ADVERSARY, LAST, Student
 from salt_losses import SaltConfig
 
 # The preset; its start scaled to the training's length, the middle block for the 21st of 40.
@@ -98,6 +99,24 @@ LONGER, LONGER_MORE = (
     )
 )
 STUDENTS |= LONGER | LONGER_MORE
+# Few steps, as ASD's: one logit a step count against rollouts of a step more, or one against data.
+FEW = {"step_counts": (1, 2, 4), "probs": (0.3, 0.3, 0.4), "sc_weight": 0.0, "sc_steps": (4,)}
+FIRST = {"first_chunk_steps": FIRST_CHUNK}
+ASD = {**ADVERSARY, "adv_against": "more_steps", "adv_kind": "relativistic"}
+DATA = {**ADVERSARY, "adv_against": "data", "adv_kind": "non_saturating"}
+REAL = {"real_videos": True}
+STUDENTS |= {
+    "few": Student("mixed steps 1, 2, 4", salt=FEW),
+    "few first": Student("+ first chunk of 4", salt={**FEW, **FIRST}),
+    "few asd": Student("+ ASD", salt={**FEW, **ASD}),
+    "few asd first": Student("+ ASD and first chunk", salt={**FEW, **ASD, **FIRST}),
+    "few data": Student("+ real data", salt={**FEW, **DATA}, trainer=REAL),
+    "few data first": Student(
+        "+ real data and first chunk", salt={**FEW, **DATA, **FIRST}, trainer=REAL
+    ),
+    "mixed-sc data": Student("+ real data", salt=DATA, trainer=REAL),
+}
+FEW_NAMES = tuple(name for name in STUDENTS if name.startswith("few"))
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,8 @@ GROUPS = {
     ),
     "align": Group("Alignment", ("mixed-sc", *_FAMILIES["align"]), 3),
     "align-more": Group("Alignment, more of it", ("mixed-sc", *_FAMILIES["align-more"]), 2),
+    "few": Group("First frames and adversaries at few steps", FEW_NAMES, 3),
+    "alpha": Group("Salt with a discriminator", ("mixed-sc", "mixed-sc data"), 3),
     "baseline": Group("The baseline", ("dmd-4", "undistilled", *_FAMILIES["baseline"]), 1),
 }
 # What the documents quote; the baseline's sweep has its own JSON.
