@@ -147,8 +147,9 @@ class Vitals:
                 self._direction = self._direction * mask
                 self._count = mask.sum()
             self._numbers["dmd_norm"] = (self._direction.square().sum() / self._count).sqrt()
-            calls = [call for [call] in self._predictions]
-            self._numbers |= self._health.of_critic(*(_flow_error(video, *call) for call in calls))
+            calls = [call for calls in self._predictions for call in calls]
+            if len(calls) == 2:  # both scores were asked
+                self._numbers |= self._health.of_critic(*(_flow_error(video, *c) for c in calls))
             self._predictions = [], []
         if dmd.requires_grad:
             dmd.register_hook(self._scaled)  # type: ignore[no-untyped-call]
