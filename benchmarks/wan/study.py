@@ -60,7 +60,6 @@ STUDENTS: dict[str, tuple[int, float]] = {
     "DMD-4": (4, 0.0),
     "DMD-8": (8, 0.0),
     "SC-DMD-8, weight 1": (8, 1.0),
-    "SC-DMD-8, weight 0.3": (8, 0.3),
 }
 
 
