@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -345,6 +348,75 @@ def test_plans_are_saved_with_the_frameworks_schedulers_and_refuse_others(kind):
     assert "salt" not in {type(s).__name__ for s in model.get_lr_schedulers(2)}
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
         fw.build(kind, {"seed": 1}).scheduler_dict["salt"].load_state_dict(state)
+
+
+def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_stopped(
+    kind, tmp_path
+):
+    """FastGen seeds its streams by the iteration at a resume, so the whole run does so there."""
+    from fastgen.utils.basic_utils import set_random_seed
+
+    salt = settings(kind, 1, 1, step_counts=[4, 8], probs=[0.5, 0.5], sc_steps=[4, 8], seed=1)
+
+    def steps(trainer: Any, model: Any, iterations: range) -> list[dict[str, float]]:
+        set_random_seed(0, iteration=iterations[0] - 1, by_rank=True)
+        numbers = []
+        for iteration in iterations:
+            losses, _ = trainer.train_step(model, model, fw.batch(iteration), iteration, 0)
+            numbers.append({name: float(value) for name, value in losses.items()})
+        return numbers
+
+    whole = fw.build(kind, salt)
+    trainer = fw.trainer(whole, tmp_path)
+    steps(trainer, whole, range(1, 4))
+    path = trainer.save_checkpoint(whole, 3)
+    expected = steps(trainer, whole, range(4, 9))
+    assert len({numbers.get("salt/num_steps") for numbers in expected}) == 3  # None: a critic's
+
+    stream = torch.get_rng_state()
+
+    resumed = fw.build(kind, salt, seed=5)
+    trainer = fw.trainer(resumed, tmp_path)
+    parts = (resumed.model_dict, resumed.optimizer_dict, resumed.scheduler_dict)
+    assert trainer.checkpointer.load(*parts, resumed.grad_scaler, path=path) == 3
+    assert resumed._salt.scheduler.iteration == 4
+    assert steps(trainer, resumed, range(4, 9)) == expected
+    pairs = zip(whole.parameters(), resumed.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(stream, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("wrapping", ["ddp", "fsdp"])
+def test_two_ranks_follow_one_plan_and_keep_equal_parameters(kind, wrapping, tmp_path):
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    environment["MASTER_PORT"] = str(fw.free_port())
+    worker = str(Path(__file__).parent / "fastgen_worker.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worker, kind, wrapping, str(tmp_path)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=600)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{r}.json").read_text()) for r in range(2))
+    plans = [[s.get("salt/num_steps") for s in rank["steps"]] for rank in (first, second)]
+    assert plans == [[None, 8.0, None, 4.0, None]] * 2
+    terms = {"salt/sc_loss"} | ({"salt/align_loss"} if kind == "self_forcing" else set())
+    for rank in (first, second):
+        assert terms <= rank["steps"][3].keys()
+        assert all(rank["steps"][3][term] > 0 for term in terms)
+    assert first["steps"] != second["steps"]  # of data and noise of their own
+    assert first["sums"] == second["sums"]
+    if wrapping == "fsdp":
+        networks = {name.split(".transformer.")[0] for name in first["sharded"]}
+        assert networks == {"net", "fake_score", "teacher"}
 
 
 def test_bad_settings_are_refused(kind):
