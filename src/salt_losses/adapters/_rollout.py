@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig
-from ._defect import DefectTap
+from ._defect import Defect, DefectTap
 from ._first_chunk import first_list
 from ._patch import Patches
 from ._reference import Reference
@@ -93,14 +93,9 @@ class Rollout:
             own = block == 0 and first_list(pipeline) is not None
             return first_times if own else step_times
 
-        return DefectTap(
-            pipeline.generator,
-            times_of,
-            lists.times(plan.train_times),
-            lists.times(plan.inference_times),
-            triples,
-            self._config,
-        )
+        train, inference = lists.times(plan.train_times), lists.times(plan.inference_times)
+        defect = Defect(self._config, triples, train, inference)
+        return DefectTap(pipeline.generator, times_of, defect)
 
     def _accompanied(self, original: Callable[..., Any], reference: Reference) -> Any:
         def rollout(**kwargs: Any) -> Any:
