@@ -157,6 +157,11 @@ def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
                 f"align_block must be an index into the {blocks} blocks of "
                 f"{config.align_features}; got {config.align_block}"
             )
+    if getattr(getattr(model, "args", None), "manual_generator_backward", False):
+        raise ValueError(  # One-Forcing's
+            "manual_generator_backward must be off: with it the trainer calls "
+            "generator_loss_and_backward, which would train without Salt; got True"
+        )
     local_attn_size = getattr(model, "local_attn_size", None)
     if local_attn_size is not None and not isinstance(local_attn_size, int):
         raise ValueError(
