@@ -173,6 +173,9 @@ def _import_trainer(root: Path) -> None:
     sys.modules["wan"] = wan
     finder = stand_ins.AbsentPackages()
     sys.meta_path.append(finder)
+    writer = sys.modules.setdefault(
+        "torch.utils.tensorboard", stand_ins.AbsentModule("torch.utils.tensorboard")
+    )
     try:
         with (
             mock.patch.object(torch, "compile", lambda function=None, **kwargs: function),
@@ -191,6 +194,8 @@ def _import_trainer(root: Path) -> None:
                 importlib.import_module(name)
     finally:
         sys.meta_path.remove(finder)
+        if isinstance(writer, stand_ins.AbsentModule):
+            del sys.modules["torch.utils.tensorboard"]
     _shrink_after_init(wrapper.WanDiffusionWrapper)
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("pipeline."):

@@ -45,19 +45,19 @@ class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
         if top not in ABSENT or (
-            name != top and not isinstance(sys.modules.get(top), _AbsentModule)
+            name != top and not isinstance(sys.modules.get(top), AbsentModule)
         ):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _AbsentModule(spec.name)
+        return AbsentModule(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
 
 
-class _AbsentModule(types.ModuleType):
+class AbsentModule(types.ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)

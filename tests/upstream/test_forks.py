@@ -63,9 +63,13 @@ def test_terms_of_vanishing_weight_leave_the_generator_step_bit_identical(
     assert_same(plain.result, salted.result)
     assert torch.equal(plain.streams[0], salted.streams[0])
     assert plain.streams[1] == salted.streams[1]
-    assert salted.critic_gradients == plain.critic_gradients == {} or model.name == "one_forcing"
+    # One-Forcing's discriminator is a part of the critic, and in its generator's loss.
+    assert plain.critic_gradients.keys() == salted.critic_gradients.keys()
+    assert all(
+        torch.equal(g, salted.critic_gradients[n]) for n, g in plain.critic_gradients.items()
+    )
     assert salted.log["salt/align_loss"] > 0
-    assert (salted.log["salt/sc_loss"] > 0) == (own_steps(model) > 1)
+    assert (salted.log.get("salt/sc_loss", 0) > 0) == (own_steps(model) > 1)
 
 
 def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_cache(
@@ -101,13 +105,6 @@ def test_rolling_forcing_is_refused_and_left_as_it_is() -> None:
     with pytest.raises(MissingSeamError, match="kv_cache1"):
         self_forcing.attach(model)
     assert everything(model) == before
-
-
-def test_one_forcings_own_backward_pass_is_refused() -> None:
-    model = build("one_forcing")
-    model.args.manual_generator_backward = True
-    with pytest.raises(ValueError, match="manual_generator_backward must be off"):
-        self_forcing.attach(model)
 
 
 def test_infinity_ropes_window_fails_in_its_own_backward_pass() -> None:
