@@ -388,6 +388,18 @@ def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(fw, same, tmp_pa
     assert max(n for which, n in seen if which == "first") > 2
 
 
+def test_a_rollout_that_keeps_to_its_first_list_is_an_error():
+    from salt_losses.integrations._first_chunk import ChunkSteps
+
+    steps = ChunkSteps(torch.tensor([1000, 750]), torch.tensor([1000]), (2, 1))
+    assert steps.draw(lambda blocks, count: [count - 1] * blocks, 3) == [1, 0, 0]
+    assert [int(t) for t in steps] == [1000, 750]
+    with pytest.raises(RuntimeError, match="of 3 chunks went through its step list 1 times"):
+        steps.check()
+    assert [[int(t) for t in steps] for _ in range(2)] == [[1000], [1000]]
+    steps.check()
+
+
 def test_a_first_chunk_of_as_many_steps_changes_nothing(fw, tmp_path):
     one, other = (
         step(fw.build("self_forcing", {**BOTH, **first}, tmp_path, seed=1), fw)

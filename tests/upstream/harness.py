@@ -267,7 +267,16 @@ def build_model(
     model = getattr(package, kind.get(name, "DMD"))(config, device=torch.device("cpu")).eval()
     if name in FORKS:
         _shrink_windows(model)
+    _show_cameras(model)
     return model
+
+
+def _show_cameras(model: Any) -> None:
+    """minWM starts the projection of its cameras' attention at 0, which would hide all of it."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter_name, parameter in model.named_parameters():
+        if "prope_o.weight" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
 
 
 def _shrink_windows(model: Any) -> None:
