@@ -110,7 +110,9 @@ ADVERSARY = SALT | {
 }
 
 
-@pytest.mark.parametrize("name", ["self_forcing", "longlive", "longlive_streaming"])
+@pytest.mark.parametrize(
+    "name", ["self_forcing", "longlive", "longlive_streaming", "causal_forcing"]
+)
 def test_two_ranks_hold_one_discriminator(
     name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,15 +128,24 @@ def test_two_ranks_hold_one_discriminator(
     assert gaps[0] != gaps[1]
 
 
+@pytest.mark.parametrize("name", ["self_forcing", "longlive"])
 def test_a_resumed_run_goes_on_with_its_discriminator(
-    require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SETTINGS, json.dumps(ADVERSARY))
-    saving = {"no_save": False, "log_iters": 1, "sharding_strategy": "no_shard"}
-    name, logdir = require("self_forcing"), str(tmp_path)
-    first = train(name, 1, logdir=logdir, **saving)
+    counts_on = name == "longlive"
+    saving = {
+        "no_save": False,
+        "log_iters": 1,
+        "sharding_strategy": "full" if counts_on else "no_shard",
+        "world_size": 1 if counts_on else 2,
+        "logdir": str(tmp_path),
+    }
+    first = train(require(name), 1, **saving)
     checkpoint = tmp_path / "checkpoint_model_000001"
-    more = train(name, 1, logdir=logdir, **saving, generator_ckpt=str(checkpoint / "model.pt"))
-    assert [r["extra"]["heads"][0] for r in more] == 2 * [first[0]["extra"]["heads"][1]]
-    assert more[0]["extra"]["heads"] == more[1]["extra"]["heads"]
-    assert more[0]["extra"]["state"]["iteration"] == 2
+    found = {} if counts_on else {"generator_ckpt": str(checkpoint / "model.pt")}
+    more = train(name, 2 if counts_on else 1, **saving, **found)
+    for rank in more:
+        assert rank["extra"]["heads"][0] == first[0]["extra"]["heads"][1]
+        assert rank["extra"]["heads"] == more[0]["extra"]["heads"]
+        assert rank["extra"]["state"]["iteration"] == 2
