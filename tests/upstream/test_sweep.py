@@ -26,7 +26,8 @@ from examples.tiny_video.pipeline import CachedVideo
 from salt_losses import SaltConfig, add_noise, semigroup_defect, step_schedule
 from salt_losses.adapters import _averages, _sheet, _sweep, record, self_forcing
 from salt_losses.adapters._steps import StepLists
-from salt_losses.adapters._sweep import Sweeps, concordance
+from salt_losses.adapters._sweep import Sweeps
+from salt_losses.adapters._sweep_measures import concordance
 
 PROMPTS = ["3", "7"]
 SWEPT = replace(BUSY, sweep_every=2, sweep_prompts=PROMPTS)
@@ -276,7 +277,6 @@ def test_concordance_is_lins_coefficient_and_sees_contrast_and_brightness() -> N
 def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = after_training(recorded(tmp_path / "plain", replace(SWEPT, sweep_every=0)), 6)
     trainer = recorded(tmp_path / "swept", SWEPT)
     made = Sweeps._decoded
 
