@@ -294,6 +294,32 @@ def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
     assert sweep_of(tmp_path / "swept", 4)["iteration"] == 4
 
 
+def test_a_rank_that_cannot_write_makes_all_the_calls_of_one_that_does_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny.build_trainer()
+    handle = self_forcing.attach(trainer, SWEPT)
+    calls: list[int] = []
+
+    def full(*_: Any) -> Any:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Sweeps, "_decoded", full)
+    for folder in (None, tmp_path):
+        calls.append(0)
+
+        def count(*_: Any) -> None:
+            calls[-1] += 1
+
+        hook = trainer.model.generator.register_forward_pre_hook(count)
+        sweeps = Sweeps(trainer.model, trainer, SWEPT, handle._lists, folder)
+        with contextlib.nullcontext() if folder is None else pytest.warns(match="no space"):
+            sweeps.look(0)
+        hook.remove()
+    # Two prompts of three chunks, the weights and their average: steps, context, intervals.
+    assert calls == 2 * [2 * 2 * 3 * (15 + 4 + 2)]
+
+
 def test_an_error_within_a_rollout_leaves_weights_and_hooks_as_they_were(tmp_path: Path) -> None:
     trainer = tiny.build_trainer()
     model = trainer.model
@@ -314,7 +340,6 @@ def test_an_error_within_a_rollout_leaves_weights_and_hooks_as_they_were(tmp_pat
     with pytest.warns(UserWarning, match="of the generator"):
         sweeps.look(0)
     hook.remove()
-    assert (tmp_path / "salt_sweeps" / "iteration_000000" / "sweep.json").exists()
     assert not model.generator._forward_hooks
     assert model.inference_pipeline is None
     assert all(torch.equal(a, b) for a, b in zip(weights, model.generator.parameters()))

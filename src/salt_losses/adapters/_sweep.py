@@ -114,15 +114,16 @@ class Sweeps:
             Patches() as patches,
         ):
             patches.set(model, "inference_pipeline", self._training_pipeline())
-            self._make(iteration, "student")
+            found = {"student": self.rollouts()}
             if ema is not None:
                 with averaged(model.generator, ema):
-                    self._make(iteration, "ema")
+                    found["ema"] = self.rollouts()
+            # Last: an error of the rank that writes must keep no other one waiting.
+            if self._folder is not None:
+                for weights, rollouts in found.items():
+                    self._write(self._folder, iteration, weights, rollouts)
 
-    def _make(self, iteration: int, weights: str) -> None:
-        rollouts = self.rollouts()
-        if self._folder is None:
-            return
+    def _write(self, folder: Path, iteration: int, weights: str, rollouts: Rollouts) -> None:
         numbers = {
             "iteration": iteration,
             "weights": weights,
@@ -139,7 +140,7 @@ class Sweeps:
             },
         }
         videos = {k: self._decoded(latents) for k, latents in rollouts.latents.items()}
-        write(self._folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
+        write(folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
 
     def rollouts(self) -> Rollouts:
         """Of the weights that the generator has now."""
