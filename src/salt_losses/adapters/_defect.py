@@ -12,6 +12,7 @@ from ..kv_cache import detached_alias
 from ..objective import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
+from ._health import Vitals
 
 
 class Defect:
@@ -37,7 +38,8 @@ class Defect:
         self._config, self._random = config, random
         self._train_times, self._inference_times = train_times, inference_times
         self._lockstep = lockstep
-        self._exit_steps = self._feasible = 0
+        self._exit_steps = 0
+        self.feasible = 0  # exit steps that admit a triple
         self._terms: list[Tensor] = []
 
     def exit_step(
@@ -58,7 +60,7 @@ class Defect:
         feasible = bool(triple.feasible.any())
         if not feasible and not self._lockstep:
             return
-        self._feasible += feasible
+        self.feasible += feasible
         clean = self._config.sc_time_weight == "clean"
         if clean and not self._lockstep and bool((t_s == 1).all()):
             return  # what 1 - t_s makes of it
@@ -83,7 +85,7 @@ class Defect:
             )
         if not self._terms:
             return None
-        return torch.stack(self._terms).sum() / max(1, self._feasible)
+        return torch.stack(self._terms).sum() / max(1, self.feasible)
 
 
 class DefectTap:
@@ -96,6 +98,8 @@ class DefectTap:
         generator: the pipeline's own.
         step_times: `step_times(block)`: the noise levels of the step list of block 0, 1, ...
         defect: where the term is collected.
+        vitals: where its gradient is noted.
+        frame_seq_length: tokens of one frame.
     """
 
     def __init__(
@@ -103,9 +107,11 @@ class DefectTap:
         generator: Any,
         step_times: Callable[[int], list[float]],
         defect: Defect,
+        vitals: Vitals,
+        frame_seq_length: int,
     ) -> None:
-        self.generator = generator
-        self._step_times, self._defect = step_times, defect
+        self.generator, self._frame_seq_length = generator, frame_seq_length
+        self._step_times, self._defect, self._vitals = step_times, defect, vitals
         self._key: tuple[Any, int] | None = None
         self._block, self._step = -1, -1
 
@@ -118,12 +124,15 @@ class DefectTap:
             return result
         x_s = kwargs["noisy_image_or_video"]
         self._count((kwargs["current_start"], x_s.shape[1]))
+        start = kwargs["current_start"] // self._frame_seq_length
+        self._vitals.rolled(start + x_s.shape[1])
         if torch.is_grad_enabled():
-            self._exit_step(x_s, result[0], kwargs)
+            self._exit_step(x_s, result[0], start, kwargs)
         return result
 
     def loss(self) -> Tensor | None:
         """See `Defect.loss`."""
+        self._vitals.triples(self._defect.feasible)
         return self._defect.loss()
 
     def _count(self, key: tuple[Any, int]) -> None:
@@ -135,7 +144,7 @@ class DefectTap:
             self._key, self._step = key, -1
         self._step += 1
 
-    def _exit_step(self, x_s: Tensor, v_s: Tensor, kwargs: dict[str, Any]) -> None:
+    def _exit_step(self, x_s: Tensor, v_s: Tensor, start: int, kwargs: dict[str, Any]) -> None:
         timestep = kwargs["timestep"]
         t = self._step_times(self._block)[self._step]
         if timestep.device.type == "cpu" and abs(timestep.flatten()[0].item() - 1000 * t) > 1e-2:
@@ -166,7 +175,7 @@ class DefectTap:
             return v
 
         times = torch.full((x_s.shape[0],), t, dtype=torch.float64)
-        self._defect.exit_step(velocity, x_s, v_s, times)
+        self._defect.exit_step(velocity, x_s, self._vitals.felt(v_s, t, start), times)
 
 
 def _copies(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
