@@ -14,6 +14,7 @@ import torch
 
 from ._agreement import from_rank_0
 from ._engine import SaltHandle
+from ._seams import RECORD, SeamCheck
 
 METRICS, STATE, ADVERSARY = "salt_metrics.jsonl", "salt.json", "salt_adversary.pt"
 
@@ -36,10 +37,14 @@ def record(handle: SaltHandle, trainer: Any) -> None:
         trainer: the trainer, constructed and not yet training.
 
     Raises:
+        MissingSeamError: the trainer lacks something that this needs; nothing is changed then.
         ValueError: a `salt.json` was found that is none, or whose settings differ from the
             handle's; or a `salt_adversary.pt` that is none, or of another discriminator.
         OSError: a file cannot be read, or the `salt_adversary.pt` that `salt.json` names is gone.
     """
+    check = SeamCheck("trainer")
+    check.seams(trainer, RECORD)
+    check.finish()
     folder = Path(trainer.output_path or ".")
     # As rank 0 finds it: it alone writes, perhaps to a disk of its own.
     found = from_rank_0(lambda: _saved_state(trainer, folder))
