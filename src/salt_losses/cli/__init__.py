@@ -1,5 +1,5 @@
-"""The command `salt-losses`: a run before it starts (`plan`), and a trainer's checkout
-(`check`). `import salt_losses` does not import it."""
+"""The command `salt-losses`: a run before it starts (`plan`), a trainer's checkout (`check`), and
+what a run has left behind (`report`). `import salt_losses` does not import it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import check, plan
+from . import check, plan, report
 from .errors import CommandError
 
 DESCRIPTION = """\
@@ -18,6 +18,8 @@ Salt (arXiv 2604.03118) beside a trainer of few-step video diffusion.
       before a run: what the settings will do, how often, and what it costs
   salt-losses check path/to/Self-Forcing
       whether a checkout is a trainer that Salt can be attached to
+  salt-losses report logs/salt
+      during and after a run: one HTML file with its curves, sweeps and alarms
 
 `salt-losses plan --help` and so on explain each."""
 
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module in (("plan", plan), ("check", check)):
+    for name, module in (("plan", plan), ("check", check), ("report", report)):
         command = commands.add_parser(
             name,
             help=module.HELP,
