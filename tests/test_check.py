@@ -38,7 +38,8 @@ class Base:
         self.real_score = Wrapper()
         self.fake_score = Wrapper()
         self.scheduler = self.generator.get_scheduler()
-        self.device = args.device
+        self.args, self.device, self.dtype = args, args.device, args.dtype
+        self.text_encoder = args.text_encoder
         self.denoising_step_list = args.steps
     def _consistency_backward_simulation(self, noise, **conditional_dict): pass
     def _initialize_inference_pipeline(self):
@@ -168,6 +169,14 @@ def test_a_trainer_that_has_all_seams_can_be_attached_to(
         ("utils/wrapper.py", "self.dim", "self.width", "discriminator", "fake_score.model.dim"),
         ("model/dmd.py", ", clean_latent", "", "discriminator", "takes no keyword 'clean_latent'"),
         ("trainer/distillation.py", "def save", "def write", "record", "trainer.save: no"),
+        (
+            "model/base.py",
+            "self.text_encoder",
+            "self.text",
+            "step sweeps",
+            "model.text_encoder: no",
+        ),
+        ("pipeline/inference.py", "def inference", "def run", "step sweeps", "inference: not"),
         ("train.py", "def main", "def run", "train_salt.py", "no function main"),
         ("pipeline/inference.py", "def inference", "def run", "sample_salt.py", "inference: not"),
     ],

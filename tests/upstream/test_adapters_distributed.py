@@ -138,3 +138,23 @@ def test_a_resumed_run_goes_on_with_its_discriminator(
     assert [r["extra"]["heads"][0] for r in more] == 2 * [first[0]["extra"]["heads"][1]]
     assert more[0]["extra"]["heads"] == more[1]["extra"]["heads"]
     assert more[0]["extra"]["state"]["iteration"] == 2
+
+
+@pytest.mark.parametrize("name", ["self_forcing", "longlive", "causal_forcing"])
+def test_two_ranks_that_sweep_end_with_the_parameters_of_two_that_do_not(
+    name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = {"after_init": "adapter_hooks:attach_sweeping", "after_train": "adapter_hooks:report"}
+    config = {"num_frame_per_block": 7, "dfake_gen_update_ratio": 1, "ema_start_step": 0}
+    parameters = []
+    for sweep_every in (0, 1):
+        folder = tmp_path / str(sweep_every)
+        settings = SALT | {"align_weight": 0.0, "sweep_every": sweep_every}
+        monkeypatch.setenv(SETTINGS, json.dumps(settings))
+        ranks = launch.run_trainer(require(name), 2, **hooks, **config, logdir=str(folder))
+        parameters += [rank["parameters"] for rank in ranks]
+    assert all(found == parameters[0] for found in parameters)
+    made = folder / "salt_sweeps" / "iteration_000001"
+    student, ema = (json.loads((made / f"sweep{end}.json").read_text()) for end in ("", "_ema"))
+    assert student["prompts"] == ["a video of 0 cats", "a video of 1 cats"]
+    assert student["agreement"] != ema["agreement"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..objective import SaltConfig
@@ -77,6 +78,12 @@ STREAMING = (
     Seam("streaming_model._get_current_conditional_dict", ()),
 )
 STREAMING_ADVERSARY = (Seam("streaming_model.state", kind=dict),)
+SWEEP = (
+    Seam("model.args.image_or_video_shape"),
+    Seam("model.text_encoder"),
+    Seam("model.device"),
+    Seam("model.dtype", kind=torch.dtype),
+)
 DATA = (Seam("model.generator_loss", ("clean_latent",)),)
 
 

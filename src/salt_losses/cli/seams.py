@@ -126,6 +126,7 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
         ("alignment, by real_score", _seams.feature_seams("real_score")),
         ("discriminator", _seams.adversary_seams("fake_score") + _seams.DATA),
         ("record", _seams.RECORD),
+        ("step sweeps", _seams.SWEEP),
     ]
     for name, of_ability in abilities:
         groups.append(Group(name))
@@ -134,7 +135,13 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
         groups.append(Group("streaming training"))
         owners.check(groups[-1], _seams.STREAMING + _seams.STREAMING_ADVERSARY)
         owners.check(groups[-1], _seams.STREAMING_PIPELINE)
-    return [*groups, _launch(checkout), _sample(checkout)]
+    sample = _sample(checkout)
+    sweeps = next(group for group in groups if group.name == "step sweeps")
+    # They sample with the same pipeline, but without the script.
+    for line in sample.missing:
+        if "CausalInferencePipeline" in line:
+            sweeps.add(line)
+    return [*groups, _launch(checkout), sample]
 
 
 def _launch(checkout: Checkout) -> Group:
