@@ -32,7 +32,7 @@ class Axis:
             if len(exponents) >= 2:
                 every = math.ceil(len(exponents) / 5)
                 return [10.0**e for e in exponents if (e - exponents[0]) % every == 0]
-        step = _nice((self.high - self.low) / 4)
+        step = _nice((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [round(i * step, 12) for i in range(first, last + 1) if not self.log or i > 0]
