@@ -148,10 +148,12 @@ class Defect:
         return torch.stack(self._terms).sum() / max(1, self._feasible)
 
 
-def check_supported(config: SaltConfig, framework: str) -> None:
-    """Refuses settings of the adapters that the integrations do not have."""
+def check_supported(config: SaltConfig, framework: str, *, without: Sequence[str] = ()) -> None:
+    """Refuses settings of the adapters that the integrations do not have, and those of `without`
+    that this one has not."""
     for field in dataclasses.fields(config):
-        if field.name not in _SUPPORTED and getattr(config, field.name) != field.default:
+        supported = field.name in _SUPPORTED and field.name not in without
+        if not supported and getattr(config, field.name) != field.default:
             raise ValueError(
                 f"{field.name} must be {field.default!r} in {framework}: it is not supported there "
                 f"yet; got {getattr(config, field.name)!r}"
