@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -406,3 +408,14 @@ def test_the_state_where_the_term_is_made_is_theirs():
     at_s = calls.made[0][0]
     x_s = add_noise(latents, noise, at_s["timestep"])
     assert torch.allclose(at_s["hidden_states"], x_s, atol=1e-6)
+
+
+def test_the_example_of_the_docs_runs_as_it_stands():
+    text = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
+    section = text[text.index("## Model-Optimizer") :]
+    latents, noise, words = batch(0)
+    names = {"latents": latents, "noise": noise, "text": words, "negative_text": words}
+    names |= {"student": wan(), "teacher": wan(), "fake_score": wan()}
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], names)
+    assert names["losses"].keys() == {"vsd", "sc", "salt", "total"}
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in names["student"].parameters())
