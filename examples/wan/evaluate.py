@@ -182,7 +182,8 @@ def evaluate(options: argparse.Namespace) -> str:
         if first is None:
             first, tasks = student, tasks_of(options, student)
             salt = student.config.salt
-            defect_steps = (salt.inference_steps, max(salt.step_counts))
+            fine = max(salt.step_counts)
+            defect_steps = (max(1, min(salt.inference_steps, fine // 2)), fine)
         _check_comparable(student, first)
         evaluation = Evaluation(student, options.sampler, steps, defect_steps)
         pairs = [(i, seed) for i in range(len(tasks)) for seed in options.seeds]
