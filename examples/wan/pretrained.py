@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -73,6 +76,25 @@ def read_kind(model: str) -> Kind:
         f"{model}'s transformer must take {latent} channels (T2V) or {2 * latent + 4} (I2V); "
         f"got in_channels={channels}"
     )
+
+
+def vae_facts(model: str) -> dict[str, Any]:
+    """From its configuration alone: `temporal` and `spatial` compression, and a `fingerprint`.
+
+    Raises:
+        ValueError: the model has no VAE.
+    """
+    try:
+        config = AutoencoderKLWan.load_config(model, subfolder="vae")
+    except OSError as error:
+        raise ValueError(f"{model} has no VAE: {error}") from error
+    plain = {name: value for name, value in config.items() if not name.startswith("_")}
+    text = json.dumps(plain, sort_keys=True)
+    return {
+        "temporal": config.get("scale_factor_temporal", 4),
+        "spatial": config.get("scale_factor_spatial", 8),
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
 
 
 def load_transformer(model: str, weights: str) -> WanTransformer3DModel:
