@@ -192,7 +192,7 @@ def evaluate(options: argparse.Namespace) -> str:
                 folder = options.out / "videos" / Path(name).name
                 write_video(video, folder / f"{index}-{seed}-{k}.mp4", student.format.fps)
                 kept = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
-                sheets.setdefault((index, seed), {})[f"{name}, {k}"] = video[np.unique(kept)]
+                sheets.setdefault((index, seed), {})[f"{name}\n{k} step{'s' * (k > 1)}"] = video[np.unique(kept)]
         numbers[name] = evaluation.numbers()
     for (index, seed), rows in sheets.items():
         sheet = contact_sheet(rows, f"{tasks[index].prompt} (seed {seed})")
