@@ -18,7 +18,8 @@ from tqdm import tqdm
 from salt_losses import semigroup_defect, step_schedule
 
 from .data import EncodedData
-from .sample import Student, Task, add_student_arguments, read_tasks, steps_argument, write_video
+from .sample import add_student_arguments, read_tasks, steps_argument, write_video
+from .student import Student, Task
 
 CELL_WIDTH, LABEL_WIDTH, SHEET_FRAMES = 160, 150, 6
 
@@ -114,21 +115,26 @@ class Evaluation:
         ).per_interval.cpu()
 
 
+def some_frames(video: np.ndarray) -> np.ndarray:
+    """Of `[T, H, W, 3]` a few in equal distances, the first and the last among them."""
+    places = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
+    return video[np.unique(places)]
+
+
 def contact_sheet(rows: dict[str, np.ndarray], title: str) -> Image.Image:
-    """Some frames of each row's video `[T, H, W, 3]`, beginning and end among them."""
+    """The frames `[n, H, W, 3]` in [0, 1] of each row beside its label."""
     count, height, width, _ = next(iter(rows.values())).shape
     size = CELL_WIDTH, max(1, round(CELL_WIDTH * height / width))
-    columns = np.unique(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int))
-    cell = max(size[1], 14)
-    sheet = Image.new("RGB", (LABEL_WIDTH + len(columns) * size[0], 20 + len(rows) * cell), "white")
+    cell = max(size[1], 28)  # two lines of text
+    sheet = Image.new("RGB", (LABEL_WIDTH + count * size[0], 20 + len(rows) * cell), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((4, 4), title, fill="black")
-    for y, (label, video) in enumerate(rows.items()):
+    for y, (label, frames) in enumerate(rows.items()):
         draw.text((4, 24 + y * cell), label, fill="black")
-        for x, column in enumerate(columns):
-            pixels = (video[column] * 255).round().clip(0, 255).astype(np.uint8)
-            frame = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-            sheet.paste(frame, (LABEL_WIDTH + x * size[0], 20 + y * cell))
+        for x, frame in enumerate(frames):
+            pixels = (frame * 255).round().clip(0, 255).astype(np.uint8)
+            picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+            sheet.paste(picture, (LABEL_WIDTH + x * size[0], 20 + y * cell))
     return sheet
 
 
@@ -153,7 +159,7 @@ def _mean(values: list[Any]) -> float:
 
 def tasks_of(options: argparse.Namespace, student: Student) -> list[Task]:
     if options.prompts:
-        return read_tasks(options.prompts)[: options.count]
+        return read_tasks(options.prompts, student.kind.name)[: options.count]
     if student.kind.name == "i2v":
         raise ValueError("an I2V model wants --prompts: a CSV file, and images beside it")
     entries = EncodedData(student.config.data).entries
@@ -161,56 +167,62 @@ def tasks_of(options: argparse.Namespace, student: Student) -> list[Task]:
     return [Task(prompt) for prompt in list(prompts)[: options.count]]
 
 
+def defect_steps(student: Student) -> tuple[int, int]:
+    """Of the grids of eq. 16: the sampler's, and the student's own, which has more points."""
+    fine = max(student.config.salt.step_counts)
+    return max(1, min(student.config.salt.inference_steps, fine // 2)), fine
+
+
 def evaluate(options: argparse.Namespace) -> str:
     """Writes videos, contact sheets and `metrics.json`; the table of the numbers."""
     runs = [options.run, *options.against]
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    steps = sorted(set(options.steps))
-    numbers: dict[str, dict[str, Any]] = {}
-    sheets: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-    first: Student | None = None
-    for name, run in zip(names, runs):
-        student = Student(
+        names = [str(run).replace("/", "_") for run in runs]
+    students = {
+        name: Student(
             run,
             weights=options.weights,
             model=options.model,
             device=options.device,
             offload=options.offload,
         )
-        if first is None:
-            first, tasks = student, tasks_of(options, student)
-            salt = student.config.salt
-            fine = max(salt.step_counts)
-            defect_steps = (max(1, min(salt.inference_steps, fine // 2)), fine)
-        _check_comparable(student, first)
-        evaluation = Evaluation(student, options.sampler, steps, defect_steps)
-        pairs = [(i, seed) for i in range(len(tasks)) for seed in options.seeds]
+        for name, run in zip(names, runs)
+    }
+    first = students[names[0]]
+    for student in students.values():
+        check_comparable(student, first)
+    tasks, steps, grids = tasks_of(options, first), sorted(set(options.steps)), defect_steps(first)
+    pairs = [(index, seed) for index in range(len(tasks)) for seed in options.seeds]
+    sheets: dict[tuple[int, int], dict[str, np.ndarray]] = {pair: {} for pair in pairs}
+    numbers = {}
+    for name, student in students.items():
+        evaluation = Evaluation(student, options.sampler, steps, grids)
         for index, seed in tqdm(pairs, desc=name, unit="prompt"):
             for k, video in evaluation.videos(tasks[index], seed).items():
-                folder = options.out / "videos" / Path(name).name
-                write_video(video, folder / f"{index}-{seed}-{k}.mp4", student.format.fps)
-                kept = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
-                sheets.setdefault((index, seed), {})[f"{name}\n{k} step{'s' * (k > 1)}"] = video[np.unique(kept)]
+                file = options.out / "videos" / name / f"{index}-{seed}-{k}.mp4"
+                write_video(video, file, student.format.fps)
+                label = f"{name}\n{k} step{'s' * (k > 1)}"
+                sheets[index, seed][label] = some_frames(video)
         numbers[name] = evaluation.numbers()
+        del student.pipeline  # room for the next
     for (index, seed), rows in sheets.items():
         sheet = contact_sheet(rows, f"{tasks[index].prompt} (seed {seed})")
         sheet.save(options.out / f"sheet-{index}-{seed}.png")
-    settings = {
+    metrics = {
         "sampler": options.sampler,
         "steps": steps,
         "seeds": options.seeds,
         "prompts": [task.prompt for task in tasks],
-        "defect_steps": {"inference": defect_steps[0], "train": defect_steps[1]},
+        "defect_steps": dict(zip(("inference", "train"), grids)),
         "device": options.device,
+        "students": numbers,
     }
-    text = json.dumps({**settings, "students": numbers}, indent=2)
-    (options.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (options.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return table(names, numbers, steps)
 
 
-def _check_comparable(student: Student, first: Student) -> None:
+def check_comparable(student: Student, first: Student) -> None:
     a, b = (
         {"kind": s.kind.name, **vars(s.format), "shift": s.config.shift} for s in (student, first)
     )
