@@ -71,10 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = options.results or (here / "results" if recorded else here.parent / "outputs/wan")
     try:
         study = Study(SIZES[options.size], results / ".work" / f"wan-{options.size}")
-        references, students = [], []
-        for seed in range(options.seeds):
-            references.append(study.references(seed))
-            students += [study.student(name, seed) for name in STUDENTS]
+        seeds = range(options.seeds)
+        students = [study.student(name, seed) for name in STUDENTS for seed in seeds]
+        references = [study.references(seed) for seed in seeds]
     except KeyboardInterrupt:
         print("\nInterrupted. The same command resumes.", file=sys.stderr)
         return 130

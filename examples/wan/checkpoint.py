@@ -148,23 +148,28 @@ def save(
     return folder
 
 
-def prepare_folder(config: Config) -> Path | None:
-    """Makes the run's folder, or checks that it is this run's; its newest checkpoint, if any.
+def read_for(config: Config, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of this very run, and its training state; `None` for a new run.
 
     Raises:
-        ValueError: it belongs to a run with other settings; nothing is changed then.
+        ValueError: the folder belongs to a run with other settings.
     """
+    found = checkpoints(config.out)
+    if not found:
+        return None
+    there = yaml.safe_load((Path(config.out) / "config.yaml").read_text())
+    refuse_other_settings(found[-1], there, config.as_dict(), FREE)
+    training = torch.load(found[-1] / TRAINING_FILE, map_location="cpu")
+    refuse_other_settings(found[-1], training["identity"], identity, set())
+    return found[-1], training
+
+
+def write_config(config: Config) -> None:
     out = Path(config.out)
-    found = checkpoints(out)
-    settings = config.as_dict()
-    if found:
-        there = yaml.safe_load((out / "config.yaml").read_text())
-        refuse_other_settings(found[-1], there, settings, FREE)
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / "config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
+    temporary.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
     os.replace(temporary, out / "config.yaml")
-    return found[-1] if found else None
 
 
 def refuse_other_settings(

@@ -103,6 +103,10 @@ class Config:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be from {low:g} to {high:g}; got {value!r}")
+        if not self.sample_steps or min(self.sample_steps) < 1:
+            raise ValueError(
+                f"sample_steps must be step counts, at least 1; got {list(self.sample_steps)}"
+            )
         low, high = self.score_levels if len(self.score_levels) == 2 else (1.0, 0.0)
         if not 0 < low < high < 1:
             raise ValueError(

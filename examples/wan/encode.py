@@ -114,7 +114,7 @@ class Encoder:
         return {name: value.cpu().contiguous() for name, value in sample.items()}
 
     def _image_condition(self, image: Image.Image) -> dict[str, Tensor]:
-        """Mask and encoded first frame, and its embedding, by the methods of diffusers' pipeline."""
+        """Mask and encoded first frame, and its embedding, by diffusers' own pipeline."""
         pipeline, form = self.pipeline, self.format
         pixels = pipeline.video_processor.preprocess(image, form.height, form.width)
         _, condition = pipeline.prepare_latents(

@@ -43,19 +43,16 @@ class Trainer:
         )
         self.data = EncodedData(config.data)
         check_data(self.data, config)
-        found = checkpoint.prepare_folder(config) if self.accelerator.is_main_process else None
-        self.accelerator.wait_for_everyone()
-        found = found or next(reversed(checkpoint.checkpoints(config.out)), None)
-
-        # What two runs must share to be one: a sample's draws depend on its place in these.
+        # What two runs must share to be one: a batch's draws depend on its place in these.
         self.identity = {
             "data": self.data.fingerprint(),
             "batches_per_update": self.accelerator.num_processes
             * config.gradient_accumulation_steps,
         }
-        training = torch.load(found / checkpoint.TRAINING_FILE) if found else None
-        if training:
-            checkpoint.refuse_other_settings(found, training["identity"], self.identity, set())
+        found = checkpoint.read_for(config, self.identity)
+        self.accelerator.wait_for_everyone()  # before one of them writes
+        if self.accelerator.is_main_process:
+            checkpoint.write_config(config)
         self.roles = Roles(load_transformer(config.model, config.weights), config)
         optimizers = [
             torch.optim.AdamW(
@@ -71,8 +68,8 @@ class Trainer:
         student = list(self.roles.trained("student").values())
         self.ema = EMAModel(student, decay=config.ema_decay)
         self.iteration = 0
-        if training:
-            self._resume(found, training)
+        if found:
+            self._resume(*found)
 
         self.plans = config.salt.scheduler(config.shift)
         self.distillation = Distillation(
@@ -236,7 +233,7 @@ def load_config(options: argparse.Namespace) -> Config:
     return Config.load(path if path.exists() or not beside.exists() else beside, changes)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.wan.train",
         description="Distils Wan 2.1 to a few steps by SC-DMD. Interrupt it at any time: the same "
@@ -257,7 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="any other setting, as in the YAML file: --set iterations=100 --set salt.sc_weight=0",
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     try:
         config = load_config(options)
         Trainer(config).train()
