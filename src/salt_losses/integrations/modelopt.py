@@ -85,7 +85,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
             _check(config)
         super().__init__(student, teacher, fake_score, config, discriminator=discriminator)
         self._salt = Salt(settings, shift=1.0)
-        self._defect: Defect | None = None  # while the student's exit step is waited for
+        self._defect: Defect | None = None  # of the update that is being computed
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parent's losses; where the term is on also `"sc"`, the defect term, and `"salt"`, it
@@ -119,9 +119,9 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         call = super()._call_model
         output = call(model, hidden_states, timestep, encoder_hidden_states, **model_kwargs)
         # The student's only call with gradient is its exit step: a simulation before it has none.
-        if self._defect is None or model is not self.student or not torch.is_grad_enabled():
+        defect = self._defect
+        if defect is None or model is not self.student or not torch.is_grad_enabled():
             return cast(Tensor, output)
-        defect, self._defect = self._defect, None
         kind, dtype = KINDS[self.config.pred_type], compute_dtype(hidden_states.dtype)
 
         def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
