@@ -252,6 +252,28 @@ def test_a_longer_training_is_looked_at_as_often(toy: Path) -> None:
     assert updates[-1] == -(-steps // TOY.dfake_gen_update_ratio)
 
 
+def test_few_steps_are_measured_with_more_in_the_first_chunk_and_the_gap_is_kept(
+    toy: Path,
+) -> None:
+    study = Study(TOY, toy / ".work" / "video-toy", CPU)
+    found = study.student("few asd first", 0)
+    assert set(found["first_chunk"]) == {1, 2}
+    for k in (1, 2):
+        assert found["first_chunk"][k]["distance"] != found["quality"][k]["distance"]
+    assert len(found["gaps"]) == found["progress"][-1]["updates"]
+    assert all(k in (1, 2, 4) and gap != 0 for k, gap in found["gaps"])
+    found = json.loads(json.dumps(found | {"videos": None}))
+    text = tables.gap_table({"few asd first": [found]})
+    assert STUDENTS["few asd first"].label in text
+
+
+def test_the_gap_is_averaged_over_quarters_of_the_training_and_by_step_count() -> None:
+    gaps = [(1, 1.0), (2, 3.0), (1, 5.0), (2, 5.0), (1, 0.0), (1, 0.0), (1, 7.0), (2, 9.0)]
+    found = record("few asd", 0.5, gaps=gaps)
+    assert [tables.gap(found, quarter) for quarter in range(4)] == [2.0, 5.0, 0.0, 8.0]
+    assert tables.gap(found, 3, steps=2) == 9.0
+
+
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if not k.endswith("_seconds") and k != "videos"}
 
@@ -269,11 +291,12 @@ def test_a_study_that_is_done_trains_nothing_and_finds_the_same(
     ]
 
 
+@pytest.mark.parametrize("name", ["released", "few data low"])
 def test_an_interrupted_student_ends_as_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("examples.tiny_video.checkpoint.SECONDS_BETWEEN_SAVES", 0.0)
-    in_one_go = Study(TOY, tmp_path / "whole", CPU).student("released", 1)
+    in_one_go = Study(TOY, tmp_path / "whole", CPU).student(name, 1)
     step = Trainer.fwdbwd_one_step
     calls = 0
 
@@ -288,8 +311,8 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "fwdbwd_one_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            study.student("released", 1)
-    resumed = study.student("released", 1)
+            study.student(name, 1)
+    resumed = study.student(name, 1)
     assert without_times(resumed) == without_times(in_one_go)
 
 

@@ -11,8 +11,10 @@ from benchmarks.video.tables import (
     Distance,
     Measure,
     Record,
+    first_chunk,
     in_group,
     long,
+    quality,
     thousand_defects,
     values,
 )
@@ -48,8 +50,8 @@ class Claim:
         )
 
 
-AT_2, AT_4, AT_8 = Distance(2), Distance(4), Distance(8)
-AT_2_OF, AT_4_OF, AT_8_OF = (f"distance at {k} steps" for k in (2, 4, 8))
+AT_1, AT_2, AT_4, AT_8 = Distance(1), Distance(2), Distance(4), Distance(8)
+AT_1_OF, AT_2_OF, AT_4_OF, AT_8_OF = (f"distance at {k} step" + "s" * (k > 1) for k in (1, 2, 4, 8))
 
 CLAIMS = (
     Claim(
@@ -112,6 +114,27 @@ CLAIMS = (
     Claim(
         *("table4", "Table 4: SC-DMD-8 is better than DMD-4", AT_4_OF),
         *("whole-sc-dmd-8 1", "whole-dmd-4", AT_4),
+    ),
+    Claim(
+        *("few", "ASD: a first chunk of 4 steps is enough for the others to have 1", AT_1_OF),
+        *("few first", "few", first_chunk("distance", 1), AT_1),
+    ),
+    Claim(
+        "few", "ASD: against rollouts of n + 1 steps it is better", AT_1_OF, "few asd", "few", AT_1
+    ),
+    Claim(
+        *("few", "The same with a first chunk of 4", AT_1_OF),
+        *("few asd first", "few first", first_chunk("distance", 1)),
+    ),
+    Claim("few", "Against real data it is better", AT_1_OF, "few data", "few", AT_1),
+    Claim("few", "Real data is better than n + 1", AT_1_OF, "few data", "few asd", AT_1),
+    Claim(
+        *("alpha", "Salt with a discriminator is better than Salt", AT_4_OF),
+        *("mixed-sc data", "mixed-sc", AT_4),
+    ),
+    Claim(
+        *("alpha", "It moves more", "motion at 4 steps"),
+        *("mixed-sc", "mixed-sc data", quality("motion", 4)),
     ),
 )
 

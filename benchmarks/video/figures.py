@@ -13,7 +13,17 @@ from torch import Tensor
 from benchmarks.report import spread
 from benchmarks.video.groups import GROUPS, STUDENTS
 from benchmarks.video.measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
-from benchmarks.video.tables import Distance, Record, Students, in_group, long, values
+from benchmarks.video.tables import (
+    Distance,
+    Record,
+    Students,
+    has_gaps,
+    in_group,
+    long,
+    values,
+)
+
+GAP_WINDOW = 10  # updates
 
 
 def write(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]]) -> bool:
@@ -36,6 +46,8 @@ def write(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]])
         made["same_seeds"] = plot_same_seeds(pyplot, pictures)
     if "longer" in results["groups"]:
         made["training"] = plot_training(pyplot, in_group(results, "longer"))
+    if "few" in results["groups"]:
+        made["gap"] = plot_gaps(pyplot, in_group(results, "few"))
     for stem, figure in made.items():
         figure.savefig(folder / f"video_{stem}.png", dpi=110)
         pyplot.close(figure)
@@ -85,6 +97,26 @@ def plot_training(pyplot: Any, students: Students) -> Any:
         axis.set(title=f"{k} steps", xlabel="generator updates", yscale="log")
     axes[0].set_ylabel("Fréchet distance to held-out videos")
     axes[0].legend(fontsize=7)
+    return figure
+
+
+def plot_gaps(pyplot: Any, students: Students) -> Any:
+    """Means over the seeds and over `GAP_WINDOW` updates."""
+    figure, axis = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    for name, records in students.items():
+        if not has_gaps(records):
+            continue
+        gaps = torch.tensor([[g for _, g in record["gaps"]] for record in records]).mean(0)
+        window = min(GAP_WINDOW, len(gaps))
+        means = gaps.unfold(0, window, 1).mean(1)
+        axis.plot(range(window, len(gaps) + 1), means.numpy(), label=STUDENTS[name].label)
+    axis.axhline(0.0, color="grey", linewidth=1)
+    axis.set(
+        xlabel="generator updates",
+        ylabel="logit, real less generated",
+        title=f"What the discriminator tells apart (means over {GAP_WINDOW} updates)",
+    )
+    axis.legend(fontsize=7)
     return figure
 
 

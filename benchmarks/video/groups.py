@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from benchmarks.video.students import LAST, Student
+from benchmarks.video.measures import FIRST_CHUNK
+from benchmarks.video.students import ADVERSARY, LAST, Student
 from salt_losses import SaltConfig
 
 # The preset; its start scaled to the training's length, the middle block for the 21st of 40.
@@ -98,6 +99,27 @@ LONGER, LONGER_MORE = (
     )
 )
 STUDENTS |= LONGER | LONGER_MORE
+# Few steps, as ASD's: one logit a step count against rollouts of a step more, or one against data.
+FEW = {"step_counts": (1, 2, 4), "probs": (0.3, 0.3, 0.4), "sc_weight": 0.0, "sc_steps": (4,)}
+FIRST = {"first_chunk_steps": FIRST_CHUNK}
+ASD = {**ADVERSARY, "adv_against": "more_steps"}
+DATA = {**ADVERSARY, "adv_against": "data"}
+LOW = {"adv_levels": (0.0, 0.5)}
+REAL = {"real_videos": True}
+STUDENTS |= {
+    "few": Student("mixed steps 1, 2, 4", salt=FEW),
+    "few first": Student("+ first chunk of 4", salt={**FEW, **FIRST}),
+    "few asd": Student("+ ASD", salt={**FEW, **ASD}),
+    "few asd first": Student("+ ASD and first chunk of 4", salt={**FEW, **ASD, **FIRST}),
+    "few data": Student("+ real data", salt={**FEW, **DATA}, trainer=REAL),
+    "few data low": Student(
+        "+ real data, levels 0 to 0.5", salt={**FEW, **DATA, **LOW}, trainer=REAL
+    ),
+}
+_FEW = tuple(name for name in STUDENTS if name.startswith("few"))
+_FEW_MORE = vary("few data", adv_kind="non_saturating") | vary("few asd", adv_weight=0.1)
+STUDENTS |= _FEW_MORE
+STUDENTS["mixed-sc data"] = Student("+ real data", salt={**DATA, **LOW}, trainer=REAL)
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,9 @@ GROUPS = {
     ),
     "align": Group("Alignment", ("mixed-sc", *_FAMILIES["align"]), 3),
     "align-more": Group("Alignment, more of it", ("mixed-sc", *_FAMILIES["align-more"]), 2),
+    "few": Group("First frames and adversaries at few steps", _FEW, 3),
+    "few-more": Group("The discriminator's settings", (*_FEW, *_FEW_MORE), 1),
+    "alpha": Group("Salt with a discriminator", ("mixed-sc", "mixed-sc data"), 3),
     "baseline": Group("The baseline", ("dmd-4", "undistilled", *_FAMILIES["baseline"]), 1),
 }
 # What the documents quote; the baseline's sweep has its own JSON.

@@ -18,6 +18,8 @@ STEPS = (1, 2, 4, 8)
 COMPARED_STEPS = (2, 4, 8)
 INFERENCE_STEPS, FINE_STEPS = 4, 8
 LONG = 4  # times the training length
+FIRST_CHUNK = 4  # its steps under first-frame enhancement, those of ASD
+FIRST_CHUNK_STEPS = (1, 2)  # of the other chunks
 SHOWN = 10  # videos, one of each digit
 # Goes up with every change of what is measured: results of older measures are not taken.
 VERSION = 2
@@ -110,9 +112,18 @@ class Examiner:
             self.config.teacher_sampling_steps,
         )
 
-    def sampled(self, generator: VideoDiffusionWrapper, num_steps: int) -> Tensor:
+    def sampled(
+        self, generator: VideoDiffusionWrapper, num_steps: int, first_chunk: int | None = None
+    ) -> Tensor:
         rng = self._rng()
-        return sample(generator, self._noise(rng), self.prompts, num_steps, rng).cpu()
+        noise = self._noise(rng)
+        return sample(
+            generator, noise, self.prompts, num_steps, rng, first_chunk_steps=first_chunk
+        ).cpu()
+
+    def first_chunk(self, generator: VideoDiffusionWrapper) -> dict[int, Quality]:
+        """At few steps, with more in the first chunk."""
+        return {k: self.quality(self.sampled(generator, k, FIRST_CHUNK)) for k in FIRST_CHUNK_STEPS}
 
     def progress(self, generator: VideoDiffusionWrapper) -> dict[int, Quality]:
         """At the compared step counts: cheap enough for a look while training goes on."""

@@ -16,16 +16,17 @@ from benchmarks.video.defect import add_defect_term
 from benchmarks.video.groups import STUDENTS
 from benchmarks.video.measures import INFERENCE_STEPS, VERSION, Examiner
 from benchmarks.video.students import STAGES, Student, aligned_updates
-from examples.tiny_video.checkpoint import HasState, Run
+from examples.tiny_video.checkpoint import Run
 from examples.tiny_video.config import Config
 from examples.tiny_video.metrics import ClassifierTrainer, VideoClassifier
 from examples.tiny_video.teacher import TeacherTrainer
 from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import VideoDiffusionWrapper
 from salt_losses import SaltConfig
-from salt_losses.adapters import self_forcing
+from salt_losses.adapters import SaltHandle, self_forcing
 
 Results = dict[str, Any]
+Gap = tuple[int, float]  # step count, logit of real less logit of generated
 
 # What a teacher and the classifier depend on: other settings need no new ones.
 CLASSIFIER_SETTINGS = ("canvas", "num_training_frames", "classifier_steps", "seed")
@@ -85,12 +86,15 @@ class Study:
         # Saves memory that is not short here, for a third of the critic's time.
         trainer.model.fake_score.model.gradient_checkpointing = False
         handle = attach(trainer, student, salt)
+        gaps: list[Gap] = []
+        adversarial = salt is not None and salt.adv_weight > 0
+        companion = WithGaps(handle, gaps) if adversarial else handle
         generator = trainer.generator_ema
         progress, seconds = [], 0.0
         stage = self.preset.distill_steps // STAGES
         for until in range(stage, config.distill_steps + 1 if student.distilled else 0, stage):
             label = f"seed {seed}: {name}"
-            seconds = run.train("student", trainer, until, handle, label)
+            seconds = run.train("student", trainer, until, companion, label)
             quality = run.remember(
                 f"progress-{VERSION}.{until}", lambda: examiner.progress(generator)
             )
@@ -99,9 +103,15 @@ class Study:
         measured = run.remember(
             f"measures-{VERSION}", lambda: examiner.student(generator, not student.whole_video)
         )
+        few: Results = {}
+        if salt is not None and 1 in salt.step_counts:
+            few["first_chunk"] = run.remember(
+                f"first-chunk-{VERSION}", lambda: examiner.first_chunk(generator)
+            )
         return {
             "student": name,
             "seed": seed,
+            "gaps": gaps,
             "salt": None if salt is None else dataclasses.asdict(salt),
             "aligned_updates": aligned_updates(config, salt),
             "training_seconds": seconds,
@@ -109,6 +119,7 @@ class Study:
             + run.seconds(f"measures-{VERSION}"),
             "progress": progress,
             **measured,
+            **few,
         }
 
     def _run(
@@ -121,12 +132,33 @@ class Study:
         settings = config.as_dict()
         if keys is not None:
             settings = {key: settings[key] for key in keys}
-        if salt is not None:
-            settings["salt"] = dataclasses.asdict(salt)
+        if salt is not None:  # sweeps change no student, and came after the first students
+            salted = dataclasses.asdict(salt).items()
+            settings["salt"] = {k: v for k, v in salted if not k.startswith("sweep_")}
         return Run(self.work / name, settings, self.device)
 
 
-def attach(trainer: Trainer, student: Student, salt: SaltConfig | None) -> HasState | None:
+@dataclasses.dataclass
+class WithGaps:
+    """A handle, and what its discriminator's logits differed by at each update."""
+
+    handle: SaltHandle
+    gaps: list[Gap]
+
+    def __post_init__(self) -> None:
+        self.handle.on_metrics(
+            lambda m: self.gaps.append((int(m["salt/num_steps"]), m["salt/adv_gap"]))
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"handle": self.handle.state_dict(), "gaps": self.gaps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.handle.load_state_dict(state["handle"])
+        self.gaps[:] = state["gaps"]
+
+
+def attach(trainer: Trainer, student: Student, salt: SaltConfig | None) -> SaltHandle | None:
     """Salt by the adapter, or where the whole video is one chunk by hand."""
     if salt is None:
         return None

@@ -9,7 +9,15 @@ from typing import Any
 
 from benchmarks.report import cell, markdown, spread, undecided
 from benchmarks.video.groups import GROUPS, STUDENTS
-from benchmarks.video.measures import COMPARED_STEPS, INFERENCE_STEPS, STEPS
+from benchmarks.video.measures import (
+    COMPARED_STEPS,
+    FIRST_CHUNK,
+    FIRST_CHUNK_STEPS,
+    INFERENCE_STEPS,
+    STEPS,
+)
+
+QUARTERS = 4
 
 Record = dict[str, Any]
 Students = dict[str, list[Record]]
@@ -43,6 +51,19 @@ def thousand_defects(record: Record) -> float:
 
 def long(key: str, stretch: int) -> Measure:
     return lambda record: record["long"][stretch][key]
+
+
+def first_chunk(key: str, steps: int) -> Measure:
+    return lambda record: record["first_chunk"][str(steps)][key]
+
+
+def gap(record: Record, quarter: int, steps: int | None = None) -> float:
+    """Mean difference of the discriminator's logits over a quarter of the training: real less
+    generated, at all step counts or one of them. NaN where it has no update."""
+    gaps = record["gaps"]
+    begin, end = (i * len(gaps) // QUARTERS for i in (quarter, quarter + 1))
+    found = [g for k, g in gaps[begin:end] if steps in (None, k)]
+    return statistics.fmean(found) if found else float("nan")
 
 
 def in_group(results: Record, group: str) -> Students:
@@ -81,17 +102,51 @@ def table(students: Students, columns: dict[str, Measure], digits: int = 4) -> s
     return markdown(["student", *columns], rows)
 
 
-def distance_columns() -> dict[str, Measure]:
-    columns: dict[str, Measure] = {f"{k} step" + "s" * (k > 1): Distance(k) for k in STEPS}
+def distance_columns(students: Students) -> dict[str, Measure]:
+    columns: dict[str, Measure] = {_steps(k): Distance(k) for k in STEPS}
+    if "first_chunk" in next(iter(students.values()))[0]:
+        return columns | {
+            f"{_steps(k)}, first chunk {FIRST_CHUNK}": first_chunk("distance", k)
+            for k in FIRST_CHUNK_STEPS
+        }
     return columns | {"mean of 2, 4, 8": mean_distance}
 
 
-def quality_columns() -> dict[str, Measure]:
+def _steps(count: int) -> str:
+    return f"{count} step" + "s" * (count > 1)
+
+
+def quality_columns(students: Students) -> dict[str, Measure]:
+    few = "first_chunk" in next(iter(students.values()))[0]
     return {
         "1000 x defect (eq. 16)": thousand_defects,
-        **{f"{k}, {n} steps": quality(k, n) for n in (2, 4) for k in ("accuracy", "motion")},
+        **{
+            f"{key}, {_steps(k)}": quality(key, k)
+            for k in ((1, 2) if few else (2, 4))
+            for key in ("accuracy", "motion")
+        },
         "coverage, 4 steps": quality("coverage", 4),
     }
+
+
+def has_gaps(records: list[Record]) -> bool:
+    return bool(records[0].get("gaps"))
+
+
+def gap_table(students: Students) -> str:
+    """By quarter of the training, and in the last one by step count."""
+    rows = []
+    for name, records in students.items():
+        if not has_gaps(records):
+            continue
+        counts = sorted({k for k, _ in records[0]["gaps"]})
+        cells = [cell([gap(r, i) for r in records], digits=2) for i in range(QUARTERS)]
+        last = (
+            f"{k}: {statistics.fmean(gap(r, QUARTERS - 1, k) for r in records):.2f}" for k in counts
+        )
+        rows.append([STUDENTS[name].label, *cells, ", ".join(last)])
+    heads = [f"quarter {i + 1}" for i in range(QUARTERS)]
+    return markdown(["student", *heads, "last, by step count"], rows)
 
 
 def long_columns(settings: Record, students: Students) -> dict[str, Measure]:
@@ -115,7 +170,7 @@ def difference(values: list[float], others: list[float]) -> str:
 def difference_table(students: Students) -> str:
     """Each student less the first, seed by seed."""
     (base, *others) = students
-    columns = distance_columns()
+    columns = distance_columns(students)
     if "long" in students[base][0]:
         columns["last stretch"] = long("distance", -1)
     rows = []
@@ -178,10 +233,12 @@ def group_text(results: Record, group: str) -> str:
     students = in_group(results, group)
     parts = [
         f"{GROUPS[group].title}, {results['groups'][group]} seeds",
-        table(students, distance_columns()),
+        table(students, distance_columns(students)),
         difference_table(students),
-        table(students, quality_columns(), digits=3),
+        table(students, quality_columns(students), digits=3),
     ]
+    if any(has_gaps(records) for records in students.values()):
+        parts += ["Logit of real less logit of generated, while training", gap_table(students)]
     if "long" in next(iter(students.values()))[0]:
         title = f"Rollouts of {len(next(iter(students.values()))[0]['long'])} training lengths"
         parts += [

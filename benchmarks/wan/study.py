@@ -45,7 +45,7 @@ class Size:
     """How much is done; `"cpu"` is what the documents quote."""
 
     teacher_steps: int = 1200
-    batch: int = 24
+    batch: int = 8
     updates: int = 100
     videos: int = 300
     classifier_steps: int = 600

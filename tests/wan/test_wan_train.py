@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands import launch
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 
@@ -224,30 +228,14 @@ def _usage_error(example, tmp_path, capsys, *more):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sharding", ["several_gpus", "fsdp2"])
-def test_two_processes_do_what_one_does_with_twice_the_accumulation(t2v, tmp_path, sharding):
-    settings = {"iterations": 2, "critic_updates": 1, "sample_every": 2, "sample_count": 1}
-    alone = run(t2v, tmp_path / "alone", gradient_accumulation_steps=2, **settings)
-    both = tmp_path / "both"
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", f"examples/wan/accelerate/{sharding}.yaml"]
-    launch += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-    }
-    done = subprocess.run(
-        [*launch, "-m", "examples.wan.train", *t2v.train_options(both, **settings)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (rows, expected) = (
+def launch_options(name: str) -> list[str]:
+    """Of `accelerate launch`, with one of the recipe's own files, on two processes."""
+    options = ["--config_file", str(ROOT / f"examples/wan/accelerate/{name}.yaml")]
+    return [*options, "--num_processes", "2", "--mixed_precision", "no", "--main_process_port"]
+
+
+def assert_two_did_what_one_did(both, alone):
+    rows, expected = (
         [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         for out in (both, alone)
     )
@@ -260,4 +248,66 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(t2v, tmp_pat
             # where that is rounding alone, its sign is too.
             close = torch.isclose(value, other[name], atol=1e-6)
             assert close.float().mean() > 0.9, (path, name)
+
+
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(t2v, tmp_path):
+    settings = {"iterations": 2, "critic_updates": 1, "sample_every": 2, "sample_count": 1}
+    alone = run(t2v, tmp_path / "alone", gradient_accumulation_steps=2, **settings)
+    both = tmp_path / "both"
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += [*launch_options("several_gpus"), "0", "-m", "examples.wan.train"]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+    }
+    done = subprocess.run(
+        [*command, *t2v.train_options(both, **settings)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_two_did_what_one_did(both, alone)
     assert (both / "samples" / "000002" / "0-8.mp4").is_file()
+
+
+def work(environment: dict[str, str], rank: int, options: list[str]) -> None:
+    """One of two processes, forked: what `accelerate launch` starts, without the imports."""
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    sys.exit(train.main(options))
+
+
+def fork_two(name: str, options: list[str]) -> list[int | None]:
+    """Exit codes of a training in two processes, in the environment that accelerate gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    args = launch.launch_command_parser().parse_args([*launch_options(name), port, "script"])
+    environment = prepare_multi_gpu_env(launch._validate_launch_command(args)[0])
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=work, args=(environment, rank, options)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return [worker.exitcode for worker in workers]
+
+
+@pytest.mark.parametrize("roles", ["lora", "full"])
+def test_sharded_over_two_processes_it_is_the_same_and_resumes(t2v, tmp_path, roles):
+    settings = {"roles": roles, "critic_updates": 1, "sample_count": 1, "sample_steps": [2]}
+    alone = run(t2v, tmp_path / "alone", iterations=2, gradient_accumulation_steps=2, **settings)
+    both = tmp_path / "both"
+    for iterations in (1, 2):
+        options = t2v.train_options(both, iterations=iterations, sample_every=2, **settings)
+        assert fork_two("fsdp2", options) == [0, 0]
+    assert_two_did_what_one_did(both, alone)
+    assert (both / "samples" / "000002" / "0-2.mp4").is_file()
