@@ -16,7 +16,7 @@ from salt_losses import add_noise
 
 fastgen = pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
 
-from salt_losses.integrations import _salt  # noqa: E402
+from salt_losses.adapters import _defect  # noqa: E402
 from salt_losses.integrations.modelopt import SaltDMDPipeline  # noqa: E402
 
 KINDS = ("flow", "v", "x0", "eps")
@@ -198,13 +198,13 @@ def literal(pipeline: Any, calls: Calls, triple: Any) -> Tensor:
 @pytest.fixture
 def triples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     drawn: list[Any] = []
-    sampler = _salt.shortcut_triple_sampler
+    sampler = _defect.shortcut_triple_sampler
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         drawn.append(sampler(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(_salt, "shortcut_triple_sampler", kept)
+    monkeypatch.setattr(_defect, "shortcut_triple_sampler", kept)
     return drawn
 
 

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import compute_dtype, grid_floats
+from ..adapters._defect import Defect
 from ..adapters._streams import untouched
 from ..flow import to_velocity
 from ..objective import SaltConfig
 from ._hooks import check_hooks
-from ._salt import Defect, Salt, check_supported
+from ._salt import Salt, check_supported
 
 KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
 
@@ -99,7 +100,8 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         salt.begin(salt.scheduler.iteration)
         grid = _grid(self.config)
         stride = (len(grid) - 1) // salt.config.inference_steps
-        defect = self._defect = Defect(salt, grid, grid[::stride], lockstep=True)
+        triples = salt.generator("triples")
+        defect = self._defect = Defect(salt.config, triples, grid, grid[::stride], lockstep=True)
         try:
             losses = compute(*args, **kwargs)
         finally:
@@ -172,7 +174,8 @@ def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
             )
     inference = {"inference_steps": math.gcd(4, steps)}
     settings = SaltConfig.from_mapping({**inference, **salt, **own})
-    check_supported(settings, "Model-Optimizer", without=("align_weight", "shift"))
+    without = ("align_weight", "shift")
+    check_supported(settings, "Model-Optimizer", chunks=False, without=without)
     return settings
 
 
