@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         study = Study(SIZES[options.size], results / ".work" / f"wan-{options.size}")
         seeds = range(options.seeds)
         students = [study.student(name, seed) for name in STUDENTS for seed in seeds]
-        references = [study.references(seed) for seed in seeds]
+        references = study.references()
     except KeyboardInterrupt:
         print("\nInterrupted. The same command resumes.", file=sys.stderr)
         return 130

@@ -60,7 +60,6 @@ STUDENTS: dict[str, tuple[int, float]] = {
     "DMD-4": (4, 0.0),
     "DMD-8": (8, 0.0),
     "SC-DMD-8, weight 1": (8, 1.0),
-    "SC-DMD-8, weight 0.3": (8, 0.3),
 }
 
 
@@ -156,14 +155,13 @@ class Study:
             optimizer.zero_grad()
         return model.state_dict()
 
-    def references(self, seed: int) -> dict[str, Any]:
+    def references(self) -> dict[str, Any]:
         """Of the teacher at 16 steps, and of its weights at the students' steps, undistilled."""
         return self.run.remember(
-            f"references.{seed}",
+            "references",
             lambda: {
-                "seed": seed,
-                "teacher": self._quality(self._sample(self.teacher(), 16, seed)),
-                "undistilled": self._measured(self.teacher(), seed),
+                "teacher": self._quality(self._sample(self.teacher(), 16, 0)),
+                "undistilled": self._measured(self.teacher(), 0),
             },
         )
 

@@ -29,7 +29,7 @@ from .roles import Roles
 
 LORA_FILE, TRAINING_FILE = "pytorch_lora_weights.safetensors", "training.pt"
 # What may change when a run is resumed: nothing of it touches what is trained.
-FREE = {"model", "data", "out", "iterations", "save_every", "keep_checkpoints", "sample_every"}
+FREE = {"data", "out", "iterations", "save_every", "keep_checkpoints", "sample_every"}
 FREE |= {"sample_steps", "sample_count", "log_with", "num_workers", "gradient_checkpointing"}
 FREE |= {"gradient_accumulation_steps"}  # the batches of an update are compared instead
 

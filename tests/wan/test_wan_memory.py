@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers import WanTransformer3DModel
 
 from examples.wan import memory, tiny
 from examples.wan.config import Config
@@ -23,24 +24,18 @@ def test_the_counter_knows_what_is_alive_and_what_was():
 
 
 def count(**settings):
-    transformer = dict(tiny.make_transformer().config)
+    transformer = dict(tiny.make_transformer().config) | {"num_layers": 1}
     shapes = {"video": (4, 3, 16, 16), "text": (8, 16), "image": (5, 8)}
     settings = {"weights": "float32", "lora_rank": 2, **settings}
     return memory.count(transformer, Config(model="", data="", out="", **settings), **shapes)
 
 
 def test_what_stays_between_iterations_is_weights_two_moments_and_an_average():
-    base = 4 * sum(p.numel() for p in tiny.make_transformer().parameters())
     full, lora = count(roles="full"), count(roles="lora")
-    # Besides parameters the network holds its table of rotary positions, and here its input.
-    rest = full["weights"] - 3 * base
-    assert full["between"] - full["weights"] > 5 * base  # AdamW's moments for two, one average
-    assert full["between"] - full["weights"] < 5.2 * base
-    assert lora["weights"] < base + rest + full["weights"] / 10
+    config = dict(tiny.make_transformer().config) | {"num_layers": 1}
+    one = 4 * sum(p.numel() for p in WanTransformer3DModel(**config).parameters())
+    # AdamW's two moments for two networks and one average; and the batch.
+    assert 5 * one < full["between"] - full["weights"] < 5.2 * one
+    assert lora["weights"] < full["weights"] / 2
+    assert lora["between"] - lora["weights"] < full["between"] / 4
     assert lora["peak"] < full["peak"]
-    assert lora["between"] < full["between"] / 3
-
-
-def test_checkpointing_and_half_precision_show():
-    assert count(gradient_checkpointing=True)["peak"] < count(gradient_checkpointing=False)["peak"]
-    assert count(weights="bfloat16")["weights"] < count(weights="float32")["weights"]
