@@ -100,6 +100,15 @@ def test_a_backward_in_the_wrong_role_raises(roles_are, checkpointing):
     assert all(g is None for g in gradients(roles, "student"))
 
 
+def test_no_flag_stays_flipped_whichever_role_is_on():
+    """diffusers' EMAModel, for one, copies what has no gradient in place of averaging it."""
+    roles = make()
+    for role in ("student", "teacher", "fake_score", "teacher"):
+        with roles.enter(role):
+            assert all(p.requires_grad for r in TRAINED for p in roles.trained(r).values())
+    assert all(p.requires_grad for r in TRAINED for p in roles.trained(r).values())
+
+
 def test_each_role_of_one_base_is_what_its_own_copy_would_be():
     roles = make()
     x, t, condition = inputs()
