@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.installed-docs
 ARGS ?=
+# Another file, or another PYTHON, needs a .venv of its own: make clean first.
+REQUIREMENTS ?= requirements-dev.txt
 
 help:
 	@echo "make demo    train a tiny video teacher, distil it with DMD and with Salt, compare"
@@ -18,10 +20,10 @@ help:
 	@echo "Options of the demo go into ARGS: make demo ARGS='--seed 1 --out outputs/seed-1'"
 
 # torch first: left to the resolver, a plain 'torch' may pull gigabytes of CUDA packages.
-$(STAMP): pyproject.toml requirements-dev.txt
+$(STAMP): pyproject.toml $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements-dev.txt)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' $(REQUIREMENTS))
+	$(BIN)/python -m pip install --quiet -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $(STAMP)
 
