@@ -142,6 +142,28 @@ def _(names: Names) -> Iterator[None]:
     assert Path("logs/salt_metrics.jsonl").read_text().count("\n") == 2
 
 
+@runs("Before and after, in a trainer")
+def _(names: Names) -> Iterator[None]:
+    trainer = names["trainer"] = miniature()
+    train = trainer.train
+    trainer.train = lambda: train(trainer.step + 1)
+    yield
+    yield
+    assert names["handle"].metrics["iteration"] == 1
+
+
+@runs("Before and after, in a loop of your own")
+def _(names: Names) -> Iterator[None]:
+    generator = names["generator"] = Generator()
+    names |= {"x_s": torch.randn(2, 8), "t_s": torch.ones(2), "text": None}
+    names |= {"rng": torch.Generator().manual_seed(0)}
+    names["dmd_of"] = lambda x, v, t: v.square().mean()
+    yield
+    assert generator.calls == 1
+    yield
+    assert generator.calls == 3
+
+
 @runs("A discriminator beside a trainer")
 def _(names: Names) -> Iterator[None]:
     yield
