@@ -19,9 +19,9 @@ from .presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class SaltConfig:
-    """Every setting of a Salt run. The scheduler's are under the same names as there: `step_counts`,
-    `probs`, `sc_steps`, `align_reference`, `align_warmup`, `align_prob`, `inference_steps`, `seed` and
-    `first_chunk_steps` are explained at `MixedStepScheduler`.
+    """Every setting of a Salt run. The scheduler's are under the same names as there: see
+    `MixedStepScheduler` for `step_counts`, `probs`, `sc_steps`, `align_reference`, `align_warmup`,
+    `align_prob`, `inference_steps`, `seed` and `first_chunk_steps`.
 
     Settings are kept as they were checked: tuples, plain numbers, a dict of its own. So a config
     from a YAML or JSON file equals, and hashes like, the same one from keywords, and
