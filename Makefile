@@ -46,7 +46,7 @@ lint: $(STAMP)
 
 # The theme prints a warning about a MkDocs 2 that requirements-docs.txt does not install.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
