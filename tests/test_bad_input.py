@@ -529,7 +529,7 @@ SaltConfig.from_mapping({"lambda_sc": 1.0})
     first_chunk_steps, sc_weight, align_weight, align_margin, align_features, align_block,
     sc_stop_grad, sc_time_weight, sc_nearest, align_at, align_noise, align_levels, adv_weight,
     adv_against, adv_step_counts, adv_kind, adv_features, adv_blocks, adv_levels, adv_lr,
-    adv_penalty, adv_sigma, adv_warmup, adv_updates
+    adv_penalty, adv_sigma, adv_warmup, adv_updates, sweep_every, sweep_prompts
 SaltConfig.from_mapping({"sc_wieght": 1.0})
     ValueError: unknown setting 'sc_wieght'; did you mean 'sc_weight'?
 SaltConfig.from_mapping({"preset": "released"})
@@ -623,6 +623,12 @@ SaltConfig(adv_warmup=1.5)
     TypeError: adv_warmup must be an integer; got 1.5 (float)
 SaltConfig(adv_updates=0)
     ValueError: adv_updates must be at least 1; got 0
+SaltConfig(sweep_every=-1)
+    ValueError: sweep_every must be at least 0; got -1
+SaltConfig(sweep_prompts="a cat")
+    TypeError: sweep_prompts must be a sequence of prompts or None; got 'a cat'
+SaltConfig(sweep_prompts=[])
+    TypeError: sweep_prompts must be a sequence of prompts or None; got []
 SaltConfig.from_mapping({"sc_weight": None})
     TypeError: sc_weight must be a number; got None (NoneType)
 salt_loss(1.0, PLAN, SaltConfig())

@@ -138,7 +138,7 @@ OTHER = SaltConfig(
     adv_step_counts=(1, 3), adv_kind="hinge", adv_features="real_score", adv_blocks=(1, 0),
     first_chunk_steps={3: 6, 1: 4}, adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0,
     adv_sigma=0.05, adv_warmup=7,
-    adv_updates=5,
+    adv_updates=5, sweep_every=500, sweep_prompts=("a cat", "a dog"),
 )  # fmt: skip
 
 

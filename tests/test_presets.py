@@ -38,7 +38,8 @@ def read_yaml(path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_everything_but_what_belongs_to_a_run(name):
-    assert set(PRESETS[name]) == SETTINGS - {"shift", "seed"}
+    of_a_run = {"shift", "seed", "sweep_every", "sweep_prompts"}
+    assert set(PRESETS[name]) == SETTINGS - of_a_run
 
 
 def test_the_released_recipes_differ_in_start_and_noise_only():

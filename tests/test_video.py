@@ -291,7 +291,7 @@ def test_a_study_that_is_done_trains_nothing_and_finds_the_same(
     ]
 
 
-@pytest.mark.parametrize("name", ["released", "few data first"])
+@pytest.mark.parametrize("name", ["released", "few data low"])
 def test_an_interrupted_student_ends_as_an_uninterrupted_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,21 +102,24 @@ STUDENTS |= LONGER | LONGER_MORE
 # Few steps, as ASD's: one logit a step count against rollouts of a step more, or one against data.
 FEW = {"step_counts": (1, 2, 4), "probs": (0.3, 0.3, 0.4), "sc_weight": 0.0, "sc_steps": (4,)}
 FIRST = {"first_chunk_steps": FIRST_CHUNK}
-ASD = {**ADVERSARY, "adv_against": "more_steps", "adv_kind": "relativistic"}
-DATA = {**ADVERSARY, "adv_against": "data", "adv_kind": "non_saturating"}
+ASD = {**ADVERSARY, "adv_against": "more_steps"}
+DATA = {**ADVERSARY, "adv_against": "data"}
+LOW = {"adv_levels": (0.0, 0.5)}
 REAL = {"real_videos": True}
 STUDENTS |= {
     "few": Student("mixed steps 1, 2, 4", salt=FEW),
     "few first": Student("+ first chunk of 4", salt={**FEW, **FIRST}),
     "few asd": Student("+ ASD", salt={**FEW, **ASD}),
-    "few asd first": Student("+ ASD and first chunk", salt={**FEW, **ASD, **FIRST}),
+    "few asd first": Student("+ ASD and first chunk of 4", salt={**FEW, **ASD, **FIRST}),
     "few data": Student("+ real data", salt={**FEW, **DATA}, trainer=REAL),
-    "few data first": Student(
-        "+ real data and first chunk", salt={**FEW, **DATA, **FIRST}, trainer=REAL
+    "few data low": Student(
+        "+ real data, levels 0 to 0.5", salt={**FEW, **DATA, **LOW}, trainer=REAL
     ),
-    "mixed-sc data": Student("+ real data", salt=DATA, trainer=REAL),
 }
-FEW_NAMES = tuple(name for name in STUDENTS if name.startswith("few"))
+_FEW = tuple(name for name in STUDENTS if name.startswith("few"))
+_FEW_MORE = vary("few data", adv_kind="non_saturating") | vary("few asd", adv_weight=0.1)
+STUDENTS |= _FEW_MORE
+STUDENTS["mixed-sc data"] = Student("+ real data", salt={**DATA, **LOW}, trainer=REAL)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ GROUPS = {
     ),
     "align": Group("Alignment", ("mixed-sc", *_FAMILIES["align"]), 3),
     "align-more": Group("Alignment, more of it", ("mixed-sc", *_FAMILIES["align-more"]), 2),
-    "few": Group("First frames and adversaries at few steps", FEW_NAMES, 3),
+    "few": Group("First frames and adversaries at few steps", _FEW, 3),
+    "few-more": Group("The discriminator's settings", (*_FEW, *_FEW_MORE), 1),
     "alpha": Group("Salt with a discriminator", ("mixed-sc", "mixed-sc data"), 3),
     "baseline": Group("The baseline", ("dmd-4", "undistilled", *_FAMILIES["baseline"]), 1),
 }

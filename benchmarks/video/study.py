@@ -132,8 +132,9 @@ class Study:
         settings = config.as_dict()
         if keys is not None:
             settings = {key: settings[key] for key in keys}
-        if salt is not None:
-            settings["salt"] = dataclasses.asdict(salt)
+        if salt is not None:  # sweeps change no student, and came after the first students
+            salted = dataclasses.asdict(salt).items()
+            settings["salt"] = {k: v for k, v in salted if not k.startswith("sweep_")}
         return Run(self.work / name, settings, self.device)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from salt_losses import consistency_sample, euler_sample, guide, step_schedule
 from salt_losses.mixed_step import first_chunk_count
 
+from .config import Config
 from .model import Cache, VideoTransformer
-from .wrapper import FlowMatchScheduler, VideoDiffusionWrapper
+from .wrapper import DigitPrompts, FlowMatchScheduler, VideoDiffusionWrapper
 
 
 def new_kv_cache(model: VideoTransformer, batch: int, num_frames: int, like: Tensor) -> list[Cache]:
@@ -145,6 +146,58 @@ class SelfForcingTrainingPipeline:
 
     def _initialize_crossattn_cache(self) -> None:
         self.crossattn_cache = new_crossattn_cache(self.generator.model)
+
+
+class CausalInferencePipeline:
+    """Samples from prompts as the trainers' scripts do: all steps of the list, chunk by chunk.
+
+    There is no VAE to decode with: the latents are the pixels.
+    """
+
+    def __init__(
+        self,
+        args: Config,
+        device: torch.device,
+        generator: VideoDiffusionWrapper,
+        text_encoder: DigitPrompts,
+        vae: object = None,
+    ) -> None:
+        self.generator, self.text_encoder, self.device = generator, text_encoder, device
+        self.frame_seq_length = generator.model.frame_seq_length
+        self.num_transformer_blocks = len(generator.model.blocks)
+        table = torch.cat([generator.get_scheduler().timesteps.cpu(), torch.zeros(1)])
+        steps = torch.tensor(args.denoising_step_list)
+        self.denoising_step_list = table[1000 - steps] if args.warp_denoising_step else steps
+        self._rollout = SelfForcingTrainingPipeline(
+            self.denoising_step_list,
+            generator.get_scheduler(),
+            generator,
+            args.num_frame_per_block,
+            args.num_training_frames,
+            args.same_step_across_blocks,
+            args.context_noise,
+        )
+
+    def inference(
+        self, noise: Tensor, text_prompts: list[str], return_latents: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Frames from noise `[B, F, C, H, W]`."""
+        rollout, frames = self._rollout, self._rollout.num_frame_per_block
+        conditional_dict = self.text_encoder(text_prompts=text_prompts)
+        rollout._initialize_kv_cache(noise)
+        rollout._initialize_crossattn_cache()
+        output = []
+        for chunk, x in enumerate(noise.split(frames, dim=1)):
+            start = chunk * frames * self.frame_seq_length
+            x0 = rollout._call(x, self.denoising_step_list[0], conditional_dict, start)
+            for step in self.denoising_step_list[1:]:
+                x = rollout._add_noise(x0, step)
+                x0 = rollout._call(x, step, conditional_dict, start)
+            clean = torch.tensor(rollout.context_noise)
+            rollout._call(rollout._add_noise(x0, clean), clean, conditional_dict, start)
+            output.append(x0)
+        video = torch.cat(output, dim=1)
+        return (video, video) if return_latents else video
 
 
 @dataclass

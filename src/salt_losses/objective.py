@@ -82,6 +82,9 @@ class SaltConfig:
         adv_warmup: iterations before the term reaches the student. The discriminator is trained
             from the first.
         adv_updates: updates of the discriminator in each of the generator's.
+        sweep_every: iterations from one step sweep to the next, of a run that is recorded
+            (`adapters.record`); 0: none. The training is the same with and without.
+        sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range.
@@ -127,6 +130,8 @@ class SaltConfig:
     adv_sigma: float = 0.1
     adv_warmup: int = 0
     adv_updates: int = 1
+    sweep_every: int = 0
+    sweep_prompts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler()
@@ -136,7 +141,7 @@ class SaltConfig:
             checked[name] = check_number(name, getattr(self, name), low=0.0)
         for name in ("adv_lr", "adv_sigma"):
             checked[name] = check_number(name, getattr(self, name), above=0.0)
-        for name, low in (("adv_warmup", 0), ("adv_updates", 1)):
+        for name, low in (("adv_warmup", 0), ("adv_updates", 1), ("sweep_every", 0)):
             checked[name] = check_count(name, getattr(self, name), low=low)
         for name, low in (("align_block", 0), ("sc_nearest", 1)):
             value = getattr(self, name)
@@ -151,6 +156,8 @@ class SaltConfig:
             checked["adv_step_counts"] = _some_of(
                 "adv_step_counts", self.adv_step_counts, scheduler.step_counts
             )
+        if self.sweep_prompts is not None:
+            checked["sweep_prompts"] = _prompts("sweep_prompts", self.sweep_prompts)
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # as a frozen dataclass sets itself
 
@@ -367,3 +374,10 @@ def _scalar(name: str, value: object) -> Tensor:
     if value.dim() != 0:
         raise ValueError(f"{name} must be a 0-dim floating-point tensor; got {describe(value)}")
     return value
+
+
+def _prompts(name: str, value: object) -> tuple[str, ...]:
+    prompts = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TypeError(f"{name} must be a sequence of prompts or None; got {value!r}")
+    return tuple(prompts)

@@ -1,7 +1,7 @@
 """The settings of published recipes, each value with its source.
 
-Every setting is written out (but `shift` and `seed`, which belong to a run), so that a change of
-our defaults changes no recipe.
+Every setting is written out (but `shift`, `seed` and those of step sweeps, which belong to a run),
+so that a change of our defaults changes no recipe.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ import os
 from typing import Any
 
 from salt_losses import SaltConfig
-from salt_losses.adapters import causal_forcing, longlive, record, self_forcing
+from salt_losses.adapters import _sweep, causal_forcing, longlive, record, self_forcing
 
 SETTINGS = "SALT_TEST_SETTINGS"
+OF_A_RANK = ("adversary", "health")
 ADAPTERS = {"self": self_forcing, "longlive": longlive, "causal": causal_forcing}
 
 
@@ -19,6 +20,12 @@ def attach(trainer: Any) -> Any:
     record(handle, trainer)
     trainer.first_head = head(handle)
     return handle
+
+
+def attach_sweeping(trainer: Any) -> Any:
+    """Two step counts are enough to gather and give back all weights."""
+    _sweep.STEP_COUNTS = (1, 2)
+    return attach(trainer)
 
 
 def attach_without_trainer(trainer: Any) -> Any:
@@ -47,7 +54,7 @@ def _settings() -> SaltConfig:
 def report(trainer: Any, handle: Any) -> dict[str, Any]:
     plans = [handle._scheduler.plan(i) for i in range(6)]
     return {
-        "state": {name: x for name, x in handle.state_dict().items() if name != "adversary"},
+        "state": {name: x for name, x in handle.state_dict().items() if name not in OF_A_RANK},
         "plans": [(plan.num_steps, plan.use_align) for plan in plans],
         "metrics": handle.metrics,
         "heads": (getattr(trainer, "first_head", None), head(handle)),

@@ -10,6 +10,7 @@ import launch
 import pytest
 from adapter_hooks import SETTINGS
 
+PROMPT = ["a cat"]
 HOOKS = {"after_init": "adapter_hooks:attach", "after_train": "adapter_hooks:report"}
 # Alignment from the second iteration on. Of four steps the last admits no triple, and the first has
 # no reference but to the end.
@@ -110,7 +111,9 @@ ADVERSARY = SALT | {
 }
 
 
-@pytest.mark.parametrize("name", ["self_forcing", "longlive", "longlive_streaming"])
+@pytest.mark.parametrize(
+    "name", ["self_forcing", "longlive", "longlive_streaming", "causal_forcing"]
+)
 def test_two_ranks_hold_one_discriminator(
     name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,15 +129,46 @@ def test_two_ranks_hold_one_discriminator(
     assert gaps[0] != gaps[1]
 
 
+@pytest.mark.parametrize("name", ["self_forcing", "longlive"])
 def test_a_resumed_run_goes_on_with_its_discriminator(
-    require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SETTINGS, json.dumps(ADVERSARY))
-    saving = {"no_save": False, "log_iters": 1, "sharding_strategy": "no_shard"}
-    name, logdir = require("self_forcing"), str(tmp_path)
-    first = train(name, 1, logdir=logdir, **saving)
+    counts_on = name == "longlive"
+    saving = {
+        "no_save": False,
+        "log_iters": 1,
+        "sharding_strategy": "full" if counts_on else "no_shard",
+        "world_size": 1 if counts_on else 2,
+        "logdir": str(tmp_path),
+    }
+    first = train(require(name), 1, **saving)
     checkpoint = tmp_path / "checkpoint_model_000001"
-    more = train(name, 1, logdir=logdir, **saving, generator_ckpt=str(checkpoint / "model.pt"))
-    assert [r["extra"]["heads"][0] for r in more] == 2 * [first[0]["extra"]["heads"][1]]
-    assert more[0]["extra"]["heads"] == more[1]["extra"]["heads"]
-    assert more[0]["extra"]["state"]["iteration"] == 2
+    found = {} if counts_on else {"generator_ckpt": str(checkpoint / "model.pt")}
+    more = train(name, 2 if counts_on else 1, **saving, **found)
+    for rank in more:
+        assert rank["extra"]["heads"][0] == first[0]["extra"]["heads"][1]
+        assert rank["extra"]["heads"] == more[0]["extra"]["heads"]
+        assert rank["extra"]["state"]["iteration"] == 2
+
+
+@pytest.mark.parametrize("sharding", ["full", "no_shard"])
+@pytest.mark.parametrize("name", ["self_forcing", "causal_forcing"])
+def test_two_ranks_that_sweep_end_with_the_parameters_of_two_that_do_not(
+    name: str, sharding: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = {"after_init": "adapter_hooks:attach_sweeping", "after_train": "adapter_hooks:report"}
+    config = {"num_frame_per_block": 7, "dfake_gen_update_ratio": 1, "ema_start_step": 0}
+    parameters = []
+    for sweep_every in (0, 1):
+        folder = tmp_path / str(sweep_every)
+        settings = SALT | {"align_weight": 0.0, "sweep_every": sweep_every, "sweep_prompts": PROMPT}
+        monkeypatch.setenv(SETTINGS, json.dumps(settings))
+        ranks = launch.run_trainer(
+            require(name), 2, **hooks, **config, logdir=str(folder), sharding_strategy=sharding
+        )
+        parameters += [rank["parameters"] for rank in ranks]
+    assert all(found == parameters[0] for found in parameters)
+    made = folder / "salt_sweeps" / "iteration_000001"
+    student, ema = (json.loads((made / f"sweep{end}.json").read_text()) for end in ("", "_ema"))
+    assert student["agreement"] != ema["agreement"]

@@ -18,7 +18,7 @@ from test_harness import assert_same, relative_change
 from torch import Tensor
 
 from salt_losses import SaltConfig, add_noise, relational_align_loss
-from salt_losses.adapters import _engine, _features
+from salt_losses.adapters import _features
 
 
 def aligned(model: Any, at: str, noise: str, **settings: Any) -> SaltConfig:
@@ -70,7 +70,7 @@ def aligned_in(model: Any, seed: int, config: SaltConfig) -> dict[str, Any]:
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_engine, "alignment", alignment)
+        patch.setattr(_features, "alignment", alignment)
         rollout(model, seed, config)
     return seen
 

@@ -82,7 +82,7 @@ class Adapter:
         _check_settings(model, pipeline, config)
         if config.adv_weight > 0:
             _check_adversary(model, streaming is not None, config)
-        handle = SaltHandle(model, trainer, streaming, config)
+        handle = SaltHandle(model, trainer, streaming, config, self.trainer)
         own = first_list(pipeline)
         if config.first_chunk_steps is not None and own is not None:
             warnings.warn(

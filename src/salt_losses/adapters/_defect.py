@@ -12,6 +12,7 @@ from ..kv_cache import detached_alias
 from ..objective import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
+from ._health import Vitals
 
 
 class DefectTap:
@@ -26,6 +27,8 @@ class DefectTap:
         train_times, inference_times: grids of eq. 9, as noise levels.
         random: CPU generator for the triples.
         config: Salt's settings, for those of the term.
+        vitals: where its gradient is noted.
+        frame_seq_length: tokens of one frame.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class DefectTap:
         inference_times: list[float],
         random: torch.Generator,
         config: SaltConfig,
+        vitals: Vitals,
+        frame_seq_length: int,
     ) -> None:
-        self.generator = generator
+        self.generator, self._frame_seq_length = generator, frame_seq_length
         self._step_times = step_times
         self._train_times, self._inference_times = train_times, inference_times
-        self._random, self._config = random, config
+        self._random, self._config, self._vitals = random, config, vitals
         self._exit_steps = 0
         self._terms: list[Tensor] = []
         self._key: tuple[Any, int] | None = None
@@ -55,8 +60,10 @@ class DefectTap:
             return result
         x_s = kwargs["noisy_image_or_video"]
         self._count((kwargs["current_start"], x_s.shape[1]))
+        start = kwargs["current_start"] // self._frame_seq_length
+        self._vitals.rolled(start + x_s.shape[1])
         if torch.is_grad_enabled():
-            self._exit_step(x_s, result[0], kwargs)
+            self._exit_step(x_s, result[0], start, kwargs)
         return result
 
     def loss(self) -> Tensor | None:
@@ -66,6 +73,7 @@ class DefectTap:
                 "the rollout made no grad-enabled generator call with kv_cache=..., "
                 "where the defect term would have been computed"
             )
+        self._vitals.triples(len(self._terms))
         return torch.stack(self._terms).mean() if self._terms else None
 
     def _count(self, key: tuple[Any, int]) -> None:
@@ -77,7 +85,7 @@ class DefectTap:
             self._key, self._step = key, -1
         self._step += 1
 
-    def _exit_step(self, x_s: Tensor, v_s: Tensor, kwargs: dict[str, Any]) -> None:
+    def _exit_step(self, x_s: Tensor, v_s: Tensor, start: int, kwargs: dict[str, Any]) -> None:
         self._exit_steps += 1
         timestep = kwargs["timestep"]
         t = self._step_times(self._block)[self._step]
@@ -123,6 +131,7 @@ class DefectTap:
 
         config = self._config
         weight = 1 - on_device.t_s if config.sc_time_weight == "clean" else None
+        v_s = self._vitals.felt(v_s, t, start)
         self._terms.append(
             semigroup_defect_loss(
                 velocity, x_s, on_device, v_s=v_s, weight=weight, stop_grad=config.sc_stop_grad

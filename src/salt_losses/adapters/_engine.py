@@ -9,10 +9,9 @@ optimizer steps as well (`_updates`).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,15 +19,18 @@ from torch import Tensor
 
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig, salt_loss
-from ..schedule import shift_time, step_schedule
+from ..schedule import step_schedule
+from . import _streams
 from ._adversary import Adversary
 from ._agreement import check_agreement
-from ._features import alignment, frozen
-from ._first_chunk import set_first_list
+from ._features import aligned, frozen
+from ._health import Health, Vitals
+from ._opponent import Opponent
 from ._patch import Patches
 from ._rollout import Rollout
-from ._scored import Scored, real_videos, rolled
-from ._steps import StepLists
+from ._scored import SCORE, Scored
+from ._steps import StepLists, planned
+from ._sweep import Sweeps
 from ._updates import Updates
 from ._wrapper import Wrapper
 
@@ -38,11 +40,14 @@ class SaltHandle:
 
     Attributes:
         config: the settings.
+        trainer_name: of the trainer that the adapter is for.
         attached: whether it is still attached.
     """
 
-    def __init__(self, model: Any, trainer: Any, streaming: Any, config: SaltConfig) -> None:
-        self.config, self.attached = config, False
+    def __init__(
+        self, model: Any, trainer: Any, streaming: Any, config: SaltConfig, trainer_name: str
+    ) -> None:
+        self.config, self.trainer_name, self.attached = config, trainer_name, False
         self._model, self._trainer, self._streaming = model, trainer, streaming
         self._lists = StepLists(model)
         self._scheduler = config.scheduler(self._lists.shift)
@@ -56,6 +61,10 @@ class SaltHandle:
         self._feature_parameters = [] if network is None else list(network.parameters())
         self._log: dict[str, Tensor] = {}
         self._log_iteration = -1
+        self._health = Health()
+        self._vitals = Vitals(self._health)
+        self._unread = False
+        self._sweeps: Sweeps | None = None  # where there is a folder for them: `record`
         self._callbacks: list[Callable[[dict[str, float]], None]] = []
         # Refuses a grid that is too fine for the trainer's table of timesteps.
         grids = self._scheduler.grid_sizes()
@@ -63,9 +72,14 @@ class SaltHandle:
             grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
         for num_steps in grids:
             self._lists.timesteps(step_schedule(num_steps, self._scheduler.shift))
-        self._adversary: Adversary | None = None
+        self._opponent: Opponent | None = None
         if config.adv_weight > 0:
-            self._adversary = Adversary(model, config, _seed(f"salt-losses {config.seed} head"))
+            shift = self._scheduler.shift
+            self._opponent = Opponent(model, streaming, config, self._lists, shift)
+
+    @property
+    def _adversary(self) -> Adversary | None:
+        return None if self._opponent is None else self._opponent.adversary
 
     @property
     def plan(self) -> StepPlan:
@@ -74,22 +88,36 @@ class SaltHandle:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last generator update's numbers: `iteration`, and the `salt/...` keys of its log
-        dict. Empty before the first. Reading it waits for the device."""
+        """The last generator update's numbers: `iteration`, the `salt/...` keys of its log dict and
+        `salt/health/...` (docs/health.md); those of the defect term's gradient after the backward
+        pass. Empty before the first. Reading it waits for the device."""
         if not self._log:
             return {}
-        values = {name: float(value.item()) for name, value in self._log.items()}
-        return {"iteration": self._log_iteration, **values}
+        numbers: dict[str, Any] = {**self._log, **self._vitals.numbers()}
+        # Stacked: one wait for all.
+        tensors = {name: n.double() for name, n in numbers.items() if isinstance(n, Tensor)}
+        values = torch.stack([*tensors.values()]).tolist()
+        return {"iteration": self._log_iteration, **numbers, **dict(zip(tensors, values))}
 
     def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
-        """Call `callback(metrics)` after each generator loss: before the optimizer's step, and as
-        often as gradients are accumulated."""
+        """Call `callback(metrics)` once for each generator loss, when its backward pass is over: at
+        the next loss call, which in these trainers is the critic's of the same iteration, or at
+        `detach`."""
         self._callbacks.append(callback)
+
+    def _report(self) -> None:
+        """Where the last generator loss is over."""
+        if self._unread and self._callbacks:
+            metrics = self.metrics
+            for callback in self._callbacks:
+                callback(metrics)
+        self._unread = False
 
     def detach(self) -> None:
         """Put everything back as it was. A second call does nothing.
 
         Warns of an attribute that was replaced meanwhile, and leaves it as it is."""
+        self._report()
         self.attached = False
         self._chunk = None
         if self._updates is not None:
@@ -97,9 +125,11 @@ class SaltHandle:
         self._patches.take_off()
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, and the settings that make the plans; plain values. With a
-        discriminator also its `"adversary"`: weights and optimizer, for `torch.save`."""
+        """The present iteration, the settings that make the plans, and what `metrics` compare with;
+        plain values. With a discriminator also its `"adversary"`: weights and optimizer, for
+        `torch.save`."""
         state = {**self._scheduler.state_dict(), "iteration": self._iteration}
+        state["health"] = self._health.state_dict()
         if self._adversary is not None:
             state["adversary"] = self._adversary.state_dict()
         return state
@@ -107,25 +137,28 @@ class SaltHandle:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
 
-        To be called on every rank, with the same state. A state without a discriminator leaves
-        this one's as it is; one that is not wanted is left out.
+        To be called on every rank, with the same state. A state without a discriminator, or without
+        health numbers, leaves these as they are; a discriminator that is not wanted is left out.
 
         Raises:
             ValueError: it is from other settings or of another discriminator; the message names
                 what differs, and nothing is changed. Or the ranks got different states: on all of
                 them.
         """
-        adversary = None
+        adversary = health = None
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
-            adversary = state_dict.pop("adversary", None)
+            adversary, health = state_dict.pop("adversary", None), state_dict.pop("health", None)
             check_agreement("state_dict", {**state_dict, "adversary": adversary is not None})
         if self._adversary is not None and adversary is not None:
             self._adversary.check_state(adversary)
+        remembered = None if health is None else Health.of_state(health, self._model)
         self._scheduler.load_state_dict(state_dict)
         self._offset = self._scheduler.iteration - self._counted
         if self._adversary is not None and adversary is not None:
             self._adversary.load_state_dict(adversary)
+        if remembered is not None:
+            self._health = remembered
 
     @property
     def _counted(self) -> int:
@@ -168,11 +201,10 @@ class SaltHandle:
     def _generator_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
-        data = real_videos(arguments) if self._wants_data else None
-        rollout = self._rollout()
-        rollout.real = self._real(rollout.plan, original, data)
+        self._between_updates()
+        rollout = self._rollout(original, arguments)
         with (
-            self._step_lists(rollout.plan) as pipeline,
+            self._planned(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
             self._scored(rollout),
         ):
@@ -183,24 +215,26 @@ class SaltHandle:
     def _critic_loss(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
             return original()
+        self._between_updates()
         if self._updates is not None:
             self._updates.called(critic=True)
         self._begin_call()
-        with self._step_lists(self.plan):
+        with self._planned(self.plan):
             return original()
 
     def _generate_next_chunk(self, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if not arguments["requires_grad"]:
+            self._between_updates()
             self._begin_call()
-            with self._step_lists(self.plan):
+            with self._planned(self.plan):
                 return original()
         self._chunk = None
         if not torch.is_grad_enabled():
             return original()
-        rollout = self._rollout(streaming=True)
-        rollout.real = self._real(rollout.plan, original, streaming=True)
+        self._between_updates()
+        rollout = self._rollout(original, arguments, streaming=True)
         with (
-            self._step_lists(rollout.plan) as pipeline,
+            self._planned(rollout.plan) as pipeline,
             rollout.collecting(self._model, pipeline, self._triples(), self._noise_seed()),
         ):
             result = original()
@@ -231,74 +265,41 @@ class SaltHandle:
 
     # One loss call.
 
+    def _between_updates(self) -> None:
+        """Before each: of the one before it there is no graph any more."""
+        self._report()
+        if self._sweeps is not None:
+            self._sweeps.look(self._iteration)
+
     def _begin_call(self) -> None:
         iteration, call = self._call
         self._call = (self._iteration, call + 1 if iteration == self._iteration else 0)
 
-    def _rollout(self, *, streaming: bool = False) -> Rollout:
+    def _rollout(
+        self, original: Callable[..., Any], arguments: dict[str, Any], *, streaming: bool = False
+    ) -> Rollout:
         if self._updates is not None:
             self._updates.called(critic=False)
         self._begin_call()
-        return Rollout(self.plan, self._lists, self.config, streaming=streaming)
+        vitals = Vitals(self._health)
+        rollout = Rollout(self.plan, self._lists, self.config, vitals, streaming=streaming)
+        if self._opponent is not None:
+            rollout.real = self._opponent.real(
+                rollout.plan, original, arguments, self._key, streaming=streaming
+            )
+        return rollout
 
-    @property
-    def _wants_data(self) -> bool:
-        return self._adversary is not None and self.config.adv_against == "data"
-
-    def _real(
-        self,
-        plan: StepPlan,
-        original: Callable[..., Any],
-        data: Tensor | None = None,
-        *,
-        streaming: bool = False,
-    ) -> Tensor | None:
-        """What the student's rollout is told from; None where the plan has no discriminator."""
-        if not self.config.has_adversary(plan.num_steps):
-            return None
-        if data is not None:
-            return data
-        model = self._model
-
-        def run() -> Tensor:
-            if streaming:
-                # LongLive switches gradients on by itself unless told not to.
-                return cast(Tensor, original(requires_grad=False)[0])
-            with Scored.by(model, without_loss=True) as scored:
-                original()
-            return scored.video
-
-        with self._step_lists(plan) as pipeline:
-            steps = self._lists.timesteps(step_schedule(plan.num_steps + 1, self._scheduler.shift))
-            seed = _seed(self._key("more steps"))
-            return rolled(run, model, pipeline, steps, seed, self._streaming if streaming else None)
+    def _planned(self, plan: StepPlan) -> AbstractContextManager[Any]:
+        return planned(self._model, self._streaming, self._lists, plan)
 
     @contextmanager
     def _scored(self, rollout: Rollout) -> Iterator[None]:
-        """Keep what the trainer scores, where a discriminator is to see it."""
-        if rollout.real is None:
+        """Keep what the trainer scores, and how."""
+        if not hasattr(self._model, SCORE):
             yield
             return
-        with Scored.by(self._model) as rollout.scored:
+        with Scored.by(self._model) as rollout.scored, rollout.vitals.watching(self._model):
             yield
-
-    @contextmanager
-    def _step_lists(self, plan: StepPlan) -> Iterator[Any]:
-        """The plan's step lists in place of the trainer's; gives the pipeline."""
-        model = self._model
-        if model.inference_pipeline is None:  # before the swap: it keeps the model's list
-            model._initialize_inference_pipeline()
-        pipeline = model.inference_pipeline
-        with Patches() as patches:
-            steps = self._lists.timesteps(plan.times)
-            patches.set(pipeline, "denoising_step_list", steps)
-            patches.set(model, "denoising_step_list", steps)
-            if plan.first_times is not None:
-                rollouts = [(model, "_consistency_backward_simulation")]
-                if self._streaming is not None:
-                    rollouts.append((pipeline, "generate_chunk_with_cache"))
-                set_first_list(patches, pipeline, self._lists.timesteps(plan.first_times), rollouts)
-            yield pipeline
 
     def _objective(
         self,
@@ -317,8 +318,14 @@ class SaltHandle:
             sc = torch.zeros((), device=dmd.device) if sc is None else sc
         if rollout.wants_align:
             with frozen(self._feature_parameters):
-                align = self._alignment(rollout, conditional_dict, frames)
-        adv, adv_log = self._adversarial(rollout)
+                align = aligned(
+                    self._model, self.config, rollout, conditional_dict, frames, self._key
+                )
+        adv, adv_log = None, dict[str, Tensor]()
+        if self._opponent is not None:
+            adv, adv_log = self._opponent.terms(rollout, self._key)
+        if rollout.scored is not None:
+            rollout.vitals.scored(rollout.scored.video, rollout.scored.mask, dmd)
         loss = salt_loss(dmd, plan, self.config, sc=sc, align=align, adv=adv)
 
         steps = torch.full((), float(plan.num_steps), device=dmd.device)
@@ -327,61 +334,16 @@ class SaltHandle:
         terms |= {} if align is None else {"salt/align_loss": align}
         terms |= adv_log
         self._log = {name: term.detach() for name, term in terms.items()}
-        self._log_iteration = plan.iteration
-        for callback in self._callbacks:
-            callback(self.metrics)
+        self._log_iteration, self._vitals, self._unread = plan.iteration, rollout.vitals, True
         return loss, {**log, **self._log}
 
-    def _alignment(self, rollout: Rollout, conditional_dict: dict[str, Any], frames: int) -> Tensor:
-        model, config = self._model, self.config
-        if rollout.output is None or rollout.reference is None:
-            raise RuntimeError("the alignment was not collected: the rollout did not take place")
-        # Of a longer rollout only the last frames are scored, and only they carry gradient.
-        aligned = rollout.reference.frames[-frames:]
-        if rollout.reference.output is None or not any(aligned):
-            return torch.zeros((), device=rollout.output.device)
-        low, reference = rollout.output[:, -frames:], rollout.reference.output[:, -frames:]
-        # As the DMD loss draws its level: uniform, then shifted, and kept off both ends.
-        lowest, highest = config.align_levels
-        u = lowest + (highest - lowest) * random.Random(self._key("t_f")).random()
-        t = shift_time(u, float(model.timestep_shift))
-        t = min(max(t, model.min_step / 1000), model.max_step / 1000)
-        generator = torch.Generator(low.device).manual_seed(_seed(self._key("noise")))
-        return alignment(
-            getattr(model, config.align_features),
-            low,
-            reference,
-            t,
-            conditional_dict=conditional_dict,
-            frames=None if all(aligned) else [f for f, frame in enumerate(aligned) if frame],
-            block=config.align_block,
-            margin=config.align_margin,
-            tokens_per_frame=model.inference_pipeline.frame_seq_length,
-            generator=generator,
-        )
-
-    def _adversarial(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, Tensor]]:
-        if self._adversary is None or rollout.real is None or rollout.scored is None:
-            return None, {}
-        return self._adversary.terms(
-            rollout.scored,
-            rollout.real.to(rollout.scored.video),
-            rollout.plan.num_steps,
-            [_seed(self._key(f"adversary {i}")) for i in range(self.config.adv_updates)],
-            felt=rollout.plan.iteration >= self.config.adv_warmup,
-        )
-
     def _triples(self) -> torch.Generator:
-        return torch.Generator().manual_seed(_seed(self._key("triples")))
+        return torch.Generator().manual_seed(_streams.seed_of(self._key("triples")))
 
     def _noise_seed(self) -> int:
-        return _seed(self._key("reference"))
+        return _streams.seed_of(self._key("reference"))
 
     def _key(self, purpose: str) -> str:
         """Names a stream of each iteration, call and rank, so that there is no state to save."""
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         return f"salt-losses {self.config.seed} {self._call} {rank} {purpose}"
-
-
-def _seed(key: str) -> int:
-    return random.Random(key).getrandbits(63)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,51 @@ from torch import Tensor, nn
 
 from ..alignment import _recomputing, rollout_align_loss
 from ..features import feature_tap
+from ..objective import SaltConfig
+from ..schedule import shift_time
+from . import _streams
 from ._patch import Patches
+from ._rollout import Rollout
+
+
+def aligned(
+    model: Any,
+    config: SaltConfig,
+    rollout: Rollout,
+    conditional_dict: dict[str, Any],
+    frames: int,
+    key: Callable[[str], str],
+) -> Tensor:
+    """The alignment of a rollout's last `frames` to its reference's.
+
+    Args:
+        key: names a stream of the call's by its purpose.
+    """
+    if rollout.output is None or rollout.reference is None:
+        raise RuntimeError("the alignment was not collected: the rollout did not take place")
+    # Of a longer rollout only the last frames are scored, and only they carry gradient.
+    taken = rollout.reference.frames[-frames:]
+    if rollout.reference.output is None or not any(taken):
+        return torch.zeros((), device=rollout.output.device)
+    low, reference = rollout.output[:, -frames:], rollout.reference.output[:, -frames:]
+    # As the DMD loss draws its level: uniform, then shifted, and kept off both ends.
+    lowest, highest = config.align_levels
+    u = lowest + (highest - lowest) * random.Random(key("t_f")).random()
+    t = shift_time(u, float(model.timestep_shift))
+    t = min(max(t, model.min_step / 1000), model.max_step / 1000)
+    generator = torch.Generator(low.device).manual_seed(_streams.seed_of(key("noise")))
+    return alignment(
+        getattr(model, config.align_features),
+        low,
+        reference,
+        t,
+        conditional_dict=conditional_dict,
+        frames=None if all(taken) else [f for f, frame in enumerate(taken) if frame],
+        block=config.align_block,
+        margin=config.align_margin,
+        tokens_per_frame=model.inference_pipeline.frame_seq_length,
+        generator=generator,
+    )
 
 
 def alignment(

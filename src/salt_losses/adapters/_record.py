@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ._agreement import from_rank_0
+from ._alarms import Alarms
 from ._engine import SaltHandle
+from ._sweep import Sweeps
 
 METRICS, STATE, ADVERSARY = "salt_metrics.jsonl", "salt.json", "salt_adversary.pt"
+ALARMS, RUN = "salt_alarms.jsonl", "salt_run.json"
 
 
 def record(handle: SaltHandle, trainer: Any) -> None:
     """Log Salt's numbers, save its state with every checkpoint, and find it again on resume.
 
     The metrics of each generator update go to `salt_metrics.jsonl` in the trainer's log directory
-    and, where the trainer has one, to its wandb run. After each `trainer.save()`, `salt.json` lies
+    and, where the trainer has one, to its wandb run; they are read, and waited for, when the next
+    loss is asked for. What is wrong with them is warned of, once for each cause, and kept in
+    `salt_alarms.jsonl`. `salt_run.json` has the settings and versions of the latest start. With
+    `sweep_every`, `salt_sweeps/iteration_...` has what the present weights make of some prompts at
+    1, 2, 4 and 8 steps (docs/health.md). After each `trainer.save()`, `salt.json` lies
     in the checkpoint's folder, and with a discriminator `salt_adversary.pt`, its weights and
     optimizer. Called on every rank; only the main process writes. On detach,
     `trainer.save` is the trainer's own again.
@@ -37,14 +46,21 @@ def record(handle: SaltHandle, trainer: Any) -> None:
 
     Raises:
         ValueError: a `salt.json` was found that is none, or whose settings differ from the
-            handle's; or a `salt_adversary.pt` that is none, or of another discriminator.
+            handle's; or a `salt_adversary.pt` that is none, or of another discriminator. With
+            `sweep_every`: the trainer starts from images, or there are no prompts.
+        MissingSeamError: the trainer lacks what a sweep needs.
         OSError: a file cannot be read, or the `salt_adversary.pt` that `salt.json` names is gone.
     """
     folder = Path(trainer.output_path or ".")
+    sweeps = None
+    if handle.config.sweep_every > 0:
+        place = folder if trainer.is_main_process else None
+        sweeps = Sweeps(handle._model, trainer, handle.config, handle._lists, place)
     # As rank 0 finds it: it alone writes, perhaps to a disk of its own.
     found = from_rank_0(lambda: _saved_state(trainer, folder))
     if found is not None:
         _continue(handle, *json.loads(found))
+    handle._sweeps = sweeps
     save = trainer.save
 
     def save_with_salt(*args: Any, **kwargs: Any) -> Any:
@@ -58,15 +74,36 @@ def record(handle: SaltHandle, trainer: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         wandb = None if trainer.disable_wandb else sys.modules.get("wandb")
         handle.on_metrics(lambda metrics: _log(metrics, folder / METRICS, wandb, trainer.step))
+        handle.on_metrics(Alarms(lambda alarm: _append(alarm, folder / ALARMS)))
+        run = json.dumps(_run(handle, trainer), indent=1)
+        _replace(folder / RUN, lambda part: part.write_text(run))
+
+
+def _run(handle: SaltHandle, trainer: Any) -> dict[str, Any]:
+    from .. import __version__
+
+    return {
+        "settings": dataclasses.asdict(handle.config),
+        "trainer": handle.trainer_name,
+        "versions": {
+            "salt_losses": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
 
 
 def _log(metrics: dict[str, float], path: Path, wandb: Any, step: int) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(metrics) + "\n")
+    _append(metrics, path)
     if wandb is not None:
         numbers = {name: value for name, value in metrics.items() if name != "iteration"}
         # The trainer logs an iteration after it has counted it.
         wandb.log(numbers, step=step + 1)
+
+
+def _append(values: Mapping[str, object], path: Path) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

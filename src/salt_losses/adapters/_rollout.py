@@ -13,6 +13,7 @@ from ..mixed_step import StepPlan
 from ..objective import SaltConfig
 from ._defect import DefectTap
 from ._first_chunk import first_list
+from ._health import Vitals
 from ._patch import Patches
 from ._reference import Reference
 from ._scored import Scored
@@ -25,8 +26,9 @@ class Rollout:
     Attributes:
         output: the student's rollout `[B, F, C, H, W]`, on its graph.
         reference: the reference that accompanies it.
-        real, scored: what a discriminator tells it from, and what the trainer makes of it; None
-            without one.
+        real: what a discriminator tells it from; None without one.
+        scored: what the trainer makes of it.
+        vitals: its numbers.
     """
 
     def __init__(
@@ -34,10 +36,11 @@ class Rollout:
         plan: StepPlan,
         lists: StepLists,
         config: SaltConfig,
+        vitals: Vitals,
         *,
         streaming: bool = False,
     ) -> None:
-        self.plan = plan
+        self.plan, self.vitals = plan, vitals
         self.wants_sc = plan.use_sc and config.sc_weight > 0
         self.wants_align = plan.use_align and config.align_weight > 0
         self.output: Tensor | None = None
@@ -59,6 +62,8 @@ class Rollout:
     ) -> Iterator[None]:
         """Collect the terms while the trainer makes the rollout."""
         with Patches() as patches:
+            exits: list[int] = []
+            patches.set(pipeline, "generate_and_sync_list", _noted(pipeline, exits))
             if self.wants_align:
                 self.reference = reference = self._make_reference(pipeline, noise_seed)
                 owner, name = model, "_consistency_backward_simulation"
@@ -69,6 +74,8 @@ class Rollout:
                 self._tap = self._make_tap(pipeline, triples)
                 patches.set(pipeline, "generator", self._tap)
             yield
+        if exits:
+            self.vitals.exited(exits)
 
     def _make_reference(self, pipeline: Any, noise_seed: int) -> Reference:
         plan, timesteps = self.plan, self._lists.timesteps
@@ -100,6 +107,8 @@ class Rollout:
             lists.times(plan.inference_times),
             triples,
             self._config,
+            self.vitals,
+            pipeline.frame_seq_length,
         )
 
     def _accompanied(self, original: Callable[..., Any], reference: Reference) -> Any:
@@ -109,3 +118,17 @@ class Rollout:
             return result
 
         return rollout
+
+
+def _noted(pipeline: Any, exits: list[int]) -> Callable[..., list[int]]:
+    """The pipeline's draw of exit steps, which adds each block's to `exits`."""
+    draw: Callable[..., list[int]] = pipeline.generate_and_sync_list
+
+    def generate_and_sync_list(*args: Any, **kwargs: Any) -> list[int]:
+        drawn = draw(*args, **kwargs)
+        # A trainer draws one for each block even where all leave at the first one's.
+        same = pipeline.same_step_across_blocks
+        exits.extend(drawn[:1] * len(drawn) if same else drawn)
+        return drawn
+
+    return generate_and_sync_list

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+
+from ..mixed_step import StepPlan
+from ._first_chunk import set_first_list
+from ._patch import Patches
 
 
 class StepLists:
@@ -38,6 +44,24 @@ class StepLists:
     def times(self, times: Tensor) -> list[float]:
         """The same grid, as the noise levels that the trainer will really use."""
         return [*noise_levels(self.timesteps(times)), 0.0]
+
+
+@contextmanager
+def planned(model: Any, streaming: Any, lists: StepLists, plan: StepPlan) -> Iterator[Any]:
+    """The plan's step lists in place of the trainer's; gives the pipeline."""
+    if model.inference_pipeline is None:  # before the swap: it keeps the model's list
+        model._initialize_inference_pipeline()
+    pipeline = model.inference_pipeline
+    with Patches() as patches:
+        steps = lists.timesteps(plan.times)
+        patches.set(pipeline, "denoising_step_list", steps)
+        patches.set(model, "denoising_step_list", steps)
+        if plan.first_times is not None:
+            rollouts = [(model, "_consistency_backward_simulation")]
+            if streaming is not None:
+                rollouts.append((pipeline, "generate_chunk_with_cache"))
+            set_first_list(patches, pipeline, lists.timesteps(plan.first_times), rollouts)
+        yield pipeline
 
 
 def noise_levels(timesteps: Tensor) -> list[float]:

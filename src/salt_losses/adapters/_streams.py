@@ -38,3 +38,8 @@ def set_seed(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+def seed_of(key: str) -> int:
+    """A seed for each name of a stream, so that there is no state to save."""
+    return random.Random(key).getrandbits(63)

@@ -1,0 +1,77 @@
+"""One rank of the miniature's training under FSDP with sweeps: `sweep_worker.py FOLDER RANK`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import tiny
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from examples.tiny_video.model import Block
+from salt_losses import SaltConfig
+from salt_losses.adapters import record, self_forcing
+
+SALT = SaltConfig(
+    step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=2, sweep_prompts=["3"]
+)
+TRAINER = {"dfake_gen_update_ratio": 1, "lr": 1e-2}
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    result = {averages: train(folder, rank, averages) for averages in ("plain", "whole", "shards")}
+    torch.save(result, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train(folder: Path, rank: int, averages: str) -> torch.Tensor:
+    trainer = tiny.build_trainer(**TRAINER)
+    model, config = trainer.model, trainer.config
+    whole = copy.deepcopy(model.generator)
+    for name in ("generator", "fake_score", "real_score"):
+        wrapped = FSDP(
+            getattr(model, name),
+            use_orig_params=True,
+            device_id=torch.device("cpu"),
+            auto_wrap_policy=ModuleWrapPolicy({Block}),
+        )
+        setattr(model, name, wrapped)
+    trainer.generator_optimizer = trainer._optimizer(model.generator, config.lr)
+    trainer.critic_optimizer = trainer._optimizer(model.fake_score, config.lr_critic)
+    trainer._update_ema = lambda: None
+    trainer.generator_ema = ema_of(model.generator, whole, averages)
+    trainer.output_path = str(folder / averages / ("of_rank_1" if rank else ""))
+    trainer.is_main_process, trainer.disable_wandb, trainer.save = rank == 0, True, lambda: None
+    salt = dataclasses.replace(SALT, sweep_every=0 if averages == "plain" else 2)
+    handle = self_forcing.attach(trainer, salt)
+    record(handle, trainer)
+    torch.manual_seed(rank)
+    trainer.train(4)
+    with FSDP.summon_full_params(model.generator):
+        return torch.cat([p.detach().flatten() for p in model.generator.parameters()])
+
+
+def ema_of(generator: Any, whole: Any, averages: str) -> Any:
+    """As Self Forcing keeps it, whole, or as Causal Forcing does, each rank its shards."""
+    with FSDP.summon_full_params(generator, writeback=False):
+        names = [n for n, _ in generator.module.named_parameters()]
+    if averages == "shards":
+        shards = {n: p.detach().clone() for n, p in generator.module.named_parameters()}
+        assert list(shards) == names
+        return SimpleNamespace(shadow=shards)
+    values = dict(zip(names, (p.detach().clone() for p in whole.parameters())))
+    return SimpleNamespace(shadow=values)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
