@@ -7,6 +7,7 @@ text encoder and VAE (none is used). FlexAttention is off, as rollouts do not us
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,23 @@ def build(
     model.init_optimizers()
     torch.manual_seed(seed)
     return model
+
+
+def trainer(model: Any, folder: Path | None = None, *, fsdp: bool = False) -> Any:
+    """FastGen's own trainer, for its steps and its checkpoints."""
+    import fastgen.configs.methods.config_dmd2 as dmd2
+    from fastgen.trainer import Trainer
+
+    config = dmd2.Config(model=model.config)
+    config.trainer.fsdp, config.trainer.callbacks = fsdp, {}
+    config.trainer.checkpointer.save_dir = str(folder)
+    return Trainer(config)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return int(taken.getsockname()[1])
 
 
 def batch(seed: int = 0, size: int = 1) -> dict[str, Any]:

@@ -47,16 +47,24 @@ def literal_reference(
     method: Any, kind: str, batch: Any, student: list[SimpleNamespace], align_at: str
 ) -> tuple[Tensor, list[bool]]:
     plan = method._salt.plan
-    levels = [float(t) / 1000 for t in method._step_list(plan.times)]
-    steps = plan.reference_steps
-    ratio = steps // plan.num_steps
-    for block in student:
+    for number, block in enumerate(student):
+        own, denser = plan.times, plan.reference_times
+        if number == 0 and plan.first_times is not None:
+            own, denser = plan.first_times, plan.reference_first_times
+        levels = [float(t) / 1000 for t in method._step_list(own)]
+        steps = len(denser) - 1
+        ratio = block.ratio = steps // len(levels)
         t = block.calls[-1][1]
         block.exit = min(range(len(levels)), key=lambda i: abs(levels[i] - t))
         block.leaves = steps - 1 if align_at == "end" else block.exit * ratio
-        block.takes_part = align_at == "end" or block.exit > 0
+        block.takes_part = align_at == "end" or block.exit * ratio > block.exit
         block.calls_made, block.target = 0, None
-    method._salt.plan = dataclasses.replace(plan, times=plan.reference_times, num_steps=steps)
+    method._salt.plan = dataclasses.replace(
+        plan,
+        times=plan.reference_times,
+        num_steps=plan.reference_steps,
+        first_times=plan.reference_first_times,
+    )
     finished = iter(student)
     now = SimpleNamespace(block=next(finished), x=None, t=None)
     owner, name, predictor = _seams(method, kind)
@@ -78,8 +86,8 @@ def literal_reference(
         block, reached = now.block, now.block.calls_made
         if kind == "self_forcing" and reached > block.leaves:
             noise = block.noises[block.exit]  # that of the context
-        elif reached % ratio == 0 and reached // ratio <= block.exit:
-            noise = block.noises[reached // ratio - 1]
+        elif reached % block.ratio == 0 and reached // block.ratio <= block.exit:
+            noise = block.noises[reached // block.ratio - 1]
         else:  # the noise that is in the state already: an Euler step
             noise = (now.x - (1 - now.t) * clean) / now.t
         return add_noise(clean, noise, timestep)

@@ -265,6 +265,7 @@ class SelfForcingMethod(DMD2Method):
         self._sf_scheduler = Scheduler(self.student._shift)
         self._student_sample_type = self.method_config.get("student_sample_type", "sde")
         self._context_noise = self.method_config.get("context_noise", 0.0)
+        self._same_step_across_blocks = self.method_config.get("same_step_across_blocks", False)
 
     def _get_denoising_step_list(self, device: torch.device) -> Tensor:
         return super()._get_denoising_step_list(device)
@@ -272,7 +273,9 @@ class SelfForcingMethod(DMD2Method):
     def _sample_exit_indices(
         self, *, num_blocks: int, num_steps: int, device: torch.device
     ) -> list[int]:
-        return torch.randint(0, num_steps, (num_blocks,), generator=self.cuda_generator).tolist()
+        drawn = 1 if self._same_step_across_blocks else num_blocks
+        exits = torch.randint(0, num_steps, (drawn,), generator=self.cuda_generator).tolist()
+        return exits * (num_blocks // drawn)
 
     def _sf_add_noise(self, clean_latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         noisy = self._sf_scheduler.add_noise(
@@ -289,27 +292,28 @@ class SelfForcingMethod(DMD2Method):
         steps = self._get_denoising_step_list(batch.latents.device)
         noise = torch.randn_like(batch.latents)
         exits = self._sample_exit_indices(
-            num_blocks=FRAMES, num_steps=len(steps), device=noise.device
+            num_blocks=FRAMES, num_steps=int(steps.numel()), device=noise.device
         )
         self.student.clear_caches(cache_tag="pos")
         finished = []
         for frame, leaves in enumerate(exits):
             x = noise[:, frame : frame + 1]
             call = {"conditional": True, "cache_tag": "pos", "cur_start_frame": frame}
-            for i in range(leaves + 1):
-                timestep = steps[i] * torch.ones(len(x), 1)
+            for i, current in enumerate(steps):
+                timestep = current * torch.ones(len(x), 1)
                 with torch.set_grad_enabled(with_grad and i == leaves):
                     v = self.student.predict_noise_streaming(
                         x, timestep, batch, store_kv=False, **call
                     )
                     x0 = _x0(v, x, timestep, self._sf_scheduler)
-                if i < leaves:
-                    t, after = timestep[0, 0] / 1000, steps[i + 1] * torch.ones(len(x), 1)
-                    if self._student_sample_type == "sde":
-                        x = self._sf_add_noise(x0, torch.randn_like(x0), after)
-                    else:
-                        sigma = after[0, 0] / 1000
-                        x = (1 - sigma) * x0 + sigma * (x - (1 - t) * x0) / t
+                if i == leaves:
+                    break
+                t, after = timestep[0, 0] / 1000, steps[i + 1] * torch.ones(len(x), 1)
+                if self._student_sample_type == "sde":
+                    x = self._sf_add_noise(x0, torch.randn_like(x0), after)
+                else:
+                    sigma = after[0, 0] / 1000
+                    x = (1 - sigma) * x0 + sigma * (x - (1 - t) * x0) / t
             finished.append(x0)
             context, level = x0.detach(), torch.full((len(x), 1), float(self._context_noise))
             if self._context_noise > 0:

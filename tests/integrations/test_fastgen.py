@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
+import json
+import os
 import runpy
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -135,16 +141,16 @@ class Calls:
 def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
     kind, monkeypatch
 ):
-    from salt_losses.integrations import _salt
+    from salt_losses.adapters import _defect
 
     triples = []
-    sampler = _salt.shortcut_triple_sampler
+    sampler = _defect.shortcut_triple_sampler
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         triples.append(sampler(*args, **kwargs))
         return triples[-1]
 
-    monkeypatch.setattr(_salt, "shortcut_triple_sampler", kept)
+    monkeypatch.setattr(_defect, "shortcut_triple_sampler", kept)
     tried = 0
     for seed in range(5):
         triples.clear()
@@ -209,12 +215,56 @@ def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind)
         assert counts["on"] == (counts["parent"][0] + extra, exits + extra)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(same):
+    salt = {"step_counts": [2], "probs": [1.0], "sc_steps": [], "inference_steps": 1,
+            "first_chunk_steps": 4}  # fmt: skip
+    seen = set()
+    for seed in range(5):
+        model = fw.build("self_forcing", salt, seed=seed, same_step_across_blocks=same)
+        first, others = ([0.999, 0.937, 0.833, 0.624], [0.999, 0.833])
+        blocks: list[list[float]] = [[]]
+
+        def noted(net: Any, args: Any, kwargs: Any, blocks: Any = blocks) -> None:
+            if kwargs["store_kv"]:
+                blocks.append([])
+            else:
+                blocks[-1].append(args[1].item())
+
+        model.net.register_forward_pre_hook(noted, with_kwargs=True)
+        model._salt.begin(1)
+        data = fw.batch(seed)
+        x, t, *_ = model._generate_noise_and_time(data["real"])
+        with torch.no_grad():
+            model.gen_data_from_net(x, t, condition=data["condition"])
+        blocks.pop()
+        assert len(blocks) == fw.FRAMES
+        assert blocks[0] == pytest.approx(first[: len(blocks[0])])
+        assert all(block == pytest.approx(others[: len(block)]) for block in blocks[1:])
+        assert not same or len({len(block) for block in blocks[1:]}) == 1
+        seen |= {("first", len(blocks[0]))} | {("others", len(block)) for block in blocks[1:]}
+        assert model.config.sample_t_cfg.t_list == [0.999, 0.937, 0.833, 0.624, 0.0]
+        assert "get_t_list" not in vars(model.net.noise_scheduler)
+    assert max(seen) == ("others", 2)
+    assert max(n for which, n in seen if which == "first") > 2
+
+
+def test_a_first_chunk_of_as_many_steps_changes_nothing():
+    one, other = (
+        step(fw.build("self_forcing", settings("self_forcing", 1, 1, **first)))
+        for first in ({}, {"first_chunk_steps": 4})
+    )
+    assert equal(one[1], other[1])
+
+
 @pytest.mark.parametrize("align_at", ["exit", "end", "input"])
 @pytest.mark.parametrize("context_noise", [0.0, 0.1])
-def test_the_matched_reference_is_a_literal_one(align_at, context_noise):
+@pytest.mark.parametrize("first", [None, 8])
+def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first):
     """The oracle is the framework's own rollout on the denser list, with its noise exchanged."""
     for seed in range(3):
         salt = settings("self_forcing", 0, 1, align_at=align_at, seed=seed)
+        salt |= {"first_chunk_steps": first}
         model = fw.build("self_forcing", salt, seed=seed, context_noise=context_noise)
         model.config.same_step_across_blocks = False
         model._salt.begin(2)
@@ -224,6 +274,7 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise):
         noises: list[Tensor] = []
         exits: list[int] = []
         randn_like, draw = torch.randn_like, model._sample_denoising_end_steps
+        draw_some = model._draw_exits
 
         def drawn(x: Tensor, noises=noises, randn_like=randn_like, **kwargs: Any) -> Tensor:
             noises.append(randn_like(x, **kwargs))
@@ -233,9 +284,15 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise):
             exits.extend(draw(n))
             return exits
 
+        def some_left(n: int, steps: int, exits=exits, draw=draw_some) -> list[int]:
+            some = draw(n, steps)
+            exits.extend(some)
+            return some
+
         with (
             mock.patch.object(torch, "randn_like", drawn),
             mock.patch.object(model, "_sample_denoising_end_steps", left),
+            mock.patch.object(model, "_draw_exits", some_left),
         ):
             model.gen_data_from_net(x, t, condition=data["condition"])
         target, aligned = model._target
@@ -244,18 +301,38 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise):
         assert torch.allclose(target, literal, atol=1e-5, rtol=1e-5)
 
 
+@contextlib.contextmanager
+def leaving(model: Any, exits: list[int]) -> Iterator[None]:
+    rest = iter(exits)
+
+    def some(n: int, steps: int) -> list[int]:
+        return list(itertools.islice(rest, n))
+
+    with (
+        mock.patch.object(model, "_sample_denoising_end_steps", lambda n: exits),
+        mock.patch.object(model, "_draw_exits", some),
+    ):
+        yield
+
+
 def literal_reference(
     model: Any, x: Tensor, t: Tensor, data: Any, exits: list[int], noises: list[Tensor], at: str
 ) -> tuple[Tensor, list[bool]]:
     plan = model._salt.plan
-    ratio = plan.reference_steps // plan.num_steps
+    ratios = [plan.reference_steps // plan.num_steps] * len(exits)
+    if plan.first_times is not None:
+        ratios[0] = (len(plan.reference_first_times) - 1) // (len(plan.first_times) - 1)
     context = 1 if model.config.context_noise > 0 else 0
     own, rest = [], list(noises)
     for exit_step in exits:
         own.append(rest[: exit_step + context])
         rest = rest[exit_step + context :]
-    leaves = [plan.reference_steps - 1 if at == "end" else e * ratio for e in exits]
-    takes_part = [at == "end" or e > 0 for e in exits]
+    leaves = [e * r for e, r in zip(exits, ratios, strict=True)]
+    takes_part = [at == "end" or leaf > e for leaf, e in zip(leaves, exits, strict=True)]
+    if at == "end":
+        leaves = [plan.reference_steps - 1] * len(exits)
+        if plan.first_times is not None:
+            leaves[0] = len(plan.reference_first_times) - 2
     block, reached, x_in, state = 0, 0, exit_inputs(model, x, t, data, exits, noises), {}
     inputs = {}
     forward = model.net.forward
@@ -275,18 +352,22 @@ def literal_reference(
     def exchanged(like: Tensor, **_: Any) -> Tensor:
         if reached > leaves[block]:
             return own[block][-1]
+        ratio = ratios[block]
         if reached % ratio == 0 and reached // ratio <= exits[block]:
             return own[block][reached // ratio - 1]
         return (state["x"] - (1 - state["t"]) * state["x0"]) / state["t"]  # an Euler step
 
     model._salt.plan = dataclasses.replace(
-        plan, times=plan.reference_times, num_steps=plan.reference_steps
+        plan,
+        times=plan.reference_times,
+        num_steps=plan.reference_steps,
+        first_times=plan.reference_first_times,
     )
     model._updating = False
     with (
         mock.patch.object(model.net, "forward", followed),
         mock.patch.object(torch, "randn_like", exchanged),
-        mock.patch.object(model, "_sample_denoising_end_steps", lambda n: leaves),
+        leaving(model, leaves),
         torch.no_grad(),
     ):
         output = model.gen_data_from_net(x, t, condition=data["condition"])
@@ -314,7 +395,7 @@ def exit_inputs(
     with (
         mock.patch.object(model.net, "forward", followed),
         mock.patch.object(torch, "randn_like", lambda like, **_: next(rest)),
-        mock.patch.object(model, "_sample_denoising_end_steps", lambda n: exits),
+        leaving(model, exits),
         torch.no_grad(),
     ):
         model.gen_data_from_net(x, t, condition=data["condition"])
@@ -345,6 +426,75 @@ def test_plans_are_saved_with_the_frameworks_schedulers_and_refuse_others(kind):
     assert "salt" not in {type(s).__name__ for s in model.get_lr_schedulers(2)}
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
         fw.build(kind, {"seed": 1}).scheduler_dict["salt"].load_state_dict(state)
+
+
+def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_stopped(
+    kind, tmp_path
+):
+    """FastGen seeds its streams by the iteration at a resume, so the whole run does so there."""
+    from fastgen.utils.basic_utils import set_random_seed
+
+    salt = settings(kind, 1, 1, step_counts=[4, 8], probs=[0.5, 0.5], sc_steps=[4, 8], seed=1)
+
+    def steps(trainer: Any, model: Any, iterations: range) -> list[dict[str, float]]:
+        set_random_seed(0, iteration=iterations[0] - 1, by_rank=True)
+        numbers = []
+        for iteration in iterations:
+            losses, _ = trainer.train_step(model, model, fw.batch(iteration), iteration, 0)
+            numbers.append({name: float(value) for name, value in losses.items()})
+        return numbers
+
+    whole = fw.build(kind, salt)
+    trainer = fw.trainer(whole, tmp_path)
+    steps(trainer, whole, range(1, 4))
+    path = trainer.save_checkpoint(whole, 3)
+    expected = steps(trainer, whole, range(4, 9))
+    assert len({numbers.get("salt/num_steps") for numbers in expected}) == 3  # None: a critic's
+
+    stream = torch.get_rng_state()
+
+    resumed = fw.build(kind, salt, seed=5)
+    trainer = fw.trainer(resumed, tmp_path)
+    parts = (resumed.model_dict, resumed.optimizer_dict, resumed.scheduler_dict)
+    assert trainer.checkpointer.load(*parts, resumed.grad_scaler, path=path) == 3
+    assert resumed._salt.scheduler.iteration == 4
+    assert steps(trainer, resumed, range(4, 9)) == expected
+    pairs = zip(whole.parameters(), resumed.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(stream, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("wrapping", ["ddp", "fsdp"])
+def test_two_ranks_follow_one_plan_and_keep_equal_parameters(kind, wrapping, tmp_path):
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    environment["MASTER_PORT"] = str(fw.free_port())
+    worker = str(Path(__file__).parent / "fastgen_worker.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worker, kind, wrapping, str(tmp_path)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=600)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{r}.json").read_text()) for r in range(2))
+    plans = [[s.get("salt/num_steps") for s in rank["steps"]] for rank in (first, second)]
+    assert plans == [[None, 8.0, None, 4.0, None]] * 2
+    terms = {"salt/sc_loss"} | ({"salt/align_loss"} if kind == "self_forcing" else set())
+    for rank in (first, second):
+        assert terms <= rank["steps"][3].keys()
+        assert all(rank["steps"][3][term] > 0 for term in terms)
+    assert first["steps"] != second["steps"]  # of data and noise of their own
+    assert first["sums"] == second["sums"]
+    if wrapping == "fsdp":
+        networks = {name.split(".transformer.")[0] for name in first["sharded"]}
+        assert networks == {"net", "fake_score", "teacher"}
 
 
 def test_bad_settings_are_refused(kind):

@@ -20,6 +20,8 @@ import torch
 from fastvideo_oracle import literal_reference, watched
 from torch import Tensor
 
+from salt_losses import step_schedule
+
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list
     "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2,
@@ -45,7 +47,8 @@ def fw(request: pytest.FixtureRequest) -> Iterator[Any]:
 def forget(framework: str) -> None:
     """The next import is of another framework of this name."""
     for name in list(sys.modules):
-        if name.split(".")[0] == framework or name == f"salt_losses.integrations.{framework}":
+        ours = name.startswith("salt_losses.integrations.") and framework in name
+        if ours or name.split(".")[0] == framework:
             del sys.modules[name]
 
 
@@ -210,12 +213,12 @@ def test_student_and_critic_see_the_same_plan(fw, kind, tmp_path):
 def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
     fw, kind, tmp_path, monkeypatch
 ):
-    from salt_losses.integrations import _salt
+    from salt_losses.adapters import _defect
 
     triples = []
-    sampler = _salt.shortcut_triple_sampler
+    sampler = _defect.shortcut_triple_sampler
     monkeypatch.setattr(
-        _salt,
+        _defect,
         "shortcut_triple_sampler",
         lambda *a, **k: triples.append(sampler(*a, **k)) or triples[-1],
     )
@@ -334,12 +337,14 @@ def test_steps_of_one_iteration_share_the_plan_and_draw_triples_of_their_own(fw,
 # The alignment
 
 
+@pytest.mark.parametrize("first", [None, 8])
 @pytest.mark.parametrize("align_at", ["exit", "end", "input"])
-def test_the_matched_reference_is_a_literal_one(fw, kind, align_at, tmp_path):
+def test_the_matched_reference_is_a_literal_one(fw, kind, align_at, first, tmp_path):
     """The oracle is the framework's own rollout on the denser list, with its noise exchanged."""
-    if kind == "dmd2" and align_at == "input":
-        pytest.skip("a student without a cache makes the same prediction of its input again")
+    if kind == "dmd2" and (align_at == "input" or first):
+        pytest.skip("a student without a cache, and without chunks")
     salt = {**BOTH, "sc_weight": 0, "align_weight": 1, "align_at": align_at}
+    salt |= {"first_chunk_steps": first, "align_reference": {4: 8}}
     for seed in range(4):
         noisy_context = {"context_noise": 20.0 * seed} if kind == "self_forcing" else {}
         method = fw.build(kind, salt, tmp_path, seed=seed, **noisy_context)
@@ -353,6 +358,54 @@ def test_the_matched_reference_is_a_literal_one(fw, kind, align_at, tmp_path):
         literal, literally_aligned = literal_reference(method, kind, batch, student, align_at)
         assert aligned == literally_aligned
         assert torch.allclose(target, literal, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(fw, same, tmp_path):
+    salt = {
+        "step_counts": [2],
+        "probs": [1.0],
+        "sc_steps": [],
+        "inference_steps": 1,
+        "first_chunk_steps": 4,
+    }
+    seen = set()
+    for seed in range(6):
+        method = fw.build("self_forcing", salt, tmp_path, seed=seed, same_step_across_blocks=same)
+        shift = method._salt.scheduler.shift
+        first, others = (
+            [t / 1000 for t in method._step_list(step_schedule(k, shift)).tolist()] for k in (4, 2)
+        )
+        with watched(method, "self_forcing") as blocks:
+            method._student_rollout(prepared(method, fw), with_grad=False)
+        blocks = [[t for _, t in block.calls] for block in blocks if block.calls]
+        assert len(blocks) > 2
+        assert blocks[0] == pytest.approx(first[: len(blocks[0])])
+        assert all(block == pytest.approx(others[: len(block)]) for block in blocks[1:])
+        assert not same or len({len(block) for block in blocks[1:]}) == 1
+        seen |= {("first", len(blocks[0]))} | {("others", len(block)) for block in blocks[1:]}
+    assert max(seen) == ("others", 2)
+    assert max(n for which, n in seen if which == "first") > 2
+
+
+def test_a_rollout_that_keeps_to_its_first_list_is_an_error():
+    from salt_losses.integrations._first_chunk import ChunkSteps
+
+    steps = ChunkSteps(torch.tensor([1000, 750]), torch.tensor([1000]), (2, 1))
+    assert steps.draw(lambda blocks, count: [count - 1] * blocks, 3) == [1, 0, 0]
+    assert [int(t) for t in steps] == [1000, 750]
+    with pytest.raises(RuntimeError, match="of 3 chunks went through its step list 1 times"):
+        steps.check()
+    assert [[int(t) for t in steps] for _ in range(2)] == [[1000], [1000]]
+    steps.check()
+
+
+def test_a_first_chunk_of_as_many_steps_changes_nothing(fw, tmp_path):
+    one, other = (
+        step(fw.build("self_forcing", {**BOTH, **first}, tmp_path, seed=1), fw)
+        for first in ({}, {"first_chunk_steps": 4})
+    )
+    assert equal(one[2], other[2])
 
 
 def test_the_references_own_noise_makes_another_reference(fw, kind, tmp_path):
@@ -379,7 +432,7 @@ def test_an_ode_rollouts_reference_draws_no_noise(fw, tmp_path):
 
 
 def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_path, monkeypatch):
-    import salt_losses.integrations.fastvideo as ours
+    import salt_losses.integrations._fastvideo_alignment as ours
 
     seen = []
     align = ours.rollout_align_loss
@@ -429,6 +482,11 @@ def test_dmd2_refuses_alignments_that_it_has_no_rollout_for(fw, tmp_path):
         fw.build("dmd2", {"align_weight": 1}, tmp_path, rollout_mode="data_latent")
 
 
+def test_dmd2_has_no_first_chunk(fw, tmp_path):
+    with pytest.raises(ValueError, match="first_chunk_steps must be None in FastVideo's SaltDMD2"):
+        fw.build("dmd2", {"first_chunk_steps": 4}, tmp_path)
+
+
 def test_settings_that_are_the_adapters_alone_are_refused():
     from salt_losses import SaltConfig
     from salt_losses.integrations._salt import check_supported
@@ -437,9 +495,9 @@ def test_settings_that_are_the_adapters_alone_are_refused():
     class Later(SaltConfig):
         first_chunk_things: int = 0
 
-    check_supported(Later(), "FastVideo")
+    check_supported(Later(first_chunk_steps=4), "FastVideo", chunks=True)
     with pytest.raises(ValueError, match="first_chunk_things must be 0 in FastVideo"):
-        check_supported(Later(first_chunk_things=2), "FastVideo")
+        check_supported(Later(first_chunk_things=2), "FastVideo", chunks=True)
 
 
 # State
@@ -498,7 +556,7 @@ def real(fw: Any) -> Any:
 
 
 def test_the_stand_in_has_the_real_signatures(real):
-    from salt_losses.integrations import fastvideo as ours
+    from salt_losses.integrations import _fastvideo_alignment as ours
 
     stand_ins = {
         name: value

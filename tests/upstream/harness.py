@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +28,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PACKAGES = {"model", "pipeline", "utils", "wan", "trainer", "demo_utils"}
+PACKAGES = {
+    "model", "pipeline", "utils", "wan", "trainer", "demo_utils",
+    "wan_utils", "wan_trainer", "algorithms", "sp",
+}  # fmt: skip
 FRAMES, CHANNELS, HEIGHT, WIDTH = 21, 16, 4, 4
 FRAME_TOKENS = HEIGHT * WIDTH // 4  # patches of 2 x 2
 NUM_LAYERS = 2
@@ -37,9 +40,21 @@ REAL_FRAME_TOKENS = 1560
 
 @dataclass(frozen=True)
 class Trainer:
+    """Where a trainer lies and what a tiny one of it needs.
+
+    Attributes:
+        variable: names the checkout.
+        config: its YAML.
+        overrides: settings on top.
+        folders: of the checkout, to import from; the first one holds the trainer.
+        tiny: sizes of the tiny Wan that are not `stand_ins.TINY`.
+    """
+
     variable: str
     config: str
     overrides: dict[str, Any]
+    folders: tuple[str, ...] = (".",)
+    tiny: dict[str, int] = field(default_factory=dict)
 
 
 TRAINERS = {
@@ -54,6 +69,40 @@ TRAINERS = {
         "SALT_CAUSAL_FORCING", "causal_forcing_dmd_framewise_2step.yaml", {}
     ),
 }
+# Other trainers that grew from Self Forcing's; four steps, where the config has one.
+FORKS = {
+    "causal_forcing_framewise_1step": Trainer(
+        "SALT_CAUSAL_FORCING", "causal_forcing_dmd_framewise_1step.yaml", {}
+    ),
+    # Its window of 6 frames, fails in its own backward pass.
+    "infinity_rope": Trainer(
+        "SALT_INFINITY_ROPE", "self_forcing_dmd.yaml", {"model_kwargs": {"local_attn_size": -1}}
+    ),
+    "minwm": Trainer(
+        "SALT_MINWM",
+        "causal_forcing_dmd_camera.yaml",
+        {"image_or_video_shape": [1, 20, 16, 4, 4]},
+        folders=("Wan21", "shared"),
+    ),
+    "one_forcing": Trainer(
+        "SALT_ONE_FORCING",
+        "chunkwise_config.yaml",
+        {
+            "denoising_step_list": [1000, 750, 500, 250],
+            "gan_feature_layers": [0],
+            "generator_activation_cpu_offload": False,  # would copy all that lies on the CPU
+        },
+    ),
+    "rolling_forcing": Trainer("SALT_ROLLING_FORCING", "rolling_forcing_dmd.yaml", {}),
+    # Its caches have as many heads as the network has blocks: so it is with 14B.
+    "self_forcing_plus": Trainer(
+        "SALT_SELF_FORCING_PLUS",
+        "self_forcing_dmd.yaml",
+        {},
+        tiny={"dim": NUM_LAYERS * 128, "num_heads": NUM_LAYERS},
+    ),
+}
+KNOWN = TRAINERS | FORKS
 _active: dict[str, Any] = {"name": None, "stack": None}
 _modules: dict[str, dict[str, types.ModuleType]] = {}
 _weights = stand_ins.SmallWeights()
@@ -61,7 +110,7 @@ _weights = stand_ins.SmallWeights()
 
 def checkout(name: str) -> Path | None:
     """The trainer's folder, or None where its variable is not set."""
-    folder = os.environ.get(TRAINERS[name].variable)
+    folder = os.environ.get(KNOWN[name].variable)
     return Path(folder).resolve() if folder else None
 
 
@@ -69,7 +118,7 @@ def activate(name: str, *, process_group: bool = True) -> None:
     """Makes `name` the trainer whose packages are importable, on a CPU."""
     root = checkout(name)
     if root is None:
-        raise RuntimeError(f"set {TRAINERS[name].variable} to a checkout to run {name}")
+        raise RuntimeError(f"set {KNOWN[name].variable} to a checkout to run {name}")
     if _active["name"] == str(root):
         return
     deactivate()
@@ -77,7 +126,8 @@ def activate(name: str, *, process_group: bool = True) -> None:
     displaced = stand_ins.purge(PACKAGES | {"wandb"})
     stack.callback(sys.modules.update, displaced)
     stack.callback(lambda: _modules.__setitem__(str(root), stand_ins.purge(PACKAGES | {"wandb"})))
-    stack.enter_context(mock.patch.object(sys, "path", [str(root), *sys.path]))
+    folders = [str(root / folder) for folder in KNOWN[name].folders]
+    stack.enter_context(mock.patch.object(sys, "path", [*folders, *sys.path]))
     stack.enter_context(mock.patch.object(torch.Tensor, "cuda", lambda self, *a, **k: self))
     stack.enter_context(mock.patch.object(torch.cuda, "set_device", lambda device: None))
     _active.update(name=str(root), stack=stack)
@@ -85,7 +135,7 @@ def activate(name: str, *, process_group: bool = True) -> None:
         if str(root) in _modules:
             sys.modules.update(_modules[str(root)])
         else:
-            _import_trainer(root)
+            _import_trainer(root / KNOWN[name].folders[0])
         cpu = torch.device("cpu")
         stack.enter_context(mock.patch.object(torch.cuda, "current_device", lambda: cpu))
         if process_group and not dist.is_initialized():
@@ -123,12 +173,16 @@ def _import_trainer(root: Path) -> None:
     sys.modules["wan"] = wan
     finder = stand_ins.AbsentPackages()
     sys.meta_path.append(finder)
+    writer = sys.modules.setdefault(
+        "torch.utils.tensorboard", stand_ins.AbsentModule("torch.utils.tensorboard")
+    )
     try:
         with (
             mock.patch.object(torch, "compile", lambda function=None, **kwargs: function),
             mock.patch.object(torch.cuda, "current_device", lambda: 0),
         ):
-            wrapper = importlib.import_module("utils.wan_wrapper")
+            ours = "wan_" if (root / "wan_utils").is_dir() else ""  # minWM's names
+            wrapper = importlib.import_module(f"{ours}utils.wan_wrapper")
             for module in [m for n, m in sys.modules.items() if n.startswith("wan.modules.")]:
                 for name in {"flash_attention", "attention"} & set(vars(module)):
                     setattr(module, name, stand_ins.attention)
@@ -136,10 +190,12 @@ def _import_trainer(root: Path) -> None:
             for name in ("WanModel", "CausalWanModel", "CausalWanModelInfinity"):
                 if hasattr(wrapper, name):
                     _weights.attach(getattr(wrapper, name))
-            for name in ("model", "pipeline", "trainer"):
+            for name in ("model", "pipeline", f"{ours}trainer"):
                 importlib.import_module(name)
     finally:
         sys.meta_path.remove(finder)
+        if isinstance(writer, stand_ins.AbsentModule):
+            del sys.modules["torch.utils.tensorboard"]
     _shrink_after_init(wrapper.WanDiffusionWrapper)
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("pipeline."):
@@ -156,8 +212,10 @@ def _shrink_after_init(thing: type) -> None:
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         thing._salt_original_init(self, *args, **kwargs)
-        if hasattr(self, "seq_len"):
+        if getattr(self, "seq_len", None) is not None:
             self.seq_len = self.seq_len // REAL_FRAME_TOKENS * FRAME_TOKENS
+        if getattr(self, "tokens_per_frame", None) == REAL_FRAME_TOKENS:  # One-Forcing's wrapper
+            self.tokens_per_frame = FRAME_TOKENS
         if getattr(self, "frame_seq_length", None) == REAL_FRAME_TOKENS:
             self.kv_cache_size = self.kv_cache_size // REAL_FRAME_TOKENS * FRAME_TOKENS
             self.frame_seq_length = FRAME_TOKENS
@@ -171,6 +229,9 @@ def load_config(name: str, **overrides: Any) -> Any:
     from omegaconf import OmegaConf
 
     root = checkout(name)
+    configs = root / KNOWN[name].folders[0] / "configs"
+    configs = configs if configs.is_dir() else root  # One-Forcing's
+    defaults = configs / "default_config.yaml"
     ours = {
         "mixed_precision": False,
         "image_or_video_shape": [1, FRAMES, CHANNELS, HEIGHT, WIDTH],
@@ -188,9 +249,9 @@ def load_config(name: str, **overrides: Any) -> Any:
         "auto_resume": True,
     }
     return OmegaConf.merge(
-        OmegaConf.load(root / "configs" / "default_config.yaml"),
-        OmegaConf.load(root / "configs" / TRAINERS[name].config),
-        OmegaConf.create(ours | TRAINERS[name].overrides | overrides),
+        OmegaConf.load(defaults) if defaults.is_file() else {},
+        OmegaConf.load(configs / KNOWN[name].config),
+        OmegaConf.create(ours | KNOWN[name].overrides | overrides),
     )
 
 
@@ -200,25 +261,50 @@ def build_model(
     """The trainer's real `DMD` (`DMDSwitch` for "longlive_streaming") with random weights."""
     activate(name)
     config = load_config(name, **config_overrides)
-    choose_weights(seed, num_layers)
+    choose_weights(seed, num_layers, KNOWN[name].tiny)
     package = importlib.import_module("model")
-    kind = package.DMDSwitch if config.distribution_loss == "dmd_switch" else package.DMD
-    return kind(config, device=torch.device("cpu")).eval()
+    kind = {"longlive_streaming": "DMDSwitch", "one_forcing": "OneForcing", "minwm": "CameraDMD"}
+    model = getattr(package, kind.get(name, "DMD"))(config, device=torch.device("cpu")).eval()
+    if name in FORKS:
+        _shrink_windows(model)
+    _show_cameras(model)
+    return model
 
 
-def choose_weights(seed: int, num_layers: int = NUM_LAYERS) -> None:
+def _show_cameras(model: Any) -> None:
+    """minWM starts the projection of its cameras' attention at 0, which would hide all of it."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter_name, parameter in model.named_parameters():
+        if "prope_o.weight" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
+def _shrink_windows(model: Any) -> None:
+    """Attention's window counts real tokens: a tiny rollout would never fill it."""
+    for module in model.generator.modules():
+        if hasattr(module, "max_attention_size") and module.local_attn_size != -1:
+            module.max_attention_size = module.local_attn_size * FRAME_TOKENS
+
+
+def choose_weights(
+    seed: int, num_layers: int = NUM_LAYERS, sizes: dict[str, int] | None = None
+) -> None:
     """The next models that a trainer loads are this deep; each has weights of its own."""
-    _weights.num_layers = num_layers
+    _weights.num_layers, _weights.sizes = num_layers, sizes or {}
     _weights.seeds = iter(range(100 * seed, 100 * seed + 100))
 
 
 def conditions(model: Any) -> dict[str, dict[str, Tensor]]:
     """`conditional_dict` and `unconditional_dict`."""
     with torch.no_grad():
-        return {
-            "conditional_dict": model.text_encoder(text_prompts=["a cat on a bicycle"]),
-            "unconditional_dict": model.text_encoder(text_prompts=["blurry"]),
-        }
+        conditional = model.text_encoder(text_prompts=["a cat on a bicycle"])
+        unconditional = model.text_encoder(text_prompts=["blurry"])
+    if getattr(model.generator, "use_camera", False):  # minWM's trainer puts it there
+        frames = model.args.image_or_video_shape[1]
+        views = torch.eye(4).repeat(1, frames, 1, 1)
+        views[..., 0, 3] = torch.linspace(0, 1, frames)
+        conditional |= {"viewmats": views, "Ks": torch.eye(3).repeat(1, frames, 1, 1)}
+    return {"conditional_dict": conditional, "unconditional_dict": unconditional}
 
 
 def loss_inputs(model: Any) -> dict[str, Any]:
@@ -226,7 +312,9 @@ def loss_inputs(model: Any) -> dict[str, Any]:
     return {
         "image_or_video_shape": list(model.args.image_or_video_shape),
         **conditions(model),
-        "clean_latent": None,
+        "clean_latent": torch.ones(list(model.args.image_or_video_shape))
+        if hasattr(model, "use_gan_branch")
+        else None,
         "initial_latent": None,
     }
 

@@ -13,7 +13,7 @@ import itertools
 import sys
 import types
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from unittest import mock
 
 import torch
@@ -45,19 +45,19 @@ class AbsentPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         top = name.split(".")[0]
         if top not in ABSENT or (
-            name != top and not isinstance(sys.modules.get(top), _AbsentModule)
+            name != top and not isinstance(sys.modules.get(top), AbsentModule)
         ):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _AbsentModule(spec.name)
+        return AbsentModule(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
 
 
-class _AbsentModule(types.ModuleType):
+class AbsentModule(types.ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -110,6 +110,7 @@ class SmallWeights:
     """Stands in for `from_pretrained`: every call gives a small model with other random weights."""
 
     num_layers = 2
+    sizes: Mapping[str, int] = {}
     seeds: Iterator[int] = itertools.count(0)
 
     def attach(self, model_class: type) -> None:
@@ -118,11 +119,14 @@ class SmallWeights:
         )
 
     def _build(self, model_class: type, settings: dict) -> nn.Module:
+        for name in ("low_cpu_mem_usage", "device_map"):  # of the loading alone
+            settings.pop(name, None)
         # Wan's own `init_weights` overwrites every linear layer: PyTorch's initialisation is waste.
         no_reset = mock.patch.object(nn.Linear, "reset_parameters", lambda layer: None)
         with torch.random.fork_rng(devices=[]), no_reset:
             torch.manual_seed(next(self.seeds))
-            model = model_class(**TINY, num_layers=self.num_layers, **settings)
+            sizes = TINY | dict(self.sizes)
+            model = model_class(**sizes, num_layers=self.num_layers, **settings)
             # Wan starts its last layer at zero, which would make every prediction zero.
             nn.init.normal_(model.head.head.weight, std=0.02)
         return model
@@ -131,7 +135,7 @@ class SmallWeights:
 class TextEncoder(nn.Module):
     """A prompt's checksum seeds its embedding; equal prompts get equal embeddings."""
 
-    def __init__(self) -> None:
+    def __init__(self, **_: object) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(TEXT_DIM))  # FSDP wants a parameter
 
@@ -146,7 +150,7 @@ class TextEncoder(nn.Module):
 class VAE(nn.Module):
     """Fixed linear maps between `[B, F, 16, h, w]` latents and `[B, F, 3, 8h, 8w]` pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, **_: object) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("to_pixel", torch.randn(3, 16, generator=generator) / 4)

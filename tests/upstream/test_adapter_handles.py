@@ -20,7 +20,7 @@ from torch import Tensor
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
-from salt_losses.adapters._defect import DefectTap
+from salt_losses.adapters._defect import Defect, DefectTap
 from salt_losses.adapters._health import Health, Vitals
 
 SC = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1, align_weight=0.0)
@@ -181,7 +181,8 @@ def blocks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[int]:
         return [1.0, 0.75, 0.5, 0.25]
 
     grid, vitals = [1.0, 0.75, 0.5, 0.25, 0.0], Vitals(Health())
-    tap = DefectTap(generator, step_times, grid, [1.0, 0.0], torch.Generator(), SC, vitals, tokens)
+    defect = Defect(SC, torch.Generator(), grid, [1.0, 0.0])
+    tap = DefectTap(generator, step_times, defect, vitals, tokens)
 
     def call(start: int, frames: int, t: float) -> None:
         x = torch.zeros(1, frames, 1, 1, 1)

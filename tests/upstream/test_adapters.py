@@ -35,7 +35,7 @@ VANISHING = 1e-60  # times any float32 it is 0
 
 
 def adapter(model: Any) -> Any:
-    return ADAPTERS[model.name.split("_")[0]]
+    return ADAPTERS.get(model.name.split("_")[0], self_forcing)
 
 
 def loss_inputs(model: Any) -> dict[str, Any]:
@@ -206,14 +206,16 @@ def literal_defect_step(
             return result
 
         def defect(self, kwargs: dict[str, Any], v_s: Tensor) -> Tensor:
-            cache = [
-                {n: c.detach().clone() for n, c in layer.items()} for layer in kwargs["kv_cache"]
-            ]
+            caches = {
+                name: [{n: c.detach().clone() for n, c in layer.items()} for layer in cache]
+                for name, cache in kwargs.items()
+                if name.endswith("kv_cache")
+            }
             x_s, t_s, t_m = kwargs["noisy_image_or_video"], 1.0, middle / 1000
             x_m = (x_s - (t_s - t_m) * v_s).float()
             timestep = torch.full_like(kwargs["timestep"], middle)
             v_m = model.generator(
-                **kwargs | {"noisy_image_or_video": x_m, "timestep": timestep, "kv_cache": cache}
+                **kwargs | {"noisy_image_or_video": x_m, "timestep": timestep} | caches
             )[0]
             direct = x_s.double() - t_s * v_s.double()
             composed = x_s.double() - (t_s - t_m) * v_s.double() - t_m * v_m.double()

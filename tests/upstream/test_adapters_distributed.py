@@ -165,7 +165,13 @@ def test_two_ranks_that_sweep_end_with_the_parameters_of_two_that_do_not(
         settings = SALT | {"align_weight": 0.0, "sweep_every": sweep_every, "sweep_prompts": PROMPT}
         monkeypatch.setenv(SETTINGS, json.dumps(settings))
         ranks = launch.run_trainer(
-            require(name), 2, **hooks, **config, logdir=str(folder), sharding_strategy=sharding
+            require(name),
+            2,
+            **hooks,
+            **config,
+            logdir=str(folder),
+            sharding_strategy=sharding,
+            timeout=3600,
         )
         parameters += [rank["parameters"] for rank in ranks]
     assert all(found == parameters[0] for found in parameters)

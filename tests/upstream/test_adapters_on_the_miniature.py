@@ -191,6 +191,17 @@ def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
         self_forcing.attach(model, SaltConfig(sc_steps=sc_steps)).detach()
 
 
+@pytest.mark.parametrize(("name", "value"), [("manual_generator_backward", True), ("sp_size", 2)])
+def test_ways_of_training_that_salt_cannot_follow_are_refused(name: str, value: Any) -> None:
+    """One-Forcing's and minWM's."""
+    model = tiny.build_model()
+    model.args = SimpleNamespace(**vars(model.args), **{name: value})
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        self_forcing.attach(model)
+    assert vars(model) == before
+
+
 def test_a_method_that_is_none_is_named() -> None:
     model = tiny.build_model()
     model.critic_loss = None

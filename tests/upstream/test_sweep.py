@@ -26,7 +26,8 @@ from examples.tiny_video.pipeline import CachedVideo
 from salt_losses import SaltConfig, add_noise, semigroup_defect, step_schedule
 from salt_losses.adapters import _averages, _sheet, _sweep, record, self_forcing
 from salt_losses.adapters._steps import StepLists
-from salt_losses.adapters._sweep import Sweeps, concordance
+from salt_losses.adapters._sweep import Sweeps
+from salt_losses.adapters._sweep_measures import concordance
 
 PROMPTS = ["3", "7"]
 SWEPT = replace(BUSY, sweep_every=2, sweep_prompts=PROMPTS)
@@ -276,7 +277,6 @@ def test_concordance_is_lins_coefficient_and_sees_contrast_and_brightness() -> N
 def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = after_training(recorded(tmp_path / "plain", replace(SWEPT, sweep_every=0)), 6)
     trainer = recorded(tmp_path / "swept", SWEPT)
     made = Sweeps._decoded
 
@@ -292,6 +292,32 @@ def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
     assert all(torch.equal(a, b) for a, b in zip(swept, plain, strict=True))
     trainer.train(5)  # the next one is made
     assert sweep_of(tmp_path / "swept", 4)["iteration"] == 4
+
+
+def test_a_rank_that_cannot_write_makes_all_the_calls_of_one_that_does_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny.build_trainer()
+    handle = self_forcing.attach(trainer, SWEPT)
+    calls: list[int] = []
+
+    def full(*_: Any) -> Any:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Sweeps, "_decoded", full)
+    for folder in (None, tmp_path):
+        calls.append(0)
+
+        def count(*_: Any) -> None:
+            calls[-1] += 1
+
+        hook = trainer.model.generator.register_forward_pre_hook(count)
+        sweeps = Sweeps(trainer.model, trainer, SWEPT, handle._lists, folder)
+        with contextlib.nullcontext() if folder is None else pytest.warns(match="no space"):
+            sweeps.look(0)
+        hook.remove()
+    # Two prompts of three chunks, the weights and their average: steps, context, intervals.
+    assert calls == 2 * [2 * 2 * 3 * (15 + 4 + 2)]
 
 
 def test_an_error_within_a_rollout_leaves_weights_and_hooks_as_they_were(tmp_path: Path) -> None:
@@ -314,7 +340,6 @@ def test_an_error_within_a_rollout_leaves_weights_and_hooks_as_they_were(tmp_pat
     with pytest.warns(UserWarning, match="of the generator"):
         sweeps.look(0)
     hook.remove()
-    assert (tmp_path / "salt_sweeps" / "iteration_000000" / "sweep.json").exists()
     assert not model.generator._forward_hooks
     assert model.inference_pipeline is None
     assert all(torch.equal(a, b) for a, b in zip(weights, model.generator.parameters()))

@@ -157,6 +157,17 @@ def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
                 f"align_block must be an index into the {blocks} blocks of "
                 f"{config.align_features}; got {config.align_block}"
             )
+    args: Any = getattr(model, "args", None)
+    if getattr(args, "manual_generator_backward", False):  # One-Forcing's
+        raise ValueError(
+            "manual_generator_backward must be off: with it the trainer calls "
+            "generator_loss_and_backward, which would train without Salt; got True"
+        )
+    if getattr(args, "sp_size", 1) > 1:  # minWM's
+        raise ValueError(
+            "sp_size must be 1: ranks that share a sample would draw Salt's noise and triples each "
+            f"for itself; got {args.sp_size!r}"
+        )
     local_attn_size = getattr(model, "local_attn_size", None)
     if local_attn_size is not None and not isinstance(local_attn_size, int):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,79 @@ from ..shortcut import ShortcutTriple, shortcut_triple_sampler
 from ._health import Vitals
 
 
+class Defect:
+    """Collects the term at each exit step of a rollout.
+
+    Args:
+        config: Salt's settings, for those of the term.
+        random: CPU generator for the triples.
+        train_times, inference_times: grids of eq. 9, as the trainer has them.
+        lockstep: make the call also where no triple is feasible. Needed where each rank leaves its
+            rollout at a step of its own, as all must make the same calls under FSDP.
+    """
+
+    def __init__(
+        self,
+        config: SaltConfig,
+        random: torch.Generator,
+        train_times: Sequence[float],
+        inference_times: Sequence[float],
+        *,
+        lockstep: bool = False,
+    ) -> None:
+        self._config, self._random = config, random
+        self._train_times, self._inference_times = train_times, inference_times
+        self._lockstep = lockstep
+        self._exit_steps = 0
+        self.feasible = 0  # exit steps that admit a triple
+        self._terms: list[Tensor] = []
+
+    def exit_step(
+        self, velocity: Callable[[Tensor, Tensor], Tensor], x_s: Tensor, v_s: Tensor, t_s: Tensor
+    ) -> None:
+        """The student left its rollout with `v_s` at `x_s`, `t_s` `[B]` on the CPU in float64.
+
+        `velocity(x, t)` is that call once more, with another state and times `[B]` in float64.
+        """
+        self._exit_steps += 1
+        triple = shortcut_triple_sampler(
+            t_s,
+            self._train_times,
+            self._inference_times,
+            nearest=self._config.sc_nearest,
+            generator=self._random,
+        )
+        feasible = bool(triple.feasible.any())
+        if not feasible and not self._lockstep:
+            return
+        self.feasible += feasible
+        clean = self._config.sc_time_weight == "clean"
+        if clean and not self._lockstep and bool((t_s == 1).all()):
+            return  # what 1 - t_s makes of it
+        triple = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
+        self._terms.append(
+            semigroup_defect_loss(
+                lambda x, _: velocity(x, triple.t_m),  # float32 would not be the grid's number
+                x_s,
+                triple,
+                v_s=v_s,
+                weight=1 - triple.t_s if clean else None,
+                stop_grad=self._config.sc_stop_grad,
+            )
+        )
+
+    def loss(self) -> Tensor | None:
+        """The mean over the exit steps that admit a triple; None where nothing was called."""
+        if self._exit_steps == 0:
+            raise RuntimeError(
+                "the rollout made no call of the student with gradient, where the defect term "
+                "would have been computed (in a causal one: with kv_cache=...)"
+            )
+        if not self._terms:
+            return None
+        return torch.stack(self._terms).sum() / max(1, self.feasible)
+
+
 class DefectTap:
     """Stands where a pipeline keeps its `generator`, and adds the term at each block's exit step.
 
@@ -24,9 +97,7 @@ class DefectTap:
     Args:
         generator: the pipeline's own.
         step_times: `step_times(block)`: the noise levels of the step list of block 0, 1, ...
-        train_times, inference_times: grids of eq. 9, as noise levels.
-        random: CPU generator for the triples.
-        config: Salt's settings, for those of the term.
+        defect: where the term is collected.
         vitals: where its gradient is noted.
         frame_seq_length: tokens of one frame.
     """
@@ -35,19 +106,12 @@ class DefectTap:
         self,
         generator: Any,
         step_times: Callable[[int], list[float]],
-        train_times: list[float],
-        inference_times: list[float],
-        random: torch.Generator,
-        config: SaltConfig,
+        defect: Defect,
         vitals: Vitals,
         frame_seq_length: int,
     ) -> None:
         self.generator, self._frame_seq_length = generator, frame_seq_length
-        self._step_times = step_times
-        self._train_times, self._inference_times = train_times, inference_times
-        self._random, self._config, self._vitals = random, config, vitals
-        self._exit_steps = 0
-        self._terms: list[Tensor] = []
+        self._step_times, self._defect, self._vitals = step_times, defect, vitals
         self._key: tuple[Any, int] | None = None
         self._block, self._step = -1, -1
 
@@ -67,14 +131,9 @@ class DefectTap:
         return result
 
     def loss(self) -> Tensor | None:
-        """The mean over the blocks whose exit step admits a triple; None where none does."""
-        if self._exit_steps == 0:
-            raise RuntimeError(
-                "the rollout made no grad-enabled generator call with kv_cache=..., "
-                "where the defect term would have been computed"
-            )
-        self._vitals.triples(len(self._terms))
-        return torch.stack(self._terms).mean() if self._terms else None
+        """See `Defect.loss`."""
+        self._vitals.triples(self._defect.feasible)
+        return self._defect.loss()
 
     def _count(self, key: tuple[Any, int]) -> None:
         """Which step of which block this call is: known without asking the device for `t`."""
@@ -86,7 +145,6 @@ class DefectTap:
         self._step += 1
 
     def _exit_step(self, x_s: Tensor, v_s: Tensor, start: int, kwargs: dict[str, Any]) -> None:
-        self._exit_steps += 1
         timestep = kwargs["timestep"]
         t = self._step_times(self._block)[self._step]
         if timestep.device.type == "cpu" and abs(timestep.flatten()[0].item() - 1000 * t) > 1e-2:
@@ -94,31 +152,18 @@ class DefectTap:
                 f"the exit step of block {self._block} was expected at timestep {1000 * t:g}; "
                 f"the trainer is at {timestep.flatten()[0].item():g}"
             )
-        triple = shortcut_triple_sampler(
-            torch.full((x_s.shape[0],), t, dtype=torch.float64),
-            self._train_times,
-            self._inference_times,
-            nearest=self._config.sc_nearest,
-            generator=self._random,
-        )
-        if not bool(triple.feasible[0]):  # one t for the whole batch, so all or none
-            return
-        if self._config.sc_time_weight == "clean" and t == 1.0:
-            self._terms.append(x_s.new_zeros((), dtype=torch.float32))  # what 1 - t_s makes of it
-            return
-        on_device = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
         cache = {
             # The trainer's cache carries the graph of its own calls: writing into it once more
             # would change the DMD gradient. The index tensors stay the trainer's: the exit step has
             # just set them to what this call sets them to, and after a cache has rolled, the
             # recomputation in the backward pass must read them as they are then.
-            "kv_cache": detached_alias(kwargs["kv_cache"]),
+            **{n: detached_alias(c) for n, c in kwargs.items() if n.endswith("kv_cache")},
             "crossattn_cache": _copies(kwargs.get("crossattn_cache")),
         }
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             # In double precision there and back, this is the table's own number again.
-            t_m = 1000 * on_device.t_m
+            t_m = 1000 * t
             t_m = (t_m if timestep.is_floating_point() else t_m.round()).to(timestep.dtype)
             call = {
                 **kwargs,
@@ -129,14 +174,8 @@ class DefectTap:
             v: Tensor = self.generator(**call)[0]
             return v
 
-        config = self._config
-        weight = 1 - on_device.t_s if config.sc_time_weight == "clean" else None
-        v_s = self._vitals.felt(v_s, t, start)
-        self._terms.append(
-            semigroup_defect_loss(
-                velocity, x_s, on_device, v_s=v_s, weight=weight, stop_grad=config.sc_stop_grad
-            )
-        )
+        times = torch.full((x_s.shape[0],), t, dtype=torch.float64)
+        self._defect.exit_step(velocity, x_s, self._vitals.felt(v_s, t, start), times)
 
 
 def _copies(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

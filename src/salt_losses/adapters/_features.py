@@ -95,8 +95,10 @@ def features(
 
 def _velocity(network: Any, x: Tensor, t: Tensor, conditional_dict: dict[str, Any]) -> Tensor:
     timestep = (1000 * t)[:, None].expand(x.shape[:2])
+    # minWM keeps a video's cameras there, and its networks take them by name.
+    cameras = {n: conditional_dict[n] for n in ("viewmats", "Ks") if n in conditional_dict}
     v: Tensor = network(
-        noisy_image_or_video=x, conditional_dict=conditional_dict, timestep=timestep
+        noisy_image_or_video=x, conditional_dict=conditional_dict, timestep=timestep, **cameras
     )[0]
     return v
 

@@ -22,9 +22,10 @@ from ._blocks import Block, CallCounter, Tap
 from ._first_chunk import NAME as FIRST_LIST
 from ._first_chunk import first_list
 from ._patch import Patches
+from ._seams import KV_CACHES
 from ._steps import noise_levels
 
-CACHES = ("kv_cache1", "crossattn_cache")
+CACHES = (*KV_CACHES, "prope_kv_cache", "crossattn_cache")
 
 
 class Reference:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig
-from ._defect import DefectTap
+from ._defect import Defect, DefectTap
 from ._first_chunk import first_list
 from ._health import Vitals
 from ._patch import Patches
@@ -100,16 +100,10 @@ class Rollout:
             own = block == 0 and first_list(pipeline) is not None
             return first_times if own else step_times
 
-        return DefectTap(
-            pipeline.generator,
-            times_of,
-            lists.times(plan.train_times),
-            lists.times(plan.inference_times),
-            triples,
-            self._config,
-            self.vitals,
-            pipeline.frame_seq_length,
-        )
+        train, inference = lists.times(plan.train_times), lists.times(plan.inference_times)
+        defect = Defect(self._config, triples, train, inference)
+        length = pipeline.frame_seq_length
+        return DefectTap(pipeline.generator, times_of, defect, self.vitals, length)
 
     def _accompanied(self, original: Callable[..., Any], reference: Reference) -> Any:
         def rollout(**kwargs: Any) -> Any:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..mixed_step import first_chunk_count
 from ..objective import SaltConfig
 from ..schedule import step_schedule
 from . import _streams
 from ._agreement import from_rank_0
+from ._as_before import as_before, on_device
 from ._averages import averaged
 from ._patch import Patches
 from ._sample import _step_lists
@@ -108,21 +108,22 @@ class Sweeps:
         ema = getattr(self._trainer, "generator_ema", None)
         networks = [model.generator, model.text_encoder]
         with (
-            _as_before(model.device, networks),
+            as_before(model.device, networks),
             torch.no_grad(),
             redirect_stdout(io.StringIO()),  # Self Forcing prints every step
             Patches() as patches,
         ):
             patches.set(model, "inference_pipeline", self._training_pipeline())
-            self._make(iteration, "student")
+            found = {"student": self.rollouts()}
             if ema is not None:
                 with averaged(model.generator, ema):
-                    self._make(iteration, "ema")
+                    found["ema"] = self.rollouts()
+            # Last: an error of the rank that writes must keep no other one waiting.
+            if self._folder is not None:
+                for weights, rollouts in found.items():
+                    self._write(self._folder, iteration, weights, rollouts)
 
-    def _make(self, iteration: int, weights: str) -> None:
-        rollouts = self.rollouts()
-        if self._folder is None:
-            return
+    def _write(self, folder: Path, iteration: int, weights: str, rollouts: Rollouts) -> None:
         numbers = {
             "iteration": iteration,
             "weights": weights,
@@ -139,7 +140,7 @@ class Sweeps:
             },
         }
         videos = {k: self._decoded(latents) for k, latents in rollouts.latents.items()}
-        write(self._folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
+        write(folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
 
     def rollouts(self) -> Rollouts:
         """Of the weights that the generator has now."""
@@ -196,7 +197,7 @@ class Sweeps:
         vae = getattr(self._model, "vae", None)
         if vae is None:  # of one channel, or of three
             return latents[:, :, :3].expand(-1, -1, 3, -1, -1)
-        with _on(vae, self._model.device) as dtype:
+        with on_device(vae, self._model.device) as dtype:
             videos = [
                 vae.decode_to_pixel(video[None].to(self._model.device, dtype)).float().cpu()
                 for video in latents
@@ -244,43 +245,3 @@ class _NoDecoder:
         return latent
 
     decode_to_pixel_chunk = decode_to_pixel
-
-
-@contextmanager
-def _as_before(device: Any, networks: list[nn.Module]) -> Iterator[None]:
-    """Random streams, modes, and the plain settings that pipelines leave on the networks."""
-    modules = [module for network in networks for module in network.modules()]
-    before = [(module, _plain(module)) for module in modules]
-    with _streams.untouched(torch.device(device)):
-        try:
-            for network in networks:
-                network.eval()
-            yield
-        finally:
-            for module, settings in before:
-                for name in _plain(module).keys() - settings.keys():
-                    delattr(module, name)
-                vars(module).update(settings)
-            torch.clear_autocast_cache()  # it may hold weights that were cast without gradient
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    if type(module).__module__.startswith("torch."):  # FSDP keeps its own state there
-        return {"training": module.training}
-    plain = (bool, int, float, str, tuple, type(None))
-    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}
-
-
-@contextmanager
-def _on(vae: nn.Module, device: Any) -> Iterator[torch.dtype]:
-    """The VAE on a device for a while; gives its precision."""
-    weight = next(iter([*vae.parameters(), *vae.buffers()]), torch.empty(0))
-    home = weight.device
-    vae.to(device)
-    try:
-        yield weight.dtype
-    finally:
-        vae.to(home)
-        clear = getattr(getattr(vae, "model", None), "clear_cache", None)
-        if clear is not None:
-            clear()

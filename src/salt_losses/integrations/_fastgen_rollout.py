@@ -10,9 +10,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..adapters._blocks import Block
+from ..adapters._defect import Defect
 from ..objective import SaltConfig
 from ._reference import Recorded, denser_steps
-from ._salt import Defect
 
 
 class NetTap:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..adapters._defect import Defect
 from ._reference import Recorded
-from ._salt import Defect
 
 
 class StudentTap:

@@ -29,6 +29,12 @@ class Recorded:
     context_noise: Tensor | None = None
 
 
+def left_at(t: float, times: Sequence[float], reference_steps: int, align_at: str) -> Block:
+    """The block that the student left at level `t` of its own `times`."""
+    exit_step = min(range(len(times)), key=lambda step: abs(times[step] - t))
+    return Block.of(exit_step, len(times), reference_steps, align_at)
+
+
 def denser_steps(
     block: Block,
     x: Tensor,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from ..mixed_step import StepPlan
 from ..objective import SaltConfig, salt_loss
-from ..semigroup import semigroup_defect_loss
-from ..shortcut import ShortcutTriple, shortcut_triple_sampler
 
 
 class Salt:
@@ -47,6 +44,19 @@ class Salt:
         self.metrics = {"salt/num_steps": float(self.plan.num_steps)}
 
     @property
+    def first_times(self) -> Tensor | None:
+        """The grid of a rollout's first chunk; None where it is that of the others."""
+        first = self.plan.first_times
+        return None if first is None or len(first) == len(self.plan.times) else first
+
+    def grids(self, block: int) -> tuple[Tensor, Tensor]:
+        """The student's and the reference's in block 0, 1, ... of a rollout."""
+        plan = self.plan
+        if block == 0 and self.first_times is not None:
+            return self.first_times, cast(Tensor, plan.reference_first_times)
+        return plan.times, cast(Tensor, plan.reference_times)
+
+    @property
     def wants_sc(self) -> bool:
         return self.plan.use_sc and self.config.sc_weight > 0
 
@@ -77,84 +87,17 @@ class Salt:
         return random.Random(f"salt-losses {self.config.seed} {self._at} {sample} {purpose}")
 
 
-class Defect:
-    """The defect term of a rollout: one more call of the student at each exit step (eq. 8-9).
+def check_supported(config: SaltConfig, where: str, *, chunks: bool) -> None:
+    """Refuses settings of the adapters that this one does not have.
 
-    Args:
-        salt: whose plan and settings hold.
-        train_times, inference_times: the grids of eq. 9, as the trainer has them.
-        lockstep: make the call also where no triple is feasible. Needed where each rank leaves its
-            rollout at a step of its own, as all must make the same calls under FSDP.
+    `chunks`: whether its rollouts go chunk by chunk.
     """
-
-    def __init__(
-        self,
-        salt: Salt,
-        train_times: Sequence[float],
-        inference_times: Sequence[float],
-        *,
-        lockstep: bool,
-    ) -> None:
-        self._config, self._generator = salt.config, salt.generator("triples")
-        self._train_times, self._inference_times = train_times, inference_times
-        self._lockstep = lockstep
-        self._exits = 0
-        self._terms: list[Tensor] = []
-        self._feasible = 0
-
-    def exit_step(
-        self, velocity: Callable[[Tensor, Tensor], Tensor], x_s: Tensor, v_s: Tensor, t_s: Tensor
-    ) -> None:
-        """The student left its rollout with `v_s` at `x_s`, `t_s` `[B]` on the CPU in float64.
-
-        `velocity(x, t)` is that call once more, with another state and times `[B]` in float64.
-        """
-        self._exits += 1
-        triple = shortcut_triple_sampler(
-            t_s,
-            self._train_times,
-            self._inference_times,
-            nearest=self._config.sc_nearest,
-            generator=self._generator,
-        )
-        feasible = bool(triple.feasible.any())
-        if not feasible and not self._lockstep:
-            return
-        self._feasible += feasible
-        clean = self._config.sc_time_weight == "clean"
-        if clean and not self._lockstep and bool((t_s == 1).all()):
-            return  # what 1 - t_s makes of it
-        triple = ShortcutTriple(*(u.to(x_s.device) for u in triple))
-        self._terms.append(
-            semigroup_defect_loss(
-                lambda x, _: velocity(x, triple.t_m),  # float32 would not be the grid's number
-                x_s,
-                triple,
-                v_s=v_s,
-                weight=1 - triple.t_s if clean else None,
-                stop_grad=self._config.sc_stop_grad,
-            )
-        )
-
-    def loss(self) -> Tensor | None:
-        """The mean over the exit steps that admit a triple; None where nothing was called."""
-        if self._exits == 0:
-            raise RuntimeError(
-                "the rollout made no call of the student with gradient, where the defect term "
-                "would have been computed"
-            )
-        if not self._terms:
-            return None
-        return torch.stack(self._terms).sum() / max(1, self._feasible)
-
-
-def check_supported(config: SaltConfig, framework: str) -> None:
-    """Refuses settings of the adapters that the integrations do not have."""
+    supported = _SUPPORTED | ({"first_chunk_steps"} if chunks else set())
     for field in dataclasses.fields(config):
-        if field.name not in _SUPPORTED and getattr(config, field.name) != field.default:
+        if field.name not in supported and getattr(config, field.name) != field.default:
             raise ValueError(
-                f"{field.name} must be {field.default!r} in {framework}: it is not supported there "
-                f"yet; got {getattr(config, field.name)!r}"
+                f"{field.name} must be {field.default!r} in {where}: it is not supported there; "
+                f"got {getattr(config, field.name)!r}"
             )
 
 

@@ -15,20 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..adapters._blocks import Block
+from ..adapters._defect import Defect
 from ..adapters._features import frozen
+from ..adapters._patch import Patches
 from ..alignment import rollout_align_loss
 from ..objective import SaltConfig
 from ..schedule import shift_time
 from ._fastgen_rollout import NetTap, in_reference
+from ._first_chunk import ChunkSteps
 from ._hooks import check_hooks
-from ._reference import Recorded
-from ._salt import Defect, Salt, check_supported
+from ._reference import Recorded, left_at
+from ._salt import Salt, check_supported
 
 KNOWN = "known to work is FastGen at commit 34f30e8 (2026-02-25)"
 SAME_POINT = 2e-3  # FastGen writes its lists with three digits
@@ -50,6 +53,7 @@ HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
     SelfForcingModel: {
         "gen_data_from_net": ROLLOUT,
         "rollout_with_gradient": ("noise", "condition", "enable_gradient", "start_gradient_frame"),
+        "_sample_denoising_end_steps": ("num_blocks",),
     },
 }
 for _parent, _hooks in HOOKS.items():
@@ -62,10 +66,11 @@ class _SaltModel:
     # The framework's, named for the type checker.
     net: Any
     config: Any
+    device: Any
 
     def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
         settings = SaltConfig.from_mapping(salt or {})
-        check_supported(settings, "FastGen")
+        check_supported(settings, f"FastGen's {type(self).__name__}", chunks=self._rolls_out)
         super().__init__(config)  # type: ignore[call-arg]
         times = config.sample_t_cfg
         shift = 1.0 if times.t_list is None else float(times.shift)
@@ -103,12 +108,15 @@ class _SaltModel:
         """The plan's step list in the config, while a step is drawn or a rollout made."""
         config = self.config
         steps, t_list = config.student_sample_steps, config.sample_t_cfg.t_list
+        t_list = t_list and list(t_list)  # OmegaConf's own would change with what takes its place
         config.student_sample_steps = self._salt.plan.num_steps
         config.sample_t_cfg.t_list = self._steps(self._salt.plan.times)
         try:
             yield
         finally:
             config.student_sample_steps, config.sample_t_cfg.t_list = steps, t_list
+
+    _rolling = _planned
 
     def _generate_noise_and_time(self, real_data: Tensor) -> Any:
         with self._planned():
@@ -124,13 +132,17 @@ class _SaltModel:
         salt = self._salt
         wanted = self._updating and (salt.wants_sc or salt.wants_align)
         generate = super().gen_data_from_net  # type: ignore[misc]
-        with self._planned():
+        with self._rolling():
             if not wanted:
                 return cast(Tensor, generate(input_student, t_student, condition=condition))
             if salt.wants_sc:
                 train, inference = salt.plan.train_times, salt.plan.inference_times
                 self._defect = Defect(
-                    salt, self._steps(train), self._steps(inference), lockstep=self._lockstep
+                    salt.config,
+                    salt.generator("triples"),
+                    self._steps(train),
+                    self._steps(inference),
+                    lockstep=self._lockstep,
                 )
             with NetTap(self.net, self._defect, record=salt.wants_align) as tap:
                 output = cast(Tensor, generate(input_student, t_student, condition=condition))
@@ -182,13 +194,13 @@ class _SaltModel:
                 "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
                 f"got {self.net.schedule_type!r}"
             )
-        if config.align_weight > 0 and not self._aligns:
+        if config.align_weight > 0 and not self._rolls_out:
             raise ValueError(
                 f"align_weight must be 0 in {type(self).__name__}: a prediction from data has no "
                 f"rollout to compare; got {config.align_weight!r}"
             )
 
-    _aligns = False
+    _rolls_out = False
 
 
 class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
@@ -200,21 +212,55 @@ class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
     """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
     alignment. The reference has its turn after the student's rollout, on the same cache."""
 
-    _aligns = True
+    _rolls_out = True
     _lockstep = False  # the exit steps are rank 0's
+
+    @contextmanager
+    def _rolling(self) -> Iterator[None]:
+        """The plan's step lists; a first chunk's own by way of the scheduler, which a rollout asks
+        where the config has no list, and the exit steps that go with them."""
+        first, others = self._salt.first_times, self._salt.plan.times
+        with self._planned(), Patches() as patches:
+            if first is None:
+                yield
+                return
+            counts = (len(first) - 1, len(others) - 1)
+            chunks = ChunkSteps(self._as_list(first), self._as_list(others), counts)
+            self.config.sample_t_cfg.t_list = None  # put back with the plan's
+            patches.set(self.net.noise_scheduler, "get_t_list", lambda *_, **__: chunks)
+            draw = partial(chunks.draw, self._draw_exits)
+            patches.set(self, "_sample_denoising_end_steps", draw)
+            yield
+            chunks.check()
+
+    def _as_list(self, times: Tensor) -> Tensor:
+        precision = self.net.noise_scheduler.t_precision
+        return torch.tensor(self._steps(times), device=self.device, dtype=precision)
+
+    def _draw_exits(self, num_blocks: int, num_steps: int) -> list[int]:
+        config, steps = self.config, self.config.student_sample_steps
+        config.student_sample_steps = num_steps
+        try:
+            exits: list[int] = super()._sample_denoising_end_steps(num_blocks)
+        finally:
+            config.student_sample_steps = steps
+        return exits
 
     def _reference(self, blocks: list[Recorded]) -> tuple[Tensor, list[bool]]:
         """What the rollout is aligned to `[B, C, T, H, W]`, and for each frame, whether it is."""
-        salt, plan = self._salt, self._salt.plan
-        times, own = self._steps(cast(Tensor, plan.reference_times)), self._steps(plan.times)
+        salt = self._salt
         generator = salt.generator("reference", blocks[0].calls[0]["x"].device)
         targets, aligned = [], []
         self.net.clear_caches()
         try:
-            for recorded in blocks:
-                t = float(recorded.calls[-1]["t"].flatten()[0])
-                exit_step = min(range(plan.num_steps), key=lambda i: abs(own[i] - t))
-                block = Block.of(exit_step, plan.num_steps, len(times) - 1, salt.config.align_at)
+            for number, recorded in enumerate(blocks):
+                own, times = map(self._steps, salt.grids(number))
+                block = left_at(
+                    float(recorded.calls[-1]["t"].flatten()[0]),
+                    own[:-1],
+                    len(times) - 1,
+                    salt.config.align_at,
+                )
                 stochastic = self.config.student_sample_type == "sde"
                 x0 = in_reference(
                     self.net, recorded, block, times, salt.config, generator, stochastic
