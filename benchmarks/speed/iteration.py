@@ -20,9 +20,9 @@ from benchmarks.speed.runner import Case, Step
 from examples.tiny_video.config import CPU, PRESETS, Config
 from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import VideoDiffusionWrapper
-from salt_losses import SaltConfig, StepPlan, shortcut_triple_sampler
+from salt_losses import SaltConfig, StepPlan
 from salt_losses.adapters import SaltHandle, self_forcing
-from salt_losses.mixed_step import first_chunk_count
+from salt_losses.cli.calls import Calls, critic_update, expected_iteration, generator_update
 
 TITLE = "Iterations on examples/tiny_video"
 
@@ -103,9 +103,6 @@ def _step(name: str, toy: bool, device: str, iterations: int) -> Step:
     return step
 
 
-Calls = dict[str, float]
-
-
 def calls(toy: bool, device: str) -> dict[str, dict[str, Any]]:
     """Forwards per iteration and block of frames, counted and expected, for each variant.
 
@@ -129,15 +126,15 @@ def _count(name: str, toy: bool, device: str, iterations: int) -> dict[str, Any]
             trainer.train(iteration + 1)
             rollouts = [exits[at : at + blocks] for at in range(0, len(exits), blocks)]
             exact = _calls_of(plan, VARIANTS[name], rollouts)
-            if counts != exact:
+            if Calls(**counts) != exact:
                 raise AssertionError(
                     f"{name}, iteration {iteration}: counted {counts}, the formula gives {exact}"
                 )
-            per_iteration.append({key: value / blocks for key, value in counts.items()})
+            per_iteration.append(exact.over(blocks))
     expected = expected_calls(
         VARIANTS[name], len(config.denoising_step_list), config.dfake_gen_update_ratio, blocks
     )
-    found = {key: _mean_and_error([c[key] for c in per_iteration]) for key in expected}
+    found = {key: _mean_and_error([getattr(c, key) for c in per_iteration]) for key in expected}
     for key, (mean, error) in found.items():
         if abs(mean - expected[key]) > 5 * error + 1e-9:
             raise AssertionError(
@@ -148,12 +145,12 @@ def _count(name: str, toy: bool, device: str, iterations: int) -> dict[str, Any]
 
 
 @contextmanager
-def _counted(trainer: Trainer) -> Iterator[tuple[Calls, list[int]]]:
+def _counted(trainer: Trainer) -> Iterator[tuple[dict[str, float], list[int]]]:
     """Counts the generator's forwards, and notes the exit step of each block of the trainer's own
     rollouts."""
     model = trainer.model
     model._initialize_inference_pipeline()
-    counts: Calls = {}
+    counts: dict[str, float] = {}
     exits: list[int] = []
     draw = model.inference_pipeline.generate_and_sync_list
 
@@ -179,113 +176,20 @@ def _calls_of(plan: StepPlan | None, salt: SaltConfig | None, rollouts: list[lis
     """One iteration. `rollouts`: each block's exit step, in the generator's rollout, if it was
     updated, then in the critic's."""
     *generator, critic = rollouts
-    counts = {"grad": 0, "no_grad": sum(exit_step + 2 for exit_step in critic)}
+    counts = critic_update(critic)
     for exits in generator:
-        counts["grad"] += len(exits)
-        counts["no_grad"] += sum(exit_step + 1 for exit_step in exits)
-        if plan is None or salt is None:
-            continue
-        counts["no_grad"] += len(exits) * _adversary_calls(salt, plan.num_steps)
-        if plan.use_sc and salt.sc_weight > 0:
-            for block, exit_step in enumerate(exits):
-                first = plan.first_times is not None and block == 0
-                times = plan.first_times if first else plan.times
-                counts[_defect_call(salt)] += _calls_for_defect(salt, plan, times)[exit_step]
-        if plan.reference_steps is not None and salt.align_weight > 0:
-            counts["no_grad"] += _reference_calls(salt, exits, plan.num_steps, plan.reference_steps)
+        steps, reference_steps = (
+            (0, None) if plan is None else (plan.num_steps, plan.reference_steps)
+        )
+        counts = counts.plus(generator_update(salt, steps, reference_steps, exits))
     return counts
-
-
-def _defect_call(salt: SaltConfig) -> str:
-    return "no_grad" if salt.sc_stop_grad == "composed" else "grad"
-
-
-def _adversary_calls(salt: SaltConfig, steps: int) -> int:
-    """Of one block: one step more than the student may take, and the context pass."""
-    rolls = salt.has_adversary(steps) and salt.adv_against == "more_steps"
-    return steps + 2 if rolls else 0
-
-
-def _reference_calls(salt: SaltConfig, exits: list[int], steps: int, reference_steps: int) -> int:
-    """Each block's steps up to the reference's exit, its context pass, the student's input."""
-    first = first_chunk_count(salt.first_chunk_steps, steps)
-    counts = [(first, math.lcm(first, reference_steps)), *[(steps, reference_steps)] * len(exits)]
-    if salt.align_at == "end":
-        return sum(of_reference + 1 for _, of_reference in counts[: len(exits)])
-    references = [e * high // low for e, (low, high) in zip(exits, counts)]
-    # A block whose reference has taken no more steps than the student is not aligned.
-    aligned = sum(r > e for r, e in zip(references, exits))
-    if not aligned:
-        return 0
-    return sum(r + 2 for r in references) + (aligned if salt.align_at == "input" else 0)
-
-
-def _calls_for_defect(salt: SaltConfig, plan: StepPlan, times: Tensor) -> list[bool]:
-    """Which exit steps on the grid `times` admit a triple that counts."""
-    triple = shortcut_triple_sampler(times[:-1], plan.train_times, plan.inference_times)
-    weights = [1.0 - t if salt.sc_time_weight == "clean" else 1.0 for t in times[:-1].tolist()]
-    return [bool(feasible) and w > 0 for feasible, w in zip(triple.feasible, weights)]
 
 
 def expected_calls(
     salt: SaltConfig | None, own_steps: int, update_ratio: int, blocks: int = 7
-) -> Calls:
+) -> dict[str, float]:
     """The formulas of docs/cost.md: forwards per iteration and block, after the warm-up."""
-    probs = {own_steps: 1.0} if salt is None else dict(zip(salt.step_counts, salt.probs))
-    first = {k: first_chunk_count(salt.first_chunk_steps, k) if salt else k for k in probs}
-    share = {k: (first[k] - k) / 2 / blocks for k in probs}  # of the first block's more steps
-    before_exit = sum(p * ((k - 1) / 2 + share[k]) for k, p in probs.items())
-    of_generator = {"grad": 1.0, "no_grad": before_exit + 1}
-    if salt is not None and salt.sc_weight > 0:
-        of_generator[_defect_call(salt)] += sum(
-            probs[k] * _expected_defect(salt, plan, blocks)
-            for k, plan in _plans(salt).items()
-            if plan.use_sc
-        )
-    if salt is not None and salt.align_weight > 0:
-        of_generator["no_grad"] += sum(
-            probs[k] * salt.align_prob * _expected_reference(salt, k, reference_steps, blocks)
-            for k, reference_steps in salt.align_reference.items()
-            if k in probs
-        )
-    if salt is not None:
-        of_generator["no_grad"] += sum(p * _adversary_calls(salt, k) for k, p in probs.items())
-    of_critic = {"grad": 0.0, "no_grad": before_exit + 2}
-    return {key: of_generator[key] / update_ratio + of_critic[key] for key in of_critic}
-
-
-def _expected_defect(salt: SaltConfig, plan: StepPlan, blocks: int) -> float:
-    others = _calls_for_defect(salt, plan, plan.times)
-    first = others if plan.first_times is None else _calls_for_defect(salt, plan, plan.first_times)
-    return (sum(first) / len(first) + (blocks - 1) * sum(others) / len(others)) / blocks
-
-
-def _expected_reference(salt: SaltConfig, steps: int, reference_steps: int, blocks: int) -> float:
-    first = first_chunk_count(salt.first_chunk_steps, steps)
-    if salt.align_at == "end":
-        more = math.lcm(first, reference_steps) - reference_steps
-        return reference_steps + 1 + more / blocks
-    if first == steps:
-        # Over exit steps from 0 on, at the first of which there is none.
-        each = 3 if salt.align_at == "input" else 2
-        return reference_steps / steps * (steps - 1) / 2 + each * (steps - 1) / steps
-    # It runs if any block takes part: a sum over both exit steps, each as likely as any.
-    calls = [
-        _reference_calls(salt, [e, *[other] * (blocks - 1)], steps, reference_steps)
-        for e in range(first)
-        for other in range(steps)
-    ]
-    return sum(calls) / len(calls) / blocks
-
-
-def _plans(salt: SaltConfig) -> dict[int, StepPlan]:
-    """A plan of each step count that occurs."""
-    scheduler, plans, iteration = salt.scheduler(), {}, 0
-    while len(plans) < sum(p > 0 for p in salt.probs):
-        plan = scheduler.plan(iteration)
-        plans[plan.num_steps] = plan
-        iteration += 1
-    return plans
+    return expected_iteration(salt, own_steps, update_ratio, blocks).over(blocks)._asdict()
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from ._agreement import check_agreement
 from ._engine import SaltHandle
 from ._first_chunk import first_list
 from ._seams import (
+    TRAINER,
     SeamCheck,
     check_adversary,
     check_model,
@@ -71,7 +72,7 @@ class Adapter:
         model, trainer, streaming = self._parts(target)
         check = SeamCheck(self.trainer)
         if trainer is not None:
-            check.attribute(trainer, "trainer.step", int)
+            check.seams(trainer, TRAINER)
         check_model(check, model, config.align_features if _aligns(config) else None)
         if streaming is not None:
             check_streaming(check, streaming)

@@ -17,6 +17,7 @@ import torch
 from ._agreement import from_rank_0
 from ._alarms import Alarms
 from ._engine import SaltHandle
+from ._seams import RECORD, SeamCheck
 from ._sweep import Sweeps
 
 METRICS, STATE, ADVERSARY = "salt_metrics.jsonl", "salt.json", "salt_adversary.pt"
@@ -48,9 +49,12 @@ def record(handle: SaltHandle, trainer: Any) -> None:
         ValueError: a `salt.json` was found that is none, or whose settings differ from the
             handle's; or a `salt_adversary.pt` that is none, or of another discriminator. With
             `sweep_every`: the trainer starts from images, or there are no prompts.
-        MissingSeamError: the trainer lacks what a sweep needs.
+        MissingSeamError: the trainer lacks what this needs, or a sweep; nothing is changed then.
         OSError: a file cannot be read, or the `salt_adversary.pt` that `salt.json` names is gone.
     """
+    check = SeamCheck("trainer")
+    check.seams(trainer, RECORD)
+    check.finish()
     folder = Path(trainer.output_path or ".")
     sweeps = None
     if handle.config.sweep_every > 0:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..objective import SaltConfig
@@ -24,6 +26,89 @@ CHUNK_CALL = ("noise", "conditional_dict", "current_start_frame", "requires_grad
 LOSS_CALL = ("image_or_video_shape", "conditional_dict", "unconditional_dict")
 
 
+@dataclass(frozen=True)
+class Seam:
+    """One place of a trainer.
+
+    Attributes:
+        path: attributes from the owner, which its first part names: `"model.scheduler.shift"`.
+        keywords: it is a callable that takes these; `None`: it need not be callable.
+        kind: what it is to be an instance of.
+    """
+
+    path: str
+    keywords: tuple[str, ...] | None = None
+    kind: type | tuple[type, ...] | None = None
+
+
+NUMBER = (int, float)
+# Each owner's seams. `salt-losses check` looks for the same in a trainer's source.
+TRAINER = (Seam("trainer.step", kind=int),)
+RECORD = (
+    Seam("trainer.save", ()),
+    Seam("trainer.config"),
+    Seam("trainer.output_path"),
+    Seam("trainer.is_main_process"),
+    Seam("trainer.disable_wandb"),
+)
+MODEL = (
+    Seam("model.generator_loss", LOSS_CALL),
+    Seam("model.critic_loss", LOSS_CALL),
+    Seam("model._initialize_inference_pipeline", ()),
+    Seam("model._consistency_backward_simulation", ("noise",)),
+    Seam("model.denoising_step_list", kind=Tensor),
+    Seam("model.inference_pipeline"),
+    Seam("model.scheduler.timesteps", kind=Tensor),
+    Seam("model.scheduler.shift", kind=NUMBER),
+    Seam("model.generator", kind=nn.Module),
+)
+GENERATOR = (Seam("generator.forward", GENERATOR_CALL),)
+PIPELINE = (
+    Seam("pipeline.generator"),
+    Seam("pipeline.denoising_step_list", kind=Tensor),
+    Seam("pipeline.frame_seq_length", kind=int),
+    Seam("pipeline.same_step_across_blocks"),
+    Seam("pipeline.generate_and_sync_list", ("num_blocks", "num_denoising_steps", "device")),
+)
+KV_CACHE = (Seam("pipeline.kv_cache1"),)
+STREAMING_PIPELINE = (Seam("pipeline.generate_chunk_with_cache", CHUNK_CALL),)
+STREAMING = (
+    Seam("streaming_model.generate_next_chunk", ("requires_grad",)),
+    Seam("streaming_model.compute_generator_loss", ("chunk", "chunk_info")),
+    Seam("streaming_model.compute_critic_loss", ("chunk", "chunk_info")),
+    Seam("streaming_model._get_current_conditional_dict", ()),
+)
+STREAMING_ADVERSARY = (Seam("streaming_model.state", kind=dict),)
+SWEEP = (
+    Seam("model.args.image_or_video_shape"),
+    Seam("model.text_encoder"),
+    Seam("model.device"),
+    Seam("model.dtype", kind=torch.dtype),
+)
+DATA = (Seam("model.generator_loss", ("clean_latent",)),)
+
+
+def feature_seams(network: str) -> tuple[Seam, ...]:
+    """Of a score network whose blocks are read: for the alignment, and for a discriminator."""
+    return (
+        Seam(f"model.{network}", kind=nn.Module),
+        Seam(f"model.{network}.model.blocks", kind=nn.ModuleList),
+        Seam("model.timestep_shift", kind=NUMBER),
+        Seam("model.min_step", kind=NUMBER),
+        Seam("model.max_step", kind=NUMBER),
+    )
+
+
+def adversary_seams(network: str) -> tuple[Seam, ...]:
+    scored = ("image_or_video", "conditional_dict", "gradient_mask")
+    return (
+        *feature_seams(network),
+        Seam(f"model.{network}.model.dim", kind=int),
+        Seam("model.device"),
+        Seam("model.compute_distribution_matching_loss", scored),
+    )
+
+
 class MissingSeamError(AttributeError):
     """The trainer lacks something that the adapter needs; nothing was changed."""
 
@@ -34,6 +119,14 @@ class SeamCheck:
     def __init__(self, trainer: str) -> None:
         self.trainer = trainer
         self.missing: list[str] = []
+
+    def seams(self, owner: Any, seams: Iterable[Seam]) -> None:
+        """All of these; each path begins at `owner`."""
+        for seam in seams:
+            if seam.keywords is None:
+                self.attribute(owner, seam.path, seam.kind)
+            else:
+                self.method(owner, seam.path, seam.keywords)
 
     def attribute(self, owner: Any, path: str, kind: type | tuple[type, ...] | None = None) -> Any:
         """The object at `path` (its first part names `owner`), or None and a note of its lack."""
@@ -77,61 +170,31 @@ def _takes(function: Any, name: str) -> bool:
 
 def check_model(check: SeamCheck, model: Any, features: str | None) -> None:
     """The seams of the family's DMD class. `features`: the network that alignment would read."""
-    check.method(model, "model.generator_loss", LOSS_CALL)
-    check.method(model, "model.critic_loss", LOSS_CALL)
-    check.method(model, "model._initialize_inference_pipeline")
-    check.method(model, "model._consistency_backward_simulation", ("noise",))
-    check.attribute(model, "model.denoising_step_list", Tensor)
-    check.attribute(model, "model.inference_pipeline")
-    check.attribute(model, "model.scheduler.timesteps", Tensor)
-    check.attribute(model, "model.scheduler.shift", (int, float))
-    generator = check.attribute(model, "model.generator", nn.Module)
-    if generator is not None:
+    check.seams(model, MODEL)
+    generator = getattr(model, "generator", None)
+    if isinstance(generator, nn.Module):
         # Wrappers such as FSDP take any arguments: what counts is the forward inside.
-        inner = getattr(generator, "module", generator)
-        check.method(inner, "generator.forward", GENERATOR_CALL)
+        check.seams(getattr(generator, "module", generator), GENERATOR)
     if features is not None:
-        _check_features(check, model, features)
-
-
-def _check_features(check: SeamCheck, model: Any, network: str) -> None:
-    check.attribute(model, f"model.{network}", nn.Module)
-    check.attribute(model, f"model.{network}.model.blocks", nn.ModuleList)
-    for name in ("timestep_shift", "min_step", "max_step"):
-        check.attribute(model, f"model.{name}", (int, float))
+        check.seams(model, feature_seams(features))
 
 
 def check_adversary(check: SeamCheck, model: Any, streaming: Any, config: SaltConfig) -> None:
     """The seams of a discriminator's term."""
-    _check_features(check, model, config.adv_features)
-    check.attribute(model, f"model.{config.adv_features}.model.dim", int)
-    check.attribute(model, "model.device")
-    keywords = ("image_or_video", "conditional_dict", "gradient_mask")
-    check.method(model, "model.compute_distribution_matching_loss", keywords)
+    check.seams(model, adversary_seams(config.adv_features))
     if config.adv_against == "data":
-        check.method(model, "model.generator_loss", ("clean_latent",))
+        check.seams(model, DATA)
     elif streaming is not None:
-        check.attribute(streaming, "streaming_model.state", dict)
+        check.seams(streaming, STREAMING_ADVERSARY)
 
 
 def check_pipeline(check: SeamCheck, pipeline: Any, streaming: bool) -> None:
-    check.attribute(pipeline, "pipeline.generator")
-    check.attribute(pipeline, "pipeline.denoising_step_list", Tensor)
-    check.attribute(pipeline, "pipeline.frame_seq_length", int)
+    check.seams(pipeline, PIPELINE)
     if not any(hasattr(pipeline, name) for name in KV_CACHES):
-        check.attribute(pipeline, "pipeline.kv_cache1")
-    check.attribute(pipeline, "pipeline.same_step_across_blocks")
-    check.method(
-        pipeline,
-        "pipeline.generate_and_sync_list",
-        ("num_blocks", "num_denoising_steps", "device"),
-    )
+        check.seams(pipeline, KV_CACHE)
     if streaming:
-        check.method(pipeline, "pipeline.generate_chunk_with_cache", CHUNK_CALL)
+        check.seams(pipeline, STREAMING_PIPELINE)
 
 
 def check_streaming(check: SeamCheck, streaming: Any) -> None:
-    check.method(streaming, "streaming_model.generate_next_chunk", ("requires_grad",))
-    check.method(streaming, "streaming_model.compute_generator_loss", ("chunk", "chunk_info"))
-    check.method(streaming, "streaming_model.compute_critic_loss", ("chunk", "chunk_info"))
-    check.method(streaming, "streaming_model._get_current_conditional_dict")
+    check.seams(streaming, STREAMING)

@@ -25,7 +25,7 @@ from ._as_before import as_before, on_device
 from ._averages import averaged
 from ._patch import Patches
 from ._sample import _step_lists
-from ._seams import SeamCheck
+from ._seams import SWEEP, SeamCheck
 from ._sheet import write
 from ._steps import StepLists
 from ._sweep_measures import Defect, concordance
@@ -57,10 +57,7 @@ class Sweeps:
         self._model, self._trainer, self._config, self._lists = model, trainer, config, lists
         self._folder = folder
         check = SeamCheck("trainer")
-        check.attribute(model, "model.args.image_or_video_shape")
-        check.attribute(model, "model.text_encoder")
-        check.attribute(model, "model.device")
-        check.attribute(model, "model.dtype", torch.dtype)
+        check.seams(model, SWEEP)
         check.finish()
         if getattr(model.args, "i2v", False):
             raise ValueError(

@@ -1,0 +1,1 @@
+"""Pages of `salt-losses report`, from runs of the miniature (docs/report.md)."""

@@ -1,0 +1,121 @@
+"""What the extra terms hold in memory: the arithmetic of docs/cost.md, for given sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..discriminator import DiscriminatorHead
+from ..objective import SaltConfig
+from .calls import wants_defect, wants_reference
+from .trainers import Trainer
+
+PROMPT_TOKENS = 512
+BYTES = 2  # bfloat16
+
+
+@dataclass(frozen=True)
+class Network:
+    """A transformer's layers and width."""
+
+    layers: int
+    dim: int
+
+
+# Wan 2.1 (the config.json beside its weights).
+NETWORKS = {"1.3B": Network(30, 1536), "14B": Network(40, 5120)}
+
+
+class Item(NamedTuple):
+    """Bytes on one rank, where they lie, and when."""
+
+    what: str
+    bytes: int
+    where: str
+    when: str
+
+
+def extra_memory(
+    salt: SaltConfig, trainer: Trainer, generator: str, teacher: str, tokens: int
+) -> list[Item]:
+    """What the settings hold beside the trainer's own, reckoned, under gradient checkpointing.
+
+    Args:
+        generator, teacher: names in `NETWORKS`; the critic is as large as the generator.
+        tokens: of one latent frame.
+    """
+    student = NETWORKS[generator]
+    cache = 2 * student.layers * trainer.cache_frames * tokens * student.dim * BYTES
+    prompts = 2 * student.layers * PROMPT_TOKENS * student.dim * BYTES
+    features = {"fake_score": student, "real_score": NETWORKS[teacher]}
+    items = []
+
+    if any(wants_defect(salt, k) for k in salt.step_counts) and salt.sc_stop_grad != "composed":
+        chunk = student.layers * trainer.chunk * tokens * student.dim * BYTES
+        items.append(
+            Item(
+                "defect: its calls' graph (the inputs of their layers)",
+                trainer.blocks * chunk,
+                "GPU",
+                "beside the student's graph, which is as large",
+            )
+        )
+    if any(wants_reference(salt, k) for k in salt.step_counts):
+        beside = salt.align_at == "input"
+        items.append(
+            Item(
+                "alignment: the reference's KV cache",
+                cache + prompts,
+                "GPU",
+                "beside the student's graph" if beside else "before the student's first step",
+            )
+        )
+        network = features[salt.align_features]
+        block = network.layers // 2 if salt.align_block is None else salt.align_block
+        one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
+        items += [
+            Item("alignment: one block's input", one, "GPU", "in its feature pass"),
+            Item("alignment: its blocks' inputs", (block + 1) * one, "host", "in its feature pass"),
+        ]
+    if salt.adv_weight > 0:
+        network = features[salt.adv_features]
+        parameters = head_parameters(salt, network)
+        # Weights, gradients and two moments in float32.
+        head = Item("discriminator: its head and AdamW", 16 * parameters, "GPU", "always")
+        items.append(head)
+        if salt.adv_against == "more_steps":
+            when = "before the student's first step"
+            items.append(
+                Item("discriminator: its rollout's KV cache", cache + prompts, "GPU", when)
+            )
+        one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
+        last = max(adversary_blocks(salt, network))
+        items += [
+            Item("discriminator: one block's input", one, "GPU", "in its last feature pass"),
+            Item("discriminator: its blocks' inputs", (last + 1) * one, "host", "in that pass"),
+        ]
+    return items
+
+
+def adversary_blocks(salt: SaltConfig, network: Network) -> tuple[int, ...]:
+    if salt.adv_blocks is not None:
+        return tuple(salt.adv_blocks)
+    count = network.layers
+    return tuple(sorted({count // 2, 3 * count // 4, count - 1}))
+
+
+def head_parameters(salt: SaltConfig, network: Network) -> int:
+    counts = salt.step_counts if salt.adv_step_counts is None else salt.adv_step_counts
+    classes = len(counts) if salt.adv_against == "more_steps" else 1
+    with torch.device("meta"):
+        head = _Shapes(network.dim, adversary_blocks(salt, network), num_classes=classes)
+    return sum(p.numel() for p in head.parameters())
+
+
+class _Shapes(DiscriminatorHead):
+    """A head without numbers in it."""
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        pass

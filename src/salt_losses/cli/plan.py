@@ -1,0 +1,149 @@
+"""`salt-losses plan`: a run before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..objective import SaltConfig
+from ..presets import PRESETS
+from .foresight import foresee
+from .memory import NETWORKS
+from .plan_text import as_text
+from .settings import check_settings, line_of, read_file
+from .trainers import TRAINERS, Trainer, replaced, with_config
+
+HELP = "what settings will do in a run, how often, and what it costs"
+
+DESCRIPTION = """\
+What Salt's settings will do in a run, before it starts: how often each step count K and each term
+occurs (the plans are a function of the seed, so these are the run's own), the grids as the
+trainer's table of timesteps has them, the generator calls beside the trainer alone, and the memory
+of the extra terms. Checks the file first, and names everything that is wrong in it.
+
+Calls are forwards of the generator on one block of frames, in expectation over the exit steps, as
+in docs/cost.md. The score networks' passes are left out but for those that a term adds: the
+trainer makes the others with and without Salt. So the share of a whole iteration is smaller than
+the ratio given. Memory is reckoned, not measured: in bfloat16, under gradient checkpointing, for
+each rank.
+
+examples:
+  salt-losses plan salt.yaml --trainer self_forcing --iterations 3000
+  salt-losses plan --preset released_longlive --trainer longlive --iterations 2000
+  salt-losses plan salt.json --trainer causal_forcing --iterations 1000 \\
+      --trainer-config configs/causal_forcing_dmd_framewise.yaml --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        help="Salt's settings, YAML (needs PyYAML) or JSON; it may begin with a preset. "
+        "Without it: the defaults",
+    )
+    what.add_argument("--preset", choices=sorted(PRESETS), help="a published recipe as it is")
+    parser.add_argument("--trainer", required=True, choices=list(TRAINERS), help="the trainer")
+    parser.add_argument(
+        "--iterations",
+        required=True,
+        type=_positive,
+        metavar="N",
+        help="of the trainer, each an update of the critic",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    trainer = parser.add_argument_group("the trainer, where it is not as its own configs have it")
+    trainer.add_argument(
+        "--trainer-config",
+        type=Path,
+        metavar="FILE",
+        help="its own YAML, for the shift, the step list, frames and chunks, and the update ratio",
+    )
+    trainer.add_argument("--shift", type=float, help="of its table of timesteps")
+    trainer.add_argument(
+        "--update-every", type=_positive, metavar="N", help="iterations to a generator update"
+    )
+    trainer.add_argument("--frames", type=_positive, help="latent frames of a rollout")
+    trainer.add_argument("--chunk", type=_positive, help="latent frames of a block")
+    sizes = parser.add_argument_group("sizes, for the memory")
+    sizes.add_argument(
+        "--generator", choices=list(NETWORKS), default="1.3B", help="Wan 2.1; default 1.3B"
+    )
+    sizes.add_argument(
+        "--teacher", choices=list(NETWORKS), default="14B", help="Wan 2.1; default 14B"
+    )
+    sizes.add_argument(
+        "--tokens",
+        type=_positive,
+        default=1560,
+        help="of a latent frame; default 1560, at 480 x 832 pixels",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    trainer = _trainer(options)
+    salt, problems = _settings(options)
+    if salt is not None:
+        foreseen = foresee(
+            salt, trainer, options.iterations, options.generator, options.teacher, options.tokens
+        )
+        problems += foreseen.pop("problems")
+    if problems:
+        _report(problems, options.json)
+        return 1
+    source = options.preset or str(options.file or "the defaults")
+    print(
+        json.dumps({"settings": source, **foreseen}, indent=1)
+        if options.json
+        else as_text(source, foreseen)
+    )
+    return 0
+
+
+def _trainer(options: argparse.Namespace) -> Trainer:
+    trainer = TRAINERS[options.trainer]
+    if options.trainer_config is not None:
+        config, _ = read_file(options.trainer_config)
+        trainer = with_config(trainer, config, str(options.trainer_config))
+    given = {
+        name: getattr(options, name)
+        for name in ("shift", "update_every", "frames", "chunk")
+        if getattr(options, name) is not None
+    }
+    return replaced(trainer, given, "the command line")
+
+
+def _settings(options: argparse.Namespace) -> tuple[SaltConfig | None, list[dict[str, Any]]]:
+    if options.preset is not None:
+        return SaltConfig.preset(options.preset), []
+    if options.file is None:
+        return SaltConfig(), []
+    mapping, text = read_file(options.file)
+    salt, problems = check_settings(mapping)
+    located = [
+        {"file": str(options.file), "line": line_of(text, key), "setting": key, "problem": message}
+        for key, message in problems
+    ]
+    return salt, sorted(located, key=lambda p: p["line"] or 0)
+
+
+def _report(problems: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"problems": problems}, indent=1))
+        return
+    for problem in problems:
+        where = ":".join(str(problem[k]) for k in ("file", "line") if problem.get(k) is not None)
+        print(f"{where}: {problem['problem']}" if where else problem["problem"])
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0; got {text!r}")
+    return number

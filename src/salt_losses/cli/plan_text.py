@@ -1,0 +1,147 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH = 96
+
+
+def as_text(source: str, plan: dict[str, Any]) -> str:
+    """`plan` is what `foresee` returns."""
+    parts = [
+        _heading(source, plan),
+        _how_often(plan),
+        _grids(plan),
+        _calls(plan),
+        _memory(plan),
+        _notes(plan["notes"]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        lines.append((indent + "   ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _heading(source: str, plan: dict[str, Any]) -> str:
+    trainer, iterations = plan["trainer"], plan["iterations"]
+    return (
+        f"{source}: in order.\n\n"
+        f"{trainer['title']}, {iterations} iterations: each updates the critic, every "
+        f"{_nth(trainer['update_every'])} the generator, {plan['generator_updates']} in all.\n"
+        f"A rollout has {trainer['blocks']} blocks of {trainer['chunk']} latent frames."
+    )
+
+
+def _nth(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0)
+    return f"{number}{ending or 'th'}"
+
+
+def _how_often(plan: dict[str, Any]) -> str:
+    rows: list[Sequence[str]] = [
+        ("K", "critic", "generator", "", "defect", "alignment", "discriminator")
+    ]
+    updates = max(1, plan["generator_updates"])
+    for s in plan["step_counts"]:
+        rows.append(
+            (
+                str(s["num_steps"]),
+                str(s["critic_updates"]),
+                str(s["generator_updates"]),
+                f"{100 * s['generator_updates'] / updates:.1f} %",
+                *(
+                    str(s[key] or "-")
+                    for key in ("defect_updates", "align_updates", "adversary_updates")
+                ),
+            )
+        )
+    text = (
+        f"Updates at each step count K (the plans of seed {plan['seed']}), and terms\n{table(rows)}"
+    )
+    for s in plan["step_counts"]:
+        if s["defect_updates"]:
+            share = 100 * s["defect_blocks"]
+            text += (
+                f"\n  At K = {s['num_steps']}, {share:.0f} % of the blocks leave at a step that "
+                "admits a shortcut triple."
+            )
+    return text
+
+
+def _grids(plan: dict[str, Any]) -> str:
+    grids, trainer = plan["grids"], plan["trainer"]
+    how = (
+        "its table of timesteps" if trainer["warped"] else "thousandths, as its list is not warped"
+    )
+    lines = [f"Grids T(K), as timesteps ({how}; shift {grids['shift']:g})"]
+    width = max(len(f"T({k})") for k in grids["timesteps"])
+    for k, timesteps in grids["timesteps"].items():
+        row = "  ".join(f"{t:.1f}".removesuffix(".0") for t in timesteps)
+        indent = " " * (width + 5)
+        lines.append(
+            textwrap.fill(f"  {f'T({k})'.ljust(width)}   {row}", WIDTH, subsequent_indent=indent)
+        )
+    return "\n".join(lines)
+
+
+def _calls(plan: dict[str, Any]) -> str:
+    calls = plan["calls"]
+    rows: list[Sequence[str]] = [("per iteration", "without gradient", "with gradient", "relative")]
+    for name, entry in calls["per_iteration"].items():
+        part = name not in ("trainer alone", "with Salt")
+        if part and not (abs(entry["no_grad"]) or abs(entry["grad"])):
+            continue
+        sign = "+" if part else ""
+        rows.append(
+            (
+                f"  + {name}" if part else name,
+                *(f"{entry[key]:{sign}.2f}" for key in ("no_grad", "grad", "relative")),
+            )
+        )
+    text = f"Generator calls, one block each; one with gradient counts 4 forwards\n{table(rows)}"
+    passes = {k: v for k, v in calls["score_passes_per_generator_update"].items() if v}
+    for name, number in passes.items():
+        text += (
+            f"\n  The {name} adds {number:.2f} passes of whole videos through a score network to "
+            "each generator update."
+        )
+    return text
+
+
+def _memory(plan: dict[str, Any]) -> str:
+    sizes = plan["sizes"]
+    title = (
+        f"Memory of the extra terms on each rank, reckoned (generator {sizes['generator']}, "
+        f"teacher {sizes['teacher']},\n{plan['trainer']['cache_frames']} cached frames of "
+        f"{sizes['tokens_per_frame']} tokens, bfloat16)"
+    )
+    if not plan["memory"]:
+        return f"{title}\n  none"
+    lines = [
+        (item["what"], _size(item["bytes"]), f"{item['where']}, {item['when']}")
+        for item in plan["memory"]
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(2)]
+    rows = [f"  {a.ljust(widths[0])}   {b.rjust(widths[1])}   {c}" for a, b, c in lines]
+    return "\n".join([title, *rows])
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _notes(notes: list[str]) -> str:
+    return "\n".join(
+        textwrap.fill(f"Note: {note}.", WIDTH, subsequent_indent="      ") for note in notes
+    )

@@ -1,0 +1,65 @@
+"""`salt-losses report`: a run, while it goes and after it, in one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from ..errors import CommandError
+from .page import page
+from .read import read_runs
+
+HELP = "one HTML file with a run's curves, sweeps, settings and alarms"
+
+DESCRIPTION = """\
+One self-contained HTML file of one run or several, from their log folders: the terms and the health
+numbers with a curve for each step count K, healthy ranges shaded, the contact sheets of the step
+sweeps under a slider, settings and what differs between the runs, and alarms. It opens anywhere,
+without a network; it prints, reads on a phone, and follows the reader's light or dark.
+
+A run may still be going: a last line that is half written is left out, and the file says when the
+log grew last. Run it again for newer numbers.
+
+A log folder is what a trainer's --logdir names. salt_metrics.jsonl must be there; salt_run.json,
+salt_alarms.jsonl and salt_sweeps/ are shown where they are.
+
+examples:
+  salt-losses report logs/salt
+  salt-losses report logs/plain logs/salt --output compare.html"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("logdir", nargs="+", type=Path, help="a run's log folder")
+    parser.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        metavar="FILE",
+        help="default: salt_report.html, in the log folder, or here where there are several",
+    )
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        default=40,
+        metavar="N",
+        help="at most so many contact sheets of each run, evenly over time; default 40",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.sweeps < 1:
+        raise CommandError(f"--sweeps must be at least 1; got {options.sweeps}")
+    runs = read_runs(options.logdir)
+    several = len(runs) > 1
+    output = options.output or (Path() if several else options.logdir[0]) / "salt_report.html"
+    text = page(runs, time.time(), options.sweeps)
+    part = output.with_name(output.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, output)
+    except OSError as error:
+        raise CommandError(f"cannot write {output}: {error.strerror}") from None
+    print(f"{output} ({len(text) / 1e6:.1f} MB)")
+    return 0

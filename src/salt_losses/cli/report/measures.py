@@ -1,0 +1,149 @@
+"""What is drawn, and which values of it are healthy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Range = tuple[float | None, float | None]
+
+
+class Measure(NamedTuple):
+    """One number of a run.
+
+    Attributes:
+        key: in `salt_metrics.jsonl`.
+        axis: what the axis says, with its unit.
+        note: how to read it.
+        healthy: lowest and highest healthy value, `None`: open.
+        above_first: the first logged value takes the place of 0 in it, if it is higher.
+    """
+
+    key: str
+    title: str
+    axis: str
+    note: str
+    healthy: Range | None = None
+    above_first: bool = False
+
+
+TERMS = (
+    Measure(
+        "salt/dmd_loss",
+        "DMD",
+        "loss",
+        "Half the mean square of DMD's normalised update direction. It need not fall: the "
+        "direction is divided by its own size.",
+    ),
+    Measure(
+        "salt/sc_loss",
+        "Self-consistency",
+        "mean square",
+        "The semigroup defect (eq. 8), before its weight. 0 where the exit step admits no triple.",
+    ),
+    Measure(
+        "salt/align_loss",
+        "Alignment",
+        "cosine similarity",
+        "Token relations beyond the margin (eq. 12), before their weight.",
+    ),
+    Measure(
+        "salt/adv_g_loss",
+        "Adversarial, the student's",
+        "loss",
+        "Before its weight.",
+    ),
+    Measure(
+        "salt/adv_d_loss",
+        "Adversarial, the discriminator's",
+        "loss",
+        "2 log 2 = 1.39 (non-saturating), 2 (hinge) or log 2 = 0.69 (relativistic) where it cannot "
+        "tell.",
+    ),
+    Measure(
+        "salt/adv_gap",
+        "The discriminator's gap",
+        "logits",
+        "The real side's mean logit minus the student's. Near 0: it cannot tell them apart.",
+    ),
+    Measure(
+        "salt/adv_penalty", "The discriminator's penalty", "squared slope", "Before its weight."
+    ),
+)
+
+# The healthy ranges are docs/health.md's: the limit that it names (the ratio above 1, the lag above
+# 0), or else what its run that went well stayed within, rounded. Of a miniature: where a trainer's
+# latents have another scale (motion, losses, norms) it gives none.
+HEALTH = (
+    Measure(
+        "salt/health/dmd_norm",
+        "DMD's direction",
+        "root mean square",
+        "How hard DMD pulls at the rollout's output.",
+    ),
+    Measure(
+        "salt/health/sc_norm",
+        "The defect term's gradient",
+        "root mean square",
+        "At the rollout's output, weighted, in DMD's units.",
+    ),
+    Measure(
+        "salt/health/sc_ratio",
+        "Defect to DMD",
+        "ratio",
+        "The size of the defect term's gradient to that of DMD's.",
+        (None, 1.0),
+    ),
+    Measure(
+        "salt/health/sc_cosine",
+        "Defect and DMD",
+        "cosine",
+        "Above 0 the two pull the same way, below 0 against each other.",
+        (-0.1, None),
+    ),
+    Measure(
+        "salt/health/critic_loss",
+        "The critic's error",
+        "squared velocity",
+        "At the level that the generator's update saw.",
+    ),
+    Measure(
+        "salt/health/critic_lag",
+        "The critic's lag",
+        "log ratio",
+        "Running mean of the logarithm of the critic's error to the teacher's.",
+        (None, 0.0),
+        above_first=True,  # a critic that is smaller than the teacher starts above 0
+    ),
+    Measure(
+        "salt/health/latent_mean_shift",
+        "Shift of the latents' mean",
+        "first deviations",
+        "Per channel, against the first updates.",
+        (None, 0.4),
+    ),
+    Measure(
+        "salt/health/latent_std_ratio",
+        "Deviation of the latents",
+        "ratio to the first",
+        "Falls where samples collapse, rises where they saturate.",
+        (0.7, 1.4),
+    ),
+    Measure(
+        "salt/health/motion",
+        "Motion",
+        "mean difference",
+        "Between neighbouring latent frames.",
+    ),
+    Measure(
+        "salt/health/exit_step",
+        "Exit step",
+        "step",
+        "Drawn by the trainer: its mean is (K - 1) / 2.",
+    ),
+    Measure(
+        "salt/health/triples",
+        "Blocks with a shortcut triple",
+        "blocks",
+        "Of a rollout. Where there are none the defect term has nothing to say.",
+    ),
+)

@@ -1,0 +1,208 @@
+"""What a run has left in its log folder, as far as it is whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CommandError
+
+METRICS, ALARMS, RUN, SWEEPS = (
+    "salt_metrics.jsonl",
+    "salt_alarms.jsonl",
+    "salt_run.json",
+    "salt_sweeps",
+)
+Line = dict[str, float]
+
+
+@dataclass
+class Sweep:
+    """One step sweep's files.
+
+    Attributes:
+        weights: `"student"`, or `"ema"`: the average of its weights.
+        videos: step count -> its short video.
+    """
+
+    iteration: int
+    weights: str
+    numbers: dict[str, Any]
+    sheet: Path | None
+    videos: dict[int, Path]
+
+
+@dataclass
+class Run:
+    """One log folder.
+
+    Attributes:
+        name: of the folder.
+        lines: one for each generator update, in order.
+        written: when the log grew last, in seconds since 1970.
+        remarks: what was left out of it, and why.
+    """
+
+    name: str
+    folder: Path
+    lines: list[Line]
+    written: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    sweeps: list[Sweep] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """
+    Raises:
+        CommandError: a folder is none, or no Salt run wrote to it.
+    """
+    runs = [_read_run(folder) for folder in folders]
+    for run, name in zip(runs, _names(folders)):
+        run.name = name
+    return runs
+
+
+def _read_run(folder: Path) -> Run:
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is no folder")
+    log = folder / METRICS
+    if not log.is_file():
+        inner = sorted(p.parent for p in folder.glob(f"*/{METRICS}"))
+        hint = f"; {', '.join(map(str, inner))} has" if inner else ""
+        raise CommandError(f"{folder} has no {METRICS}, which a recorded run writes{hint}")
+    run = Run(folder.name, folder, [], log.stat().st_mtime)
+    run.lines = _one_per_update(_read_lines(log, run.remarks), run.remarks)
+    if (folder / ALARMS).is_file():
+        run.alarms = _read_lines(folder / ALARMS, run.remarks)
+    _read_settings(run)
+    run.sweeps = _read_sweeps(folder / SWEEPS, run.remarks)
+    return run
+
+
+def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
+    """The lines that are JSON objects with an iteration. The last one may be half written."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
+    lines, damaged = [], 0
+    *whole, last = text.split("\n")  # the last is empty, or was not finished
+    for number, line in enumerate([*whole, last]):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            value["iteration"] = int(value["iteration"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            if number == len(whole):
+                remarks.append(f"{path.name}: the last line is not finished yet and was left out")
+            else:
+                damaged += 1
+        else:
+            lines.append(value)
+    if damaged:
+        remarks.append(f"{path.name}: {_count(damaged, 'line')} could not be read")
+    return lines
+
+
+def _one_per_update(lines: list[dict[str, Any]], remarks: list[str]) -> list[Line]:
+    """A run that went back to a checkpoint has some iterations twice: the later ones count. Where
+    gradients are accumulated an update has several lines: their mean counts."""
+    kept: list[list[Line]] = []
+    replaced = 0
+    for line in lines:
+        numbers = {k: float(v) for k, v in line.items() if isinstance(v, (int, float))}
+        if kept and numbers["iteration"] == kept[-1][0]["iteration"]:
+            kept[-1].append(numbers)
+            continue
+        while kept and numbers["iteration"] < kept[-1][0]["iteration"]:
+            kept.pop()
+            replaced += 1
+        if kept and numbers["iteration"] == kept[-1][0]["iteration"]:
+            kept.pop()
+            replaced += 1
+        kept.append([numbers])
+    if replaced:
+        remarks.append(
+            f"{METRICS}: the run went back to a checkpoint; {_count(replaced, 'update')} that it "
+            "then made again are shown once"
+        )
+    return [_mean(group) for group in kept]
+
+
+def _mean(group: list[Line]) -> Line:
+    if len(group) == 1:
+        return group[0]
+    values = {k: [line[k] for line in group if k in line] for line in group for k in line}
+    return {
+        k: math.fsum(v) / len(v) if all(map(math.isfinite, v)) else v[-1] for k, v in values.items()
+    }
+
+
+def _read_settings(run: Run) -> None:
+    """From `salt_run.json`; an older run has them beside its last checkpoint."""
+    record = _json(run.folder / RUN, run.remarks)
+    if record is not None:
+        settings = record.get("settings")
+        run.settings = settings if isinstance(settings, dict) else {}
+        run.about = {"trainer": str(record.get("trainer", ""))} if record.get("trainer") else {}
+        versions = record.get("versions")
+        run.about |= {k: str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
+        return
+    for state in sorted(run.folder.glob("checkpoint_model_*/salt.json"), reverse=True):
+        found = (_json(state, run.remarks) or {}).get("settings")
+        if isinstance(found, dict):
+            run.settings = found
+            run.remarks.append(f"settings from {state.relative_to(run.folder)}: the plans' alone")
+            return
+
+
+def _read_sweeps(folder: Path, remarks: list[str]) -> list[Sweep]:
+    sweeps = []
+    for path in sorted(folder.glob("iteration_*/sweep*.json")):
+        numbers = _json(path, remarks)
+        if numbers is None:
+            continue
+        weights = str(numbers.get("weights", "student"))
+        ending = path.stem.removeprefix("sweep")
+        sheet = path.parent / f"sheet{ending}.png"
+        videos = {
+            int(k): video
+            for k in numbers.get("step_counts", ())
+            if (video := path.parent / f"steps_{k}{ending}.gif").is_file()
+        }
+        iteration = int(numbers.get("iteration", path.parent.name.rpartition("_")[2]))
+        sheets = sheet if sheet.is_file() else None
+        sweeps.append(Sweep(iteration, weights, numbers, sheets, videos))
+    return sorted(sweeps, key=lambda s: (s.weights != "student", s.weights, s.iteration))
+
+
+def _json(path: Path, remarks: list[str]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remarks.append(f"{path.name}: could not be read: {error}")
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' last parts, as many as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(p[-1:])} ({i})" for i, p in enumerate(parts, 1)]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

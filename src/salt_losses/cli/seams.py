@@ -1,0 +1,169 @@
+"""The adapters' seams, looked for in a trainer's source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..adapters import _seams
+from ..adapters._seams import GENERATOR_CALL, Seam
+from .source import Attribute, Checkout, Class
+
+
+@dataclass
+class Group:
+    """What belongs to one ability of Salt.
+
+    Attributes:
+        name: of the ability.
+        found: how many seams are there.
+        missing: what is not, one line each.
+    """
+
+    name: str
+    found: int = 0
+    missing: list[str] = field(default_factory=list)
+
+    def add(self, problem: str | None) -> None:
+        if problem is None:
+            self.found += 1
+        elif problem not in self.missing:
+            self.missing.append(problem)
+
+
+class Owners:
+    """The classes behind the first part of a seam's path."""
+
+    def __init__(self, checkout: Checkout, trainer: Class, model: Class) -> None:
+        self.checkout, self.trainer, self.model = checkout, trainer, model
+        build = checkout.attribute(model, "_initialize_inference_pipeline")
+        self.pipeline = self._first(None if build is None else build.assigns("inference_pipeline"))
+        self.generator = self._first(checkout.attribute(model, "generator"))
+        self.streaming_model = self._first(checkout.attribute(trainer, "streaming_model"))
+
+    def _first(self, attribute: Attribute | None) -> Class | None:
+        classes = [] if attribute is None else self.checkout.classes_of(attribute)
+        return classes[0] if classes else None
+
+    def check(self, group: Group, seams: Iterable[Seam]) -> None:
+        for seam in seams:
+            group.add(self._problem(seam))
+
+    def _problem(self, seam: Seam) -> str | None:
+        """What is wrong with a seam; None if nothing is."""
+        first, *names = seam.path.split(".")
+        owner: Class | None = getattr(self, first)
+        if owner is None:
+            return f"{first}: no class found that makes it"
+        for name in names[:-1]:
+            step = self._step(owner, name)
+            if isinstance(step, str):
+                return f"{seam.path}: {step}"
+            if step is None:  # made by what is not in this checkout: nothing to be seen of it
+                return None
+            owner = step
+        attribute = self.checkout.attribute(owner, names[-1])
+        if attribute is None:
+            return f"{seam.path}: no attribute {names[-1]!r} on {owner.name} ({owner.where})"
+        if seam.keywords is not None:
+            if attribute.function is None and not attribute.values:
+                return f"{seam.path}: no method"
+            lacking = attribute.lacks(seam.keywords)
+            if lacking:
+                takes = ", ".join(map(repr, lacking))
+                return f"{seam.path}: takes no keyword {takes} ({attribute.path})"
+        return None
+
+    def _step(self, owner: Class, name: str) -> Class | str | None:
+        attribute = self.checkout.attribute(owner, name)
+        if attribute is None:
+            return f"no attribute {name!r} on {owner.name} ({owner.where})"
+        classes = self.checkout.classes_of(attribute)
+        if not classes and self.generator is not None:
+            # `self.scheduler = self.generator.get_scheduler()`
+            same = self.checkout.attribute(self.generator, name)
+            classes = [] if same is None else self.checkout.classes_of(same)
+        return classes[0] if classes else None
+
+    def check_generator_calls(self, group: Group) -> None:
+        """A rollout's calls go by keyword: Salt reads them by name."""
+        if self.pipeline is None:
+            return
+        for owner in self.checkout.mro(self.pipeline):
+            for node in ast.walk(owner.node):
+                if not (isinstance(node, ast.Call) and _is_generator(node.func)):
+                    continue
+                given = {keyword.arg for keyword in node.keywords}
+                lacking = [k for k in GENERATOR_CALL if k not in given and None not in given]
+                where = f"{owner.path}:{node.lineno}"
+                group.add(
+                    f"{where}: self.generator(...) without keyword {', '.join(map(repr, lacking))}"
+                    if lacking
+                    else None
+                )
+
+
+def _is_generator(function: ast.expr) -> bool:
+    return (
+        isinstance(function, ast.Attribute)
+        and function.attr == "generator"
+        and isinstance(function.value, ast.Name)
+        and function.value.id == "self"
+    )
+
+
+def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
+    """All abilities: the first is `attach`, without which there is none."""
+    owners = Owners(checkout, trainer, model)
+    attach = Group("attach")
+    pipeline = _seams.PIPELINE + _seams.KV_CACHE
+    owners.check(attach, _seams.TRAINER + _seams.MODEL + _seams.GENERATOR + pipeline)
+    owners.check_generator_calls(attach)
+    groups = [attach]
+    abilities: list[tuple[str, tuple[Seam, ...]]] = [
+        ("alignment, by fake_score", _seams.feature_seams("fake_score")),
+        ("alignment, by real_score", _seams.feature_seams("real_score")),
+        ("discriminator", _seams.adversary_seams("fake_score") + _seams.DATA),
+        ("record", _seams.RECORD),
+        ("step sweeps", _seams.SWEEP),
+    ]
+    for name, of_ability in abilities:
+        groups.append(Group(name))
+        owners.check(groups[-1], of_ability)
+    if owners.streaming_model is not None:
+        groups.append(Group("streaming training"))
+        owners.check(groups[-1], _seams.STREAMING + _seams.STREAMING_ADVERSARY)
+        owners.check(groups[-1], _seams.STREAMING_PIPELINE)
+    sample = _sample(checkout)
+    sweeps = next(group for group in groups if group.name == "step sweeps")
+    # They sample with the same pipeline, but without the script.
+    for line in sample.missing:
+        if "CausalInferencePipeline" in line:
+            sweeps.add(line)
+    return [*groups, _launch(checkout), sample]
+
+
+def _launch(checkout: Checkout) -> Group:
+    """`train_salt.py` beside each example."""
+    group, script = Group("train_salt.py"), Path("train.py")
+    trainer = checkout.find(script, "ScoreDistillationTrainer")
+    group.add(None if trainer else "train.py: no ScoreDistillationTrainer, or no such file")
+    group.add(None if "main" in checkout.functions(script) else "train.py: no function main")
+    return group
+
+
+def _sample(checkout: Checkout) -> Group:
+    """`sample_salt.py` beside each example."""
+    group = Group("sample_salt.py")
+    script = checkout.root / "inference.py"
+    group.add(None if script.is_file() else "inference.py: no such file")
+    sampler = checkout.find(Path("pipeline/__init__.py"), "CausalInferencePipeline")
+    if sampler is None:
+        group.add("pipeline: no CausalInferencePipeline")
+        return group
+    for name in ("inference", "denoising_step_list", "scheduler"):
+        found = checkout.attribute(sampler, name)
+        group.add(None if found else f"CausalInferencePipeline.{name}: not there ({sampler.where})")
+    return group

@@ -1,0 +1,117 @@
+"""What of a trainer decides how a run goes, as its own configuration files have it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ..adapters._steps import StepLists
+from .errors import CommandError
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer's settings.
+
+    Attributes:
+        title: its name.
+        adapter: the module of `salt_losses.adapters`.
+        shift: of its table of 1000 timesteps; a list that is not warped has none.
+        warped: whether its step list goes through that table (`warp_denoising_step`).
+        steps: its own step count (`denoising_step_list`).
+        update_every: iterations to one update of the generator (`dfake_gen_update_ratio`).
+        frames, chunk: latent frames of a rollout, and of one block of it.
+        overlap: frames from before that are scored with a rollout's own.
+        cache_frames: what its KV cache holds.
+        streaming: whether it trains on chunks of one long rollout.
+    """
+
+    title: str
+    adapter: str
+    shift: float = 5.0
+    warped: bool = True
+    steps: int = 4
+    update_every: int = 5
+    frames: int = 21
+    chunk: int = 3
+    overlap: int = 0
+    cache_frames: int = 21
+    streaming: bool = False
+
+    @property
+    def blocks(self) -> int:
+        return self.frames // self.chunk
+
+
+# Self-Forcing 33593df: configs/self_forcing_dmd.yaml. LongLive v1.0 e52d9ef:
+# configs/longlive_train_init.yaml and _long.yaml, where a chunk of 21 frames has 18 new ones
+# (streaming_min_new_frame) and the cache local_attn_size + slice_last_frames = 33. Causal-Forcing
+# 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and _framewise.yaml.
+TRAINERS = {
+    "self_forcing": Trainer("Self Forcing", "self_forcing"),
+    "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive"),
+    "longlive_streaming": Trainer(
+        "LongLive v1.0, streaming",
+        "longlive",
+        frames=18,
+        overlap=3,
+        cache_frames=33,
+        streaming=True,
+    ),
+    "causal_forcing": Trainer("Causal Forcing, chunk-wise", "causal_forcing"),
+    "causal_forcing_framewise": Trainer("Causal Forcing, frame-wise", "causal_forcing", chunk=1),
+}
+
+
+def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Trainer:
+    """The trainer as its own configuration file sets it up.
+
+    Raises:
+        CommandError: a value that is none, or a `trainer` that is not DMD's.
+    """
+    kind = config.get("trainer", "score_distillation")
+    if kind != "score_distillation":
+        raise CommandError(f"{name}: Salt needs `trainer: score_distillation`; it has {kind!r}", 1)
+    kwargs = config.get("model_kwargs") or {}
+    found = {
+        "shift": kwargs.get("timestep_shift"),
+        "warped": config.get("warp_denoising_step"),
+        "steps": len([t for t in config.get("denoising_step_list") or () if t]) or None,
+        "update_every": config.get("dfake_gen_update_ratio"),
+        "chunk": config.get("num_frame_per_block"),
+        # Streaming has other chunks than this setting, which it does not use.
+        "frames": None if trainer.streaming else config.get("num_training_frames"),
+    }
+    return replaced(trainer, {k: v for k, v in found.items() if v is not None}, name)
+
+
+def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trainer:
+    """The trainer with other settings, which are numbers above 0.
+
+    Raises:
+        CommandError: one is not, or `chunk` does not divide `frames`.
+    """
+    for name, value in settings.items():
+        kind = {"shift": (int, float), "warped": (bool,)}.get(name, (int,))
+        if not isinstance(value, kind) or (name != "warped" and value <= 0):
+            raise CommandError(f"{source}: {name} must be a number above 0; got {value!r}")
+    trainer = dataclasses.replace(trainer, **settings)
+    if trainer.frames % trainer.chunk:
+        raise CommandError(
+            f"{source}: {trainer.frames} frames are no whole number of chunks of {trainer.chunk}"
+        )
+    return trainer
+
+
+def step_lists(trainer: Trainer) -> StepLists:
+    """Makes the trainer's step lists from grids, through its table, without the trainer."""
+    sigmas = torch.linspace(1.0, 0.0, 1001)[:-1]
+    table = 1000 * (trainer.shift * sigmas / (1 + (trainer.shift - 1) * sigmas))
+    own = torch.zeros(1) if trainer.warped else torch.zeros(1, dtype=torch.long)
+    scheduler = SimpleNamespace(timesteps=table, shift=trainer.shift)
+    return StepLists(SimpleNamespace(denoising_step_list=own, scheduler=scheduler))

@@ -1,0 +1,248 @@
+"""`salt-losses check`: seams are found in source alone, and each that is gone is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from salt_losses.cli import main
+from salt_losses.cli.check import examine
+
+# A trainer of the family's shape that cannot be imported: what is read must not be run.
+FILES = {
+    "train.py": "import gone\nfrom trainer import ScoreDistillationTrainer\ndef main(): pass\n",
+    "inference.py": "",
+    "trainer/__init__.py": "from .distillation import Trainer as ScoreDistillationTrainer\n",
+    "trainer/distillation.py": """\
+from model import DMD, SiD
+class Trainer:
+    def __init__(self, config):
+        self.step = 0
+        self.config, self.output_path = config, config.logdir
+        self.is_main_process = self.disable_wandb = True
+        self.model = SiD(config) if config.sid else DMD(config)
+    def save(self): pass
+""",
+    "model/__init__.py": "from .dmd import DMD\nfrom .sid import SiD\n",
+    "model/sid.py": "class SiD: pass\n",
+    "model/base.py": """\
+from pipeline import SelfForcingTrainingPipeline
+from utils.wrapper import Wrapper
+class Base:
+    def __init__(self, args):
+        self.generator = Wrapper(causal=True)
+        self.real_score = Wrapper()
+        self.fake_score = Wrapper()
+        self.scheduler = self.generator.get_scheduler()
+        self.args, self.device, self.dtype = args, args.device, args.dtype
+        self.text_encoder = args.text_encoder
+        self.denoising_step_list = args.steps
+    def _consistency_backward_simulation(self, noise, **conditional_dict): pass
+    def _initialize_inference_pipeline(self):
+        self.inference_pipeline = SelfForcingTrainingPipeline(generator=self.generator)
+""",
+    "model/dmd.py": """\
+from model.base import Base
+class DMD(Base):
+    def __init__(self, args):
+        self.inference_pipeline: object = None
+        self.min_step, self.max_step = 20, 980
+        self.timestep_shift = 5.0
+    def compute_distribution_matching_loss(
+        self, image_or_video, conditional_dict, gradient_mask=None
+    ): pass
+    def generator_loss(
+        self, image_or_video_shape, conditional_dict, unconditional_dict, clean_latent
+    ): pass
+    def critic_loss(self, image_or_video_shape, conditional_dict, unconditional_dict): pass
+""",
+    "utils/wrapper.py": """\
+class Scheduler:
+    def __init__(self, shift):
+        self.shift = shift
+    def set_timesteps(self):
+        self.timesteps = []
+class Network:
+    def __init__(self):
+        self.blocks, self.dim = [], 8
+class Wrapper:
+    def __init__(self, causal=False):
+        self.model = Network.from_pretrained("weights")
+        self.scheduler = Scheduler(shift=5.0)
+    def get_scheduler(self): return self.scheduler
+    def forward(
+        self, noisy_image_or_video, conditional_dict, timestep,
+        kv_cache=None, crossattn_cache=None, current_start=None
+    ): pass
+""",
+    "pipeline/__init__.py": """\
+from .training import SelfForcingTrainingPipeline
+from .inference import CausalInferencePipeline
+""",
+    "pipeline/inference.py": """\
+class CausalInferencePipeline:
+    def __init__(self):
+        self.denoising_step_list = self.scheduler = None
+    def inference(self, noise): pass
+""",
+    "pipeline/training.py": """\
+class SelfForcingTrainingPipeline:
+    def __init__(self, generator):
+        self.generator = generator
+        self.denoising_step_list = []
+        self.frame_seq_length = 1560
+        self.kv_cache1 = None
+        self.same_step_across_blocks = True
+    def generate_and_sync_list(self, num_blocks, num_denoising_steps, device): pass
+    def inference_with_trajectory(self, noise, **conditional_dict):
+        self.generator(
+            noisy_image_or_video=noise, conditional_dict=conditional_dict, timestep=0,
+            kv_cache=self.kv_cache1, crossattn_cache=None, current_start=0
+        )
+""",
+}
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def abilities(root: Path) -> dict[str, list[str]]:
+    (model,) = examine(root)["models"]
+    return {ability["name"]: ability["missing"] for ability in model["abilities"]}
+
+
+def test_a_trainer_that_has_all_seams_can_be_attached_to(
+    fork: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(fork)]) == 0
+    out = capsys.readouterr().out
+    assert "Self Forcing" in out
+    assert "DMD (model/dmd.py:2)" in out
+    assert "salt_losses.adapters.self_forcing" in out
+    assert set(map(len, abilities(fork).values())) == {0}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "ability", "message"),
+    [
+        ("pipeline/training.py", "kv_cache1 = ", "kv_cache = ", "attach", "pipeline.kv_cache1: no"),
+        ("trainer/distillation.py", "self.step", "self.at", "attach", "trainer.step: no attribute"),
+        ("utils/wrapper.py", "self.timesteps", "self.t", "attach", "model.scheduler.timesteps: no"),
+        (
+            "model/dmd.py",
+            "unconditional_dict, clean_latent",
+            "negative, clean_latent",
+            "attach",
+            "model.generator_loss: takes no keyword 'unconditional_dict'",
+        ),
+        (
+            "model/base.py",
+            "(self, noise, **conditional_dict)",
+            "(self, z, conditional_dict)",
+            "attach",
+            "_consistency_backward_simulation: takes no keyword 'noise'",
+        ),
+        ("utils/wrapper.py", "current_start=None", "start=None", "attach", "generator.forward: "),
+        (
+            "pipeline/training.py",
+            "timestep=0",
+            "level=0",
+            "attach",
+            "pipeline/training.py:10: self.generator(...) without keyword 'timestep'",
+        ),
+        (
+            "utils/wrapper.py",
+            "self.blocks, self.dim",
+            "self.layers, self.dim",
+            "alignment, by fake_score",
+            "model.fake_score.model.blocks: no attribute 'blocks' on Network",
+        ),
+        ("utils/wrapper.py", "self.dim", "self.width", "discriminator", "fake_score.model.dim"),
+        ("model/dmd.py", ", clean_latent", "", "discriminator", "takes no keyword 'clean_latent'"),
+        ("trainer/distillation.py", "def save", "def write", "record", "trainer.save: no"),
+        (
+            "model/base.py",
+            "self.text_encoder",
+            "self.text",
+            "step sweeps",
+            "model.text_encoder: no",
+        ),
+        ("pipeline/inference.py", "def inference", "def run", "step sweeps", "inference: not"),
+        ("train.py", "def main", "def run", "train_salt.py", "no function main"),
+        ("pipeline/inference.py", "def inference", "def run", "sample_salt.py", "inference: not"),
+    ],
+)
+def test_each_seam_that_is_gone_is_named_under_what_needs_it(
+    fork: Path, file: str, old: str, new: str, ability: str, message: str
+) -> None:
+    path = fork / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert any(message in line for line in abilities(fork)[ability])
+    assert main(["check", str(fork)]) == (1 if ability == "attach" else 0)
+
+
+def test_a_trainer_below_the_folder_and_other_frameworks_are_pointed_to(
+    tmp_path: Path, fork: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fork / "trainer").rename(fork / "moved")
+    inner = fork / "inner" / "trainer"
+    inner.parent.mkdir()
+    (fork / "moved").rename(inner)
+    (fork / "fastvideo" / "train").mkdir(parents=True)
+    (fork / "train.py").unlink()
+    assert main(["check", str(fork)]) == 1
+    out = capsys.readouterr().out
+    assert "inner/ has a trainer: check that folder" in out
+    assert "salt_losses.integrations.fastvideo" in out
+
+
+def test_streaming_and_a_first_chunks_list_choose_the_adapter(fork: Path) -> None:
+    path = fork / "pipeline/training.py"
+    path.write_text(path.read_text() + "        self.denoising_step_list_first_chunk = None\n")
+    assert examine(fork)["trainer"] == "Causal Forcing"
+    trainer = fork / "trainer/distillation.py"
+    text = trainer.read_text()
+    trainer.write_text(text.replace("self.step = 0", "self.step, self.streaming_model = 0, None"))
+    found = examine(fork)
+    assert found["adapter"] == "salt_losses.adapters.longlive"
+
+
+def test_the_commit_is_read_from_gits_own_files(
+    fork: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert examine(fork)["commit"] is None
+    git = ["git", "-C", str(fork), "-c", "user.name=a", "-c", "user.email=a@b"]
+    try:
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+            subprocess.run([*git, *command], check=True)
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert examine(fork)["commit"] == head.stdout.strip()
+    subprocess.run([*git, "pack-refs", "--all"], check=True)
+    assert examine(fork)["commit"] == head.stdout.strip()
+    assert main(["check", str(fork), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["commit"] == head.stdout.strip()
+    assert found["attachable"] is True
+
+
+def test_a_file_that_is_no_python_is_named_and_no_traceback(
+    fork: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fork / "model/dmd.py").write_text("class DMD(:\n")
+    assert main(["check", str(fork)]) == 1
+    assert "could not be read: model/dmd.py" in capsys.readouterr().out
+    assert main(["check", str(fork / "nowhere")]) == 2
+    assert "is no folder" in capsys.readouterr().err
