@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from salt_losses import SaltConfig
+from salt_losses import SaltConfig, step_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -169,7 +169,7 @@ def _(names: Names) -> Iterator[None]:
     yield
 
 
-@runs("Salt in FastVideo and FastGen")
+@runs("Salt in FastVideo, FastGen, Model-Optimizer and diffusers")
 @runs("The line")
 def _(names: Names) -> Iterator[None]:
     names |= {"config": SimpleNamespace(), "SaltSelfForcingModel": "a class of FastGen's"}
@@ -177,6 +177,40 @@ def _(names: Names) -> Iterator[None]:
     yield
     settings = names["config"].model_class[1]["salt"]
     assert dataclasses.asdict(SaltConfig.from_mapping(settings)).items() >= settings.items()
+
+
+@runs("Model-Optimizer")
+def _(names: Names) -> Iterator[None]:
+    pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, hidden_states: Tensor, timestep: Tensor, **_: Any) -> Tensor:
+            return self.layer(hidden_states) * timestep.to(hidden_states).reshape(-1, 1, 1, 1, 1)
+
+    names |= {"student": Network(), "teacher": Network(), "fake_score": Network()}
+    names |= {"latents": torch.randn(2, 4, 3, 4, 4), "noise": torch.randn(2, 4, 3, 4, 4)}
+    names |= {"text": torch.randn(2, 5, 4), "negative_text": torch.zeros(2, 5, 4)}
+    yield
+    assert set(names["losses"]) >= {"vsd", "sc", "salt", "total"}
+    assert float(names["student"].layer.weight.grad.abs().sum()) > 0
+
+
+@runs("diffusers")
+def _(names: Names) -> Iterator[None]:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+    class Pipeline:
+        def __call__(self, prompt: str, num_inference_steps: int, **_: Any) -> Any:
+            self.scheduler.set_timesteps(num_inference_steps)
+            return SimpleNamespace(frames=[self.scheduler.sigmas])
+
+    names |= {"pipe": Pipeline(), "prompt": "a fox"}
+    yield
+    torch.testing.assert_close(names["video"].double(), step_schedule(4, 5.0), atol=1e-6, rtol=0)
 
 
 @runs("Recipes")

@@ -539,7 +539,8 @@ def test_another_version_of_the_parent_is_named_in_one_sentence(fw, monkeypatch)
 def test_importing_salt_imports_no_framework():
     code = (
         "import sys, salt_losses, salt_losses.adapters, salt_losses.integrations;"
-        "print([m for m in sys.modules if m.split('.')[0] in ('fastvideo', 'fastgen')])"
+        "frameworks = 'fastvideo', 'fastgen', 'modelopt', 'diffusers';"
+        "print([m for m in sys.modules if m.split('.')[0] in frameworks])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -87,12 +88,14 @@ class Salt:
         return random.Random(f"salt-losses {self.config.seed} {self._at} {sample} {purpose}")
 
 
-def check_supported(config: SaltConfig, where: str, *, chunks: bool) -> None:
+def check_supported(
+    config: SaltConfig, where: str, *, chunks: bool, without: Sequence[str] = ()
+) -> None:
     """Refuses settings of the adapters that this one does not have.
 
-    `chunks`: whether its rollouts go chunk by chunk.
+    `chunks`: whether its rollouts go chunk by chunk; `without`: what else only the others have.
     """
-    supported = _SUPPORTED | ({"first_chunk_steps"} if chunks else set())
+    supported = (_SUPPORTED | ({"first_chunk_steps"} if chunks else set())) - set(without)
     for field in dataclasses.fields(config):
         if field.name not in supported and getattr(config, field.name) != field.default:
             raise ValueError(

@@ -1,0 +1,203 @@
+"""Every setting of a run, from a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from salt_losses import SaltConfig
+
+# What the authors of LoRA trainers for Wan adapt: all projections of a block.
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Paths are relative to the working directory.
+
+    Attributes:
+        model: a folder in diffusers' layout (`transformer/`, `vae/`, ...), or a hub id.
+        data: the folder that `encode` made.
+        out: the run's folder (see `checkpoint`).
+        roles: `"lora"`: teacher, student and fake score are one frozen base, the latter two with a
+            LoRA each. `"full"`: three copies.
+        lora_rank, lora_alpha, lora_targets: both LoRAs'; the update is `alpha / rank * B A`.
+        weights: dtype of what is frozen, `"bfloat16"` or `"float32"`. What is trained is float32;
+            its matmuls are in what accelerate's `mixed_precision` says.
+        gradient_checkpointing: recompute each block in backward.
+        iterations: of the generator; each has one update of the student, then `critic_updates`.
+        batch_size: videos for one process and one backward.
+        gradient_accumulation_steps: backwards for one update.
+        lr, lr_critic: of AdamW; `None`: the critic's is the student's.
+        guidance_scale: of the teacher, `cond + scale * (cond - uncond)`: 1 less than the scale in
+            diffusers. At 0 the unconditional call is not made.
+        shift: of the student's grid.
+        score_shift, score_levels: noise levels at which the scores are compared and the critic is
+            trained: uniform, shifted, clamped.
+        backward_simulation: `x_s` from the student's own rollout, rather than a noised video.
+        salt: settings of the terms and of mixed steps (`salt_losses.SaltConfig`); eq. 10 is
+            `step_counts: [8], probs: [1.0]`.
+        ema_decay: of the student's average, which is what is sampled and kept.
+        save_every, keep_checkpoints: iterations between checkpoints, and how many stay.
+        sample_every, sample_steps, sample_count: iterations between samples (0: none); step counts;
+            videos, the first ones of the data, from the same seeds each time.
+        log_with: accelerate's trackers, `["wandb"]`, `["tensorboard"]`; `log.jsonl` is always kept.
+        num_workers: of the data loader.
+        seed: of every draw.
+    """
+
+    model: str
+    data: str
+    out: str
+    roles: str = "lora"
+    lora_rank: int = 64
+    lora_alpha: int = 64
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    weights: str = "bfloat16"
+    gradient_checkpointing: bool = True
+
+    iterations: int = 2400
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    critic_updates: int = 5
+    lr: float = 1e-6
+    lr_critic: float | None = None
+    beta1: float = 0.0
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    max_grad_norm: float = 10.0
+    ema_decay: float = 0.99
+
+    guidance_scale: float = 4.0
+    shift: float = 12.0
+    score_shift: float = 5.0
+    score_levels: tuple[float, float] = (0.02, 0.98)
+    backward_simulation: bool = False
+    salt: SaltConfig = field(
+        default_factory=lambda: SaltConfig(step_counts=(8,), probs=(1.0,), align_reference={})
+    )
+
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    sample_every: int = 100
+    sample_steps: tuple[int, ...] = (2, 4, 8)
+    sample_count: int = 2
+    log_with: tuple[str, ...] = ()
+    num_workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _typed(f.name, str(f.type), getattr(self, f.name)))
+        for name, known in (("roles", ("lora", "full")), ("weights", ("bfloat16", "float32"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} must be from {low:g} to {high:g}; got {value!r}")
+        if not self.sample_steps or min(self.sample_steps) < 1:
+            raise ValueError(
+                f"sample_steps must be step counts, at least 1; got {list(self.sample_steps)}"
+            )
+        low, high = self.score_levels if len(self.score_levels) == 2 else (1.0, 0.0)
+        if not 0 < low < high < 1:
+            raise ValueError(
+                "score_levels must be two rising noise levels between 0 and 1; "
+                f"got {list(self.score_levels)}"
+            )
+        if self.salt.align_weight or self.salt.adv_weight:
+            raise ValueError(
+                "salt.align_weight and salt.adv_weight must be 0 here: the alignment is for "
+                "rollouts with a KV cache, and this recipe has no discriminator; "
+                f"got {self.salt.align_weight:g} and {self.salt.adv_weight:g}"
+            )
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
+        """Settings that it leaves out keep their defaults.
+
+        Raises:
+            ValueError: an unknown key (with the nearest known one), a value out of range.
+            TypeError: a value of the wrong type, or no mapping.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"a config must be a mapping of settings; got {mapping!r}")
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in mapping:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"unknown setting {key!r}; {hint}")
+        for name in ("model", "data", "out"):
+            if name not in mapping:
+                raise ValueError(f"{name} must be given, in the config or on the command line")
+        return cls(**mapping)
+
+    @classmethod
+    def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
+        """From a YAML file; `changes` go over it (`salt.` and a name: one of Salt's settings)."""
+        try:
+            mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML file: {error}") from error
+        if not isinstance(mapping, dict):
+            raise ValueError(f"{path} must hold a mapping of settings; got {mapping!r}")
+        for key, value in (changes or {}).items():
+            section, _, name = str(key).partition(".")
+            if section == "salt" and name:
+                mapping["salt"] = {**(mapping.get("salt") or {}), name: value}
+            else:
+                mapping[key] = value
+        try:
+            return cls.from_mapping(mapping)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+
+_HUGE = 10**9
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("lora_rank", "iterations", "batch_size", "critic_updates"), (1, _HUGE)),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_every"), (1, _HUGE)),
+    **dict.fromkeys(("keep_checkpoints", "lora_alpha"), (1, _HUGE)),
+    **dict.fromkeys(("sample_every", "sample_count", "num_workers"), (0, _HUGE)),
+    **dict.fromkeys(("lr", "lr_critic", "max_grad_norm", "shift", "score_shift"), (1e-12, _HUGE)),
+    **dict.fromkeys(("guidance_scale", "weight_decay"), (0, _HUGE)),
+    **dict.fromkeys(("beta1", "beta2", "ema_decay"), (0, 0.999999)),
+}
+
+
+def _typed(name: str, wanted: str, value: Any) -> Any:
+    """`value`, if it is what the annotation `wanted` says; a list becomes a tuple.
+
+    YAML reads `1e-6` as text (its floats need a dot): the numbers that it meant are taken.
+    """
+    if name == "salt":
+        return value if isinstance(value, SaltConfig) else SaltConfig.from_mapping(value)
+    if value is None and "None" in wanted:
+        return None
+    if wanted.startswith("tuple"):
+        item = wanted[len("tuple[") :].split(",")[0].rstrip("]")
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{name} must be a list; got {value!r}")
+        return tuple(_typed(f"{name}[{i}]", item, v) for i, v in enumerate(value))
+    if wanted.startswith("float") and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    kind = {"int": int, "bool": bool, "str": str}.get(wanted)
+    if kind is not None and type(value) is kind:
+        return value
+    raise TypeError(f"{name} must be {wanted.replace(' | None', ' or null')}; got {value!r}")

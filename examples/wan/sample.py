@@ -1,0 +1,168 @@
+"""`python -m examples.wan.sample`: videos of a distilled student, by diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import export_to_video
+from tqdm import tqdm
+
+from .encode import read_prompts
+from .student import SAMPLERS, Student, Task
+
+VBENCH_VIDEOS = 5  # of each prompt; VBench wants 25 for temporal_flickering
+
+
+def read_tasks(path: Path, kind: str) -> list[Task]:
+    """A prompt a line, or a CSV file with the columns `file` and `prompt`, as `encode` reads it:
+    the files are beside it, and for a model of `kind` `"i2v"` their first frame is the image.
+
+    Raises:
+        ValueError: no such file, or no prompt in it.
+    """
+    if path.suffix == ".csv":
+        tasks = [
+            Task(prompt, path.parent / file if kind == "i2v" else None)
+            for file, prompt in read_prompts(path)
+        ]
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"prompts must be a text or CSV file; {path}: {error}") from error
+        tasks = [Task(line.strip()) for line in lines if line.strip()]
+    if not tasks:
+        raise ValueError(f"{path} holds no prompt")
+    return tasks
+
+
+def write_video(frames: Any, path: Path, fps: int) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    export_to_video(list(frames), str(temporary), fps=fps)
+    temporary.replace(path)
+
+
+def plan(options: argparse.Namespace, kind: str) -> list[tuple[Path, Task, int, int]]:
+    """For each video: its file, task, number of steps and seed."""
+    tasks = read_tasks(options.prompts, kind) if options.prompts else []
+    tasks += [Task(prompt, options.image) for prompt in options.prompt]
+    if not tasks:
+        raise ValueError("name a --prompt or a file of --prompts")
+    out: Path = options.out
+    if options.vbench:
+        if len(options.steps) > 1:
+            raise ValueError(f"--vbench wants one number of --steps; got {options.steps}")
+        for task in tasks:
+            if "/" in task.prompt:
+                raise ValueError(f"VBench names files by prompts, and this has a /: {task.prompt}")
+        return [
+            (out / f"{task.prompt}-{i}.mp4", task, options.steps[0], options.seed + i)
+            for task in tasks
+            for i in range(options.count)
+        ]
+    every = [
+        (index, i, task, steps)
+        for index, task in enumerate(tasks)
+        for i in range(options.count)
+        for steps in options.steps
+    ]
+    if out.suffix == ".mp4":
+        if len(every) == 1:
+            return [(out, tasks[0], options.steps[0], options.seed)]
+        raise ValueError(f"--out must be a folder for {len(every)} videos; got {out}")
+    return [
+        (out / f"{index}-{options.seed + i}-{steps}.mp4", task, steps, options.seed + i)
+        for index, i, task, steps in every
+    ]
+
+
+def add_student_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "student"),
+        default="ema",
+        help="the average over training, or the last weights (default: ema)",
+    )
+    parser.add_argument("--model", help="where the base model is now, if it has moved")
+    parser.add_argument("--sampler", choices=tuple(SAMPLERS), default="consistency")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        help="a text file, a prompt a line, or a CSV file with the columns file and prompt "
+        "(for I2V: files beside it, images or videos)",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--offload", action="store_true", help="keep on the GPU only what is at work"
+    )
+
+
+def steps_argument(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"steps must be at least 1; got {number}")
+    return number
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.wan.sample",
+        description="Samples a student at any number of steps, on the grid of its training, by "
+        "diffusers' own pipeline.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="the folder of examples.wan.train")
+    parser.add_argument("--checkpoint", type=Path, help="one of the run's (default: the newest)")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--image", type=Path, help="the first frame, for an I2V model's --prompt")
+    parser.add_argument("--steps", type=steps_argument, nargs="+", default=[4])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--count", type=int, help="videos of a prompt, from seed on (default: 1; VBench: 5)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("video.mp4"),
+        help="an .mp4 file for one video, else a folder of <prompt's number>-<seed>-<steps>.mp4",
+    )
+    parser.add_argument(
+        "--vbench",
+        action="store_true",
+        help="a folder as VBench reads it: <prompt>-0.mp4 to <prompt>-4.mp4; what is there is kept",
+    )
+    add_student_arguments(parser)
+    options = parser.parse_args(arguments)
+    options.count = options.count or (VBENCH_VIDEOS if options.vbench else 1)
+    try:
+        student = Student(
+            options.run,
+            weights=options.weights,
+            checkpoint=options.checkpoint,
+            model=options.model,
+            device=options.device,
+            offload=options.offload,
+        )
+        videos = plan(options, student.kind.name)
+        for file, task, steps, seed in tqdm(videos, desc="sample", unit="video"):
+            if options.vbench and file.is_file():
+                continue
+            frames = student.sample(task, steps, sampler=options.sampler, seed=seed)
+            write_video(frames, file, student.format.fps)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(videos[0][0] if len(videos) == 1 else f"{options.out}: {len(videos)} videos")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""`python -m examples.wan.train --config t2v_1.3b_lora.yaml`: distils Wan 2.1 by SC-DMD."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from salt_losses import StepPlan
+
+from . import checkpoint
+from .config import Config
+from .data import EncodedData, Order, stream
+from .distil import Distillation, Draws
+from .pretrained import load_transformer, read_kind, vae_facts
+from .roles import TRAINED, Roles
+from .samples import Samples
+
+
+class Trainer:
+    """One run: each iteration updates the student once, then the fake score several times."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=list(config.log_with) or None,
+            project_dir=config.out,
+            # Each backward is one role's: the other's parameters are in no graph.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+            ],
+        )
+        self.data = EncodedData(config.data)
+        check_data(self.data, config)
+        # What two runs must share to be one: a batch's draws depend on its place in these.
+        self.identity = {
+            "data": self.data.fingerprint(),
+            "batches_per_update": self.accelerator.num_processes
+            * config.gradient_accumulation_steps,
+        }
+        found = checkpoint.read_for(config, self.identity)
+        self.accelerator.wait_for_everyone()  # before one of them writes
+        if self.accelerator.is_main_process:
+            checkpoint.write_config(config)
+        self.roles = Roles(load_transformer(config.model, config.weights), config)
+        optimizers = [
+            torch.optim.AdamW(
+                self.roles.trained(role).values(),
+                lr=lr,
+                betas=(config.beta1, config.beta2),
+                weight_decay=config.weight_decay,
+            )
+            for role, lr in zip(TRAINED, (config.lr, config.lr_critic or config.lr))
+        ]
+        wrapped, *optimizers = self.accelerator.prepare(self.roles, *optimizers)
+        self.optimizers = dict(zip(TRAINED, optimizers))
+        student = list(self.roles.trained("student").values())
+        self.ema = EMAModel(student, decay=config.ema_decay)
+        self.iteration = 0
+        if found:
+            self._resume(*found)
+
+        self.plans = config.salt.scheduler(config.shift)
+        self.distillation = Distillation(
+            wrapped, config, self.data.negative, self.data.settings["shapes"]["latents"]
+        )
+        self.samples = Samples(config, self.data, self.accelerator)
+        self.batches = iter(self._loader())
+
+    def train(self) -> None:
+        config, main = self.config, self.accelerator.is_main_process
+        if config.log_with:
+            self.accelerator.init_trackers("salt-wan", config={"yaml": yaml.dump(config.as_dict())})
+        log = Path(config.out) / "log.jsonl"
+        if main:
+            checkpoint.cut_log(log, self.iteration)
+        with tqdm(
+            total=config.iterations, initial=self.iteration, unit="it", disable=not main
+        ) as bar:
+            while self.iteration < config.iterations:
+                numbers = self.step()
+                bar.update()
+                bar.set_postfix({k: f"{v:.3g}" for k, v in numbers.items() if "norm" not in k})
+                self.accelerator.log(numbers, step=self.iteration)
+                if main:
+                    with log.open("a") as file:
+                        file.write(json.dumps({"iteration": self.iteration, **numbers}) + "\n")
+                last = self.iteration == config.iterations
+                if last or self.iteration % config.save_every == 0:
+                    self.save()
+                if config.sample_every and (last or self.iteration % config.sample_every == 0):
+                    self._sample()
+        self.accelerator.end_training()
+
+    def step(self) -> dict[str, float]:
+        """One iteration; its numbers, averaged over processes."""
+        plan = self.plans.plan(self.iteration)
+        logs = self._update("student", plan, 0)
+        self.ema.step(self.roles.trained("student").values())
+        for update in range(1, 1 + self.config.critic_updates):
+            logs |= self._update("fake_score", plan, update)
+        self.iteration += 1
+        names = sorted(logs)
+        values = torch.stack([logs[name].float().to(self.accelerator.device) for name in names])
+        values = self.accelerator.reduce(values, "mean").tolist()
+        return {"steps": plan.num_steps, **dict(zip(names, values))}
+
+    def _update(self, role: str, plan: StepPlan, update: int) -> dict[str, Tensor]:
+        accelerator, optimizer = self.accelerator, self.optimizers[role]
+        loss_of = {
+            "student": self.distillation.student_loss,
+            "fake_score": self.distillation.critic_loss,
+        }[role]
+        total: dict[str, Tensor] = {}
+        count = self.config.gradient_accumulation_steps
+        for part in range(count):
+            batch = {k: v.to(accelerator.device) for k, v in next(self.batches).items()}
+            draws = self._draws(update, part)
+            with accelerator.accumulate(self.distillation.roles), self.roles.enter(role):
+                loss, logs = loss_of(batch, plan, draws)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(
+                        self.roles.trained(role).values(), self.config.max_grad_norm
+                    )
+                    total[f"{role}_norm"] = checkpoint.full(norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            for name, value in logs.items():
+                total[name] = total.get(name, 0) + value / count
+        return total
+
+    def _draws(self, update: int, part: int) -> Draws:
+        """A batch's draws depend on its place in the update, not on the process that has it."""
+        where = ("update", self.iteration, update)
+        batch = part * self.accelerator.num_processes + self.accelerator.process_index
+        device = self.accelerator.device
+        seed = self.config.seed
+        return Draws(stream(seed, *where, batch, device=device), stream(seed, *where))
+
+    def _loader(self) -> DataLoader:
+        config, accelerator = self.config, self.accelerator
+        updates = 1 + config.critic_updates
+        order = Order(
+            len(self.data),
+            config.batch_size,
+            config.seed,
+            first=self.iteration * updates * config.gradient_accumulation_steps,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        return DataLoader(self.data, batch_sampler=order, num_workers=config.num_workers)
+
+    def save(self) -> None:
+        """A checkpoint of now. All processes gather, the main one writes."""
+        student = self.roles.trained("student")
+        weights = {role: _whole(self.roles.trained(role)) for role in TRAINED}
+        weights["ema"] = _whole(dict(zip(student, self.ema.shadow_params)))
+        optimizers = {
+            role: checkpoint.optimizer_state(optimizer)
+            for role, optimizer in self.optimizers.items()
+        }
+        if self.accelerator.is_main_process:
+            training = {"identity": self.identity, "optimizers": optimizers}
+            checkpoint.save(self.config, self.iteration, self.roles, weights, training)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self, found: Path, training: dict[str, Any]) -> None:
+        targets = {role: self.roles.trained(role) for role in TRAINED}
+        targets["ema"] = dict(zip(targets["student"], self.ema.shadow_params))
+        for name, parameters in targets.items():
+            weights = checkpoint.read_weights(found / name, self.roles.shared)
+            for key, parameter in parameters.items():
+                checkpoint.assign(parameter, weights[key])
+        for role, optimizer in self.optimizers.items():
+            checkpoint.load_optimizer_state(optimizer.optimizer, training["optimizers"][role])
+        self.iteration = self.ema.optimization_step = training["iteration"]
+
+    def _sample(self) -> None:
+        student = list(self.roles.trained("student").values())
+        self.ema.store(student)
+        self.ema.copy_to(student)
+        try:
+            self.samples.write(self.distillation.roles, self.iteration)
+        finally:
+            self.ema.restore(student)
+
+
+def check_data(data: EncodedData, config: Config) -> None:
+    """Raises ValueError where the data was made for another model."""
+    kind, settings = read_kind(config.model), data.settings
+    wanted = {"kind": kind.name, "image_embedding": kind.image_embedding}
+    for name, value in wanted.items():
+        if settings[name] != value:
+            raise ValueError(
+                f"{config.data} was encoded for another model ({settings['model']}): {name} must "
+                f"be {value!r}; got {settings[name]!r}"
+            )
+    if settings["vae"] != vae_facts(config.model)["fingerprint"]:
+        raise ValueError(
+            f"{config.data} holds latents of another VAE ({settings['model']}'s) than that of "
+            f"{config.model}: encode the videos again"
+        )
+
+
+def _whole(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: checkpoint.full(p).contiguous() for name, p in parameters.items()}
+
+
+def load_config(options: argparse.Namespace) -> Config:
+    changes: dict[str, Any] = {}
+    for change in options.set:
+        name, sign, value = change.partition("=")
+        if not sign:
+            raise ValueError(f"--set must be name=value; got {change!r}")
+        changes[name] = yaml.safe_load(value)
+    for name in ("model", "data", "out"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
+    path = Path(options.config)
+    beside = Path(__file__).parent / path.name
+    return Config.load(path if path.exists() or not beside.exists() else beside, changes)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.wan.train",
+        description="Distils Wan 2.1 to a few steps by SC-DMD. Interrupt it at any time: the same "
+        "command resumes from the last checkpoint, exactly. For several GPUs, mixed precision or "
+        "FSDP: accelerate launch --config_file examples/wan/accelerate/....yaml -m "
+        "examples.wan.train, with the same options.",
+    )
+    parser.add_argument(
+        "--config", required=True, help="a YAML file, or the name of one beside this module"
+    )
+    parser.add_argument("--model", help="a folder in diffusers' layout, or a hub id")
+    parser.add_argument("--data", help="the folder that examples.wan.encode made")
+    parser.add_argument("--out", help="the run's folder")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, as in the YAML file: --set iterations=100 --set salt.sc_weight=0",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        config = load_config(options)
+        Trainer(config).train()
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command resumes.", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{config.out}: checkpoints, log.jsonl, samples")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

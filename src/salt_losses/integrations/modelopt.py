@@ -1,0 +1,194 @@
+"""Salt for NVIDIA Model-Optimizer (`nvidia-modelopt`): the pipeline of `modelopt.torch.fastgen`.
+
+Where you make the pipeline, make this one, with Salt's settings, those of
+`SaltConfig.from_mapping`, beside its config:
+
+    from salt_losses.integrations.modelopt import SaltDMDPipeline
+
+    pipeline = SaltDMDPipeline(student, teacher, fake_score, config, salt={"sc_weight": 1.0})
+
+`config.sample_t_cfg.t_list` is the grid of eq. 9 that the middle times are from, and every so many
+of its points the one that the ends are from, `inference_steps` of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import compute_dtype, grid_floats
+from ..adapters._defect import Defect
+from ..adapters._streams import untouched
+from ..flow import to_velocity
+from ..objective import SaltConfig
+from ._hooks import check_hooks
+from ._salt import Salt, check_supported
+
+KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
+
+try:
+    from modelopt.torch.fastgen import DMDPipeline
+except ImportError as error:
+    raise ImportError(
+        f"cannot import what Salt extends in Model-Optimizer ({error}); {KNOWN}"
+    ) from error
+
+check_hooks(
+    DMDPipeline,
+    {
+        "__init__": ("student", "teacher", "fake_score", "config", "discriminator"),
+        "compute_student_loss": ("latents", "noise", "encoder_hidden_states"),
+        "_call_model": ("model", "hidden_states", "timestep", "encoder_hidden_states"),
+    },
+    KNOWN,
+)
+
+# What `config.pred_type` is called in `to_velocity`. Theirs has "v" for the flow, too.
+KINDS = {"flow": "velocity", "v": "velocity", "x0": "x0", "eps": "noise"}
+
+
+class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
+    """`DMDPipeline` with the defect term in the student's loss (eq. 10).
+
+    It costs one more call of the student in each of its updates, also where no sample of the batch
+    admits a triple: each rank draws its own, and all must make the same calls. Whatever the
+    student predicts, the velocities that are compared are in float32 at least.
+
+    A pipeline of your own, or that of a plugin, comes second:
+    `class SaltQwen(SaltDMDPipeline, QwenImageDMDPipeline): ...`.
+
+    Args:
+        student, teacher, fake_score, config, discriminator: the parent's.
+        salt: settings of `SaltConfig.from_mapping`; those of the defect term and `seed` have an
+            effect. `inference_steps` is 4 where nothing is said and the list can be divided so.
+
+    Raises:
+        ValueError, TypeError: a setting that is not there or unknown, or a `config` whose student
+            has one step, or predicts noise from the level 1.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        fake_score: nn.Module,
+        config: Any,
+        *,
+        discriminator: nn.Module | None = None,
+        salt: Mapping[str, Any] | None = None,
+    ) -> None:
+        settings = _settings(salt or {}, _grid(config))
+        if settings.sc_weight > 0:
+            _check(config)
+        super().__init__(student, teacher, fake_score, config, discriminator=discriminator)
+        self._salt = Salt(settings, shift=1.0)
+        self._defect: Defect | None = None  # of the update that is being computed
+
+    def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The parent's losses; where the term is on also `"sc"`, the defect term, and `"salt"`, it
+        times its weight, which `"total"` then contains.
+
+        Called without gradient, it returns the parent's alone.
+        """
+        salt, compute = self._salt, super().compute_student_loss
+        if not (salt.wants_sc and torch.is_grad_enabled()):
+            return cast("dict[str, Tensor]", compute(*args, **kwargs))
+        salt.begin(salt.scheduler.iteration)
+        grid = _grid(self.config)
+        stride = (len(grid) - 1) // salt.config.inference_steps
+        triples = salt.generator("triples")
+        defect = self._defect = Defect(salt.config, triples, grid, grid[::stride], lockstep=True)
+        try:
+            losses = compute(*args, **kwargs)
+        finally:
+            self._defect = None
+        sc = cast(Tensor, defect.loss())
+        weighted = salt.config.sc_weight * sc
+        return {**losses, "sc": sc, "salt": weighted, "total": losses["total"] + weighted}
+
+    def _call_model(
+        self,
+        model: nn.Module,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        call = super()._call_model
+        output = call(model, hidden_states, timestep, encoder_hidden_states, **model_kwargs)
+        # The student's only call with gradient is its exit step: a simulation before it has none.
+        defect = self._defect
+        if defect is None or model is not self.student or not torch.is_grad_enabled():
+            return cast(Tensor, output)
+        kind, dtype = KINDS[self.config.pred_type], compute_dtype(hidden_states.dtype)
+
+        def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
+            x_m = x_m.to(hidden_states.dtype)
+            out = call(model, x_m, t_m.to(timestep), encoder_hidden_states, **model_kwargs)
+            return to_velocity(out, x_m.to(dtype), t_m, kind)
+
+        x_s = hidden_states.to(dtype)
+        v_s = to_velocity(output, x_s, timestep, kind)
+        with untouched(x_s.device):  # a dropout layer would draw from the trainer's stream
+            defect.exit_step(velocity, x_s, v_s, timestep.double().cpu())
+        return cast(Tensor, output)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts the student's updates, of which the draws of each are a function, and the settings
+        that they depend on. Without it a resumed run draws other triples; nothing else differs."""
+        return self._salt.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: it is from other settings: says which.
+        """
+        self._salt.scheduler.load_state_dict(state_dict)
+
+
+def _grid(config: Any) -> list[float]:
+    """The student's levels, and 0."""
+    if config.student_sample_steps == 1:
+        return [config.sample_t_cfg.max_t, 0.0]
+    if config.sample_t_cfg.t_list is None:
+        raise ValueError(
+            "config.sample_t_cfg.t_list must be the list of the student's times where "
+            f"student_sample_steps is {config.student_sample_steps}; got None"
+        )
+    return grid_floats("config.sample_t_cfg.t_list", config.sample_t_cfg.t_list)
+
+
+def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
+    steps = len(grid) - 1
+    own = {"step_counts": [steps], "probs": [1.0], "sc_steps": [steps], "align_reference": {}}
+    for name in own:
+        if name in salt:
+            raise ValueError(
+                f"{name} must be left out in Model-Optimizer, where the student has one step list: "
+                f"mixed steps are not supported there; got {salt[name]!r}"
+            )
+    inference = {"inference_steps": math.gcd(4, steps)}
+    settings = SaltConfig.from_mapping({**inference, **salt, **own})
+    without = ("align_weight", "shift")
+    check_supported(settings, "Model-Optimizer", chunks=False, without=without)
+    return settings
+
+
+def _check(config: Any) -> None:
+    """What the term cannot be computed of."""
+    grid = _grid(config)
+    if len(grid) == 2:
+        raise ValueError(
+            "config.student_sample_steps must be at least 2 where sc_weight is above 0: one step "
+            f"has no second one to agree with; got the times {grid}"
+        )
+    if config.pred_type == "eps" and grid[0] == 1:
+        raise ValueError(
+            "config.sample_t_cfg.t_list must begin below 1 where pred_type is 'eps': at level 1 "
+            "the noise does not determine the velocity; got 1.0"
+        )

@@ -1,0 +1,421 @@
+"""Salt in NVIDIA Model-Optimizer, on its real pipeline where `nvidia-modelopt` is installed."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salt_losses import add_noise
+
+fastgen = pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
+
+from salt_losses.adapters import _defect  # noqa: E402
+from salt_losses.integrations.modelopt import SaltDMDPipeline  # noqa: E402
+
+KINDS = ("flow", "v", "x0", "eps")
+T_LIST = [0.98, 0.9, 0.8, 0.6, 0.0]
+SHAPE = (3, 4, 3, 4, 4)  # [B, C, F, H, W]
+
+
+class Toy(nn.Module):
+    """The call of a diffusers transformer; the time matters, and a random stream where asked."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(SHAPE[1] + 1, SHAPE[1], 1)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states=None, **_: Any):
+        t = timestep.to(hidden_states)[:, None, None, None, None]
+        x = torch.cat([hidden_states, t.expand_as(hidden_states[:, :1])], dim=1)
+        out = self.drop(torch.tanh(self.mix(x)))
+        if hasattr(self, "_fastgen_captured"):
+            self._fastgen_captured.append(out)
+        return out
+
+
+class Discriminator(nn.Module):
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return features[0].flatten(1).mean(1, keepdim=True)
+
+
+def wan() -> nn.Module:
+    diffusers = pytest.importorskip("diffusers")
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=256, ffn_dim=32, num_layers=2,
+    )  # fmt: skip
+
+
+def build(
+    salt: dict[str, Any] | None,
+    *,
+    seed: int = 0,
+    network: Any = Toy,
+    dtype: torch.dtype = torch.float32,
+    base: type = SaltDMDPipeline,
+    **config: Any,
+) -> Any:
+    """Theirs where `salt` is None."""
+    torch.manual_seed(seed)
+    student, teacher, fake_score = (network().to(dtype) for _ in range(3))
+    times = {"t_list": T_LIST, "time_dist_type": "uniform"}
+    settings = {"pred_type": "flow", "student_sample_steps": 4, "sample_t_cfg": times, **config}
+    if network is wan:
+        settings.setdefault("num_train_timesteps", 1000)
+    more = {}
+    if settings.get("gan_loss_weight_gen"):
+        teacher._fastgen_captured = []
+        more["discriminator"] = Discriminator()
+    roles = (student, teacher, fake_score, fastgen.DMDConfig(**settings))
+    if salt is None:
+        return fastgen.DMDPipeline(*roles, **more)
+    return base(*roles, **more, salt=salt)
+
+
+def batch(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, noise and text; from here on the global stream is the trainer's."""
+    torch.manual_seed(seed)
+    latents, noise = torch.randn(2, *SHAPE)
+    return latents.to(dtype), noise.to(dtype), torch.randn(SHAPE[0], 5, 16).to(dtype)
+
+
+def student_step(pipeline: Any, seed: int = 0) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
+    """Losses, the student's gradients, and where the global stream is then."""
+    losses = pipeline.compute_student_loss(*batch(seed))
+    losses["total"].backward()
+    return losses, [p.grad for p in pipeline.student.parameters()], torch.get_rng_state()
+
+
+def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class Calls:
+    """Keeps the student's calls: its arguments, its output, whether it had gradient."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.made: list[tuple[dict[str, Any], Any, bool]] = []
+        pipeline.student.register_forward_hook(self._note, with_kwargs=True)
+
+    def _note(self, net: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        self.made.append((kwargs, output, torch.is_grad_enabled()))
+
+
+SETTINGS = [
+    {},
+    {"pred_type": "x0"},
+    {"pred_type": "eps"},
+    {"backward_simulation": True, "student_sample_type": "sde"},
+    {"gan_loss_weight_gen": 0.03},
+    {"student_sample_steps": 1},
+]
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=str)
+def test_at_weight_0_all_losses_gradients_and_streams_are_theirs_bit_for_bit(config):
+    for seed in range(3):
+        theirs, ours = (build(salt, seed=seed, **config) for salt in (None, {"sc_weight": 0.0}))
+        a, b = student_step(theirs, seed), student_step(ours, seed)
+        assert a[0].keys() == b[0].keys()
+        assert equal([*a[0].values(), *a[1], a[2]], [*b[0].values(), *b[1], b[2]])
+        updates = ["compute_fake_score_loss"]
+        if config.get("gan_loss_weight_gen"):
+            updates.append("compute_discriminator_loss")
+        for update in updates:
+            their_losses = getattr(theirs, update)(*batch(seed))
+            our_losses = getattr(ours, update)(*batch(seed))
+            assert equal([*their_losses.values()], [*our_losses.values()])
+
+
+@pytest.mark.parametrize(
+    "network", [Toy, lambda: Toy(dropout=0.3), wan], ids=["toy", "drop", "wan"]
+)
+@pytest.mark.parametrize("simulate", [False, True])
+def test_at_a_vanishing_weight_the_gradients_and_streams_are_theirs(network, simulate):
+    for seed in range(3):
+        more = {"seed": seed, "network": network, "backward_simulation": simulate}
+        a = student_step(build(None, **more), seed)
+        b = student_step(build({"sc_weight": 1e-38}, **more), seed)
+        assert simulate or b[0]["sc"] > 0  # a simulation may leave where no triple is
+        assert equal([a[0]["total"], *a[1], a[2]], [b[0]["total"], *b[1], b[2]])
+
+
+@pytest.mark.parametrize("network", [Toy, wan])
+@pytest.mark.parametrize("simulate", [False, True])
+def test_the_term_costs_one_call_of_the_student_and_none_at_weight_0(network, simulate):
+    for seed in range(3):
+        made = []
+        for salt in (None, {"sc_weight": 0.0}, {"sc_weight": 1.0}):
+            more = {"seed": seed, "network": network, "backward_simulation": simulate}
+            pipeline = build(salt, **more)
+            calls = Calls(pipeline)
+            student_step(pipeline, seed)
+            made.append((len(calls.made), sum(grad for *_, grad in calls.made)))
+        assert made[0] == made[1]
+        assert made[2] == (made[0][0] + 1, 2)
+
+
+def literal(pipeline: Any, calls: Calls, triple: Any) -> Tensor:
+    """eq. 6-8, sample by sample, with endpoints that are made and subtracted."""
+    (made, _, grad), *_ = (call for call in calls.made if call[2])
+    assert grad
+    kind, scale = pipeline.config.pred_type, pipeline.config.num_train_timesteps or 1
+    terms = []
+    for i in range(SHAPE[0]):
+        if not triple.feasible[i]:
+            continue
+        t_s, t_m, t_e = (float(u[i]) for u in triple[:3])
+
+        def velocity(x: Tensor, t: float, i: int = i) -> Tensor:
+            out = pipeline.student(
+                hidden_states=x,
+                timestep=torch.tensor([scale * t]).to(made["timestep"]),
+                encoder_hidden_states=made["encoder_hidden_states"][i : i + 1],
+            )
+            out = out if isinstance(out, Tensor) else out[0]
+            if kind == "x0":
+                return (x - out) / t
+            if kind == "eps":
+                return (out - x) / (1 - t)
+            return out
+
+        x_s = made["hidden_states"][i : i + 1].detach()
+        v_s = velocity(x_s, t_s)
+        x_m = x_s - (t_s - t_m) * v_s
+        direct, composed = x_s - (t_s - t_e) * v_s, x_m - (t_m - t_e) * velocity(x_m, t_m)
+        terms.append((direct - composed).square().mean())
+    return torch.stack(terms).mean()
+
+
+@pytest.fixture
+def triples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    drawn: list[Any] = []
+    sampler = _defect.shortcut_triple_sampler
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        drawn.append(sampler(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(_defect, "shortcut_triple_sampler", kept)
+    return drawn
+
+
+@pytest.mark.parametrize("network", [Toy, wan])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("simulate", [False, True])
+def test_the_terms_gradient_is_that_of_a_slow_literal_computation(network, kind, simulate, triples):
+    tried = 0
+    for seed in range(2):
+        pipeline = build(
+            {"sc_weight": 0.7},
+            seed=seed,
+            network=network,
+            dtype=torch.float64,
+            pred_type=kind,
+            backward_simulation=simulate,
+        )
+        calls = Calls(pipeline)
+        losses = pipeline.compute_student_loss(*batch(seed, torch.float64))
+        parts = losses["vsd"] + 0.7 * losses["sc"]
+        assert torch.allclose(losses["total"], parts, rtol=1e-12)
+        assert torch.allclose(losses["salt"], 0.7 * losses["sc"], rtol=1e-12)
+        triple = triples.pop()
+        if not triple.feasible.any():
+            assert losses["sc"] == 0
+            continue
+        tried += 1
+        slow = literal(pipeline, calls, triple)
+        assert torch.allclose(losses["sc"], slow, rtol=1e-5)
+        parameters = list(pipeline.student.parameters())
+        a, b = (
+            torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            for term in (losses["sc"], slow)
+        )
+        pairs = [(x, y) for x, y in zip(a, b, strict=True) if y is not None]
+        scale = max(y.abs().max() for _, y in pairs)
+        assert scale > 0
+        assert max((x - y).abs().max() for x, y in pairs) < 1e-5 * scale
+    assert tried
+
+
+def test_middle_times_are_from_their_list_and_ends_from_every_second_of_it(triples):
+    pipeline = build({"sc_weight": 1.0, "inference_steps": 2})
+    for seed in range(20):
+        student_step(pipeline, seed)
+    drawn = [torch.cat([t[i][t.feasible] for t in triples]) for i in range(3)]
+    t_s, t_m, t_e = ({round(t, 6) for t in column.tolist()} for column in drawn)
+    assert t_s == {0.98, 0.9, 0.8}  # between 0.6 and 0 there is nothing
+    assert t_m == {0.9, 0.8, 0.6}
+    assert t_e == {0.8, 0.0}
+
+
+def test_beside_a_discriminator_the_total_has_all_three_parts():
+    losses, *_ = student_step(build({"sc_weight": 2.0}, gan_loss_weight_gen=0.03))
+    total = losses["vsd"] + 0.03 * losses["gan_gen"] + 2.0 * losses["sc"]
+    assert torch.allclose(losses["total"], total)
+    assert losses["sc"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_the_networks_outputs_are_rounded_and_nothing_after_them(kind, triples):
+    pipeline = build({"sc_weight": 1.0}, dtype=torch.bfloat16, pred_type=kind)
+    calls = Calls(pipeline)
+    sc = pipeline.compute_student_loss(*batch(1, torch.bfloat16))["sc"].detach()
+
+    def velocity(made: dict[str, Any], out: Tensor) -> Tensor:
+        x, out = made["hidden_states"].double(), out.double()
+        t = made["timestep"].double()[:, None, None, None, None]
+        if kind == "x0":
+            return (x - out) / t
+        return (out - x) / (1 - t) if kind == "eps" else out
+
+    (at_s, out_s, _), (at_m, out_m, _) = calls.made
+    assert at_s["hidden_states"].dtype == at_m["hidden_states"].dtype == torch.bfloat16
+    gap = (velocity(at_m, out_m) - velocity(at_s, out_s)).square().flatten(1).mean(1)
+    _, t_m, t_e, feasible = triples.pop()
+    slow = (gap * (t_m - t_e) ** 2)[feasible].mean()
+    assert sc.dtype == torch.float32
+    assert torch.allclose(sc.double(), slow, rtol=1e-4)
+
+
+def test_without_gradient_the_losses_are_theirs_and_no_update_is_counted():
+    pipeline = build({"sc_weight": 1.0})
+    with torch.no_grad():
+        assert set(pipeline.compute_student_loss(*batch(0))) == {"vsd", "total"}
+    assert pipeline.state_dict()["iteration"] == 0
+
+
+def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
+    whole = build({"sc_weight": 1.0})
+    for seed in range(4):
+        student_step(whole, seed)
+    drawn = list(triples)
+    first = build({"sc_weight": 1.0})
+    for seed in range(2):
+        student_step(first, seed)
+    resumed = build({"sc_weight": 1.0})
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    triples.clear()
+    for seed in range(2, 4):
+        student_step(resumed, seed)
+    assert equal([t.t_m for t in drawn[2:]], [t.t_m for t in triples])
+    assert not equal([t.t_m for t in drawn[:2]], [t.t_m for t in triples])
+    with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
+        build({"sc_weight": 1.0, "seed": 1}).load_state_dict(first.state_dict())
+
+
+def test_their_plugins_pipeline_comes_second():
+    from modelopt.torch.fastgen.plugins.qwen_image import QwenImageDMDPipeline
+
+    class SaltQwen(SaltDMDPipeline, QwenImageDMDPipeline):
+        pass
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(16, 16)
+
+        def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+            return torch.tanh(self.mix(hidden_states))
+
+    pipeline = build({"sc_weight": 1.0}, network=Packed, base=SaltQwen)
+    calls = Calls(pipeline)
+    latents, noise = torch.randn(2, 3, 4, 8, 8)
+    losses = pipeline.compute_student_loss(latents, noise, torch.randn(3, 5, 16))
+    losses["total"].backward()
+    assert losses["sc"] > 0
+    assert len(calls.made) == 2
+
+
+BAD = {
+    "one step": ({}, {"student_sample_steps": 1}, "student_sample_steps must be at least 2"),
+    "no list": ({}, {"sample_t_cfg": {}}, "t_list must be the list"),
+    "eps at 1": (
+        {},
+        {"pred_type": "eps", "sample_t_cfg": {"t_list": [1.0, 0.5, 0.0]}},
+        "must begin below 1 where pred_type is 'eps'",
+    ),
+    "a typing error": ({"sc_wieght": 1}, {}, "did you mean 'sc_weight'"),
+    "mixed steps": (
+        {"step_counts": [2, 4], "probs": [0.5, 0.5]},
+        {},
+        "mixed steps are not supported there",
+    ),
+    "an alignment": ({"align_weight": 0.1}, {}, "align_weight must be 0.0 in Model-Optimizer"),
+    "a shift": ({"shift": 5.0}, {}, "shift must be None in Model-Optimizer"),
+    "a coarse grid": ({"inference_steps": 3}, {}, "inference_steps must divide"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_refused(case):
+    salt, config, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        build(salt, **config)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 6, 8])
+def test_a_list_of_any_length_has_a_grid_of_ends(steps):
+    times = {"t_list": [0.99 * (1 - i / steps) for i in range(steps)] + [0.0]}
+    pipeline = build({"sc_weight": 1.0}, student_sample_steps=steps, sample_t_cfg=times)
+    assert any(student_step(pipeline, seed)[0]["sc"] > 0 for seed in range(5))
+
+
+def test_another_version_of_theirs_is_named_in_one_sentence(monkeypatch):
+    monkeypatch.delattr(fastgen.DMDPipeline, "_call_model")
+    monkeypatch.delitem(sys.modules, "salt_losses.integrations.modelopt")
+    with pytest.raises(
+        ImportError, match=r"has no _call_model\(.*known to work is nvidia-modelopt"
+    ):
+        import salt_losses.integrations.modelopt  # noqa: F401
+
+
+def test_without_theirs_the_import_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelopt.torch.fastgen", None)
+    monkeypatch.delitem(sys.modules, "salt_losses.integrations.modelopt")
+    with pytest.raises(ImportError, match="cannot import what Salt extends in Model-Optimizer"):
+        import salt_losses.integrations.modelopt  # noqa: F401
+
+
+def test_the_student_learns_to_compose_where_the_term_is_all_that_moves_it():
+    """The defect falls over some updates: the gradient points the right way."""
+    pipeline = build({"sc_weight": 1.0})
+    optimizer = torch.optim.Adam(pipeline.student.parameters(), lr=1e-2)
+    values = []
+    for seed in range(40):
+        optimizer.zero_grad()
+        losses = pipeline.compute_student_loss(*batch(seed % 4))
+        losses["salt"].backward()
+        optimizer.step()
+        values.append(float(losses["sc"].detach()))
+    assert sum(values[-8:]) < 0.5 * sum(values[:8])
+
+
+def test_the_state_where_the_term_is_made_is_theirs():
+    """`x_s` of the extra call's base is data noised to the drawn level, as their step has it."""
+    pipeline = build({"sc_weight": 1.0})
+    calls = Calls(pipeline)
+    latents, noise, text = batch(0)
+    pipeline.compute_student_loss(latents, noise, text)
+    at_s = calls.made[0][0]
+    x_s = add_noise(latents, noise, at_s["timestep"])
+    assert torch.allclose(at_s["hidden_states"], x_s, atol=1e-6)
+
+
+def test_the_example_of_the_docs_runs_as_it_stands():
+    text = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
+    section = text[text.index("## Model-Optimizer") :]
+    latents, noise, words = batch(0)
+    names = {"latents": latents, "noise": noise, "text": words, "negative_text": words}
+    names |= {"student": wan(), "teacher": wan(), "fake_score": wan()}
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], names)
+    assert names["losses"].keys() == {"vsd", "sc", "salt", "total"}
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in names["student"].parameters())

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.wan import config as module
+from examples.wan.config import Config
+
+FOLDER = Path(module.__file__).parent
+PATHS = {"model": "m", "data": "d", "out": "o"}
+
+
+@pytest.mark.parametrize(("name", "iterations"), [("t2v_1.3b", 2400), ("i2v_14b", 800)])
+def test_the_files_have_the_papers_numbers(name, iterations):
+    paper, lora = (Config.load(FOLDER / f"{name}{end}.yaml") for end in ("", "_lora"))
+    assert (paper.lr, paper.iterations, paper.roles) == (1e-6, iterations, "full")
+    assert not paper.backward_simulation
+    assert paper.shift == 12
+    assert paper.salt.step_counts == (8,)
+    assert paper.salt.inference_steps == 4
+    assert lora.roles == "lora"
+    assert lora.salt == paper.salt
+    assert lora.model == paper.model
+
+
+def test_a_config_comes_back_from_its_own_file(tmp_path):
+    config = Config(**PATHS, lr_critic=1e-5, salt={"preset": "paper", "align_weight": 0})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.as_dict()))
+    assert Config.load(path) == config
+
+
+def test_changes_go_over_the_file_and_into_salt():
+    config = Config.load(FOLDER / "t2v_1.3b.yaml", {"lr": 1e-5, "salt.sc_weight": 0.5})
+    assert (config.lr, config.salt.sc_weight, config.salt.step_counts) == (1e-5, 0.5, (8,))
+
+
+def test_a_number_that_yaml_takes_for_text_is_read():
+    assert Config.from_mapping({**PATHS, **yaml.safe_load("lr: 1e-6")}).lr == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"itterations": 3}, "unknown setting 'itterations'; did you mean 'iterations'"),
+        ({"xyz": 3}, "unknown setting 'xyz'; known are model"),
+        ({"salt": {"sc_wieght": 1}}, "did you mean 'sc_weight'"),
+        ({"roles": "both"}, "roles must be one of"),
+        ({"iterations": 2.5}, "iterations must be int; got 2.5"),
+        ({"iterations": 0}, "iterations must be from 1"),
+        ({"lr": -1}, "lr must be from"),
+        ({"lr": "fast"}, "lr must be float; got 'fast'"),
+        ({"lr_critic": True}, "lr_critic must be float or null; got True"),
+        ({"ema_decay": 1}, "ema_decay must be from 0"),
+        ({"backward_simulation": "no!"}, "backward_simulation must be bool"),
+        ({"sample_steps": 4}, "sample_steps must be a list"),
+        ({"sample_steps": ["4"]}, r"sample_steps\[0\] must be int"),
+        ({"sample_steps": [0]}, "sample_steps must be"),
+        ({"score_levels": [0.5]}, "score_levels must be two rising"),
+        ({"score_levels": [0.0, 1.0]}, "score_levels must be two rising"),
+        ({"salt": {"align_weight": 0.1}}, "salt.align_weight and salt.adv_weight must be 0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Config.from_mapping({**PATHS, **settings})
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "x.yaml"
+    for text, message in (
+        ("a: [", "x.yaml is no YAML file"),
+        ("- 1", "x.yaml must hold a mapping"),
+        ("model: m", "x.yaml: data must be given"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Config.load(path)
+    with pytest.raises(TypeError, match="a config must be a mapping"):
+        Config.from_mapping([])

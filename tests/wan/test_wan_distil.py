@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from examples.wan.config import Config
+from examples.wan.data import stream
+from examples.wan.distil import Distillation, Draws
+from examples.wan.roles import Condition
+
+SHAPE = [4, 2, 4, 6]
+
+
+class Recorded:
+    """Stands in for `Roles`: curved velocities, and a list of every call."""
+
+    def __init__(self) -> None:
+        self.calls = []
+        self.scale = torch.tensor(0.7, requires_grad=True)
+
+    def __call__(self, role, x, t, condition):
+        factor = {"student": self.scale, "fake_score": 0.9, "teacher": 1.3}[role]
+        level = t.view(-1, 1, 1, 1, 1)
+        v = factor * torch.sin(2 * x + 3 * level) + condition.text.mean((1, 2)).view_as(level)
+        self.calls.append((role, x, t, condition, v))
+        return v
+
+    def of(self, role):
+        return [call[1:] for call in self.calls if call[0] == role]
+
+
+def make(**settings):
+    paths = {"model": "", "data": "", "out": ""}
+    roles = Recorded()
+    config = Config(**paths, **settings)
+    return roles, Distillation(roles, config, torch.full((5, 16), 0.5), SHAPE), config
+
+
+def batch(size=1):
+    generator = torch.Generator().manual_seed(7)
+    return {
+        "latents": torch.randn(size, *SHAPE, generator=generator),
+        "text": torch.randn(size, 5, 16, generator=generator),
+    }
+
+
+def draws(seed=0):
+    return Draws(stream(seed, "a"), stream(seed, "b"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_students_loss_is_equation_10_written_out(seed):
+    roles, distillation, config = make(shift=3.0, salt={"step_counts": [8], "probs": [1.0]})
+    plan = config.salt.scheduler(config.shift).plan(0)
+    loss, logs = distillation.student_loss(batch(), plan, draws(seed))
+    first, *more = roles.of("student")
+    ((noisy, t, _, fake),) = roles.of("fake_score")
+    (x_real, t_real, conditional, cond), (x_null, t_null, null, uncond) = roles.of("teacher")
+    x_s, t_s, _, v_s = first
+
+    # L_DMD: all scores at one noised sample; guidance; the normalised difference.
+    generated = x_s - t_s * v_s
+    assert torch.equal(noisy, x_real)
+    assert torch.equal(noisy, x_null)
+    assert t == t_real == t_null
+    noise = (noisy - (1 - t) * generated) / t
+    assert abs(noise.mean()) < 0.3
+    assert 0.7 < noise.std() < 1.3
+    assert torch.equal(conditional.text, batch()["text"])
+    assert torch.equal(null.text[0], distillation.negative)
+    real = noisy - t * (cond + 4.0 * (cond - uncond))
+    direction = (noisy - t * fake - real) / (generated - real).abs().mean()
+    dmd = 0.5 * direction.detach().square().mean()
+    assert torch.allclose(logs["dmd"], dmd, rtol=1e-4)
+
+    # L_SC, eq. 5 to 8: one update to t_e against two by way of t_m.
+    assert plan.times[:-1].float().eq(t_s).any()
+    if t_s <= plan.times[-2] + 1e-6:
+        assert logs["sc"] == 0  # no level between the last one and 0
+        return
+    ((x_m, t_m, _, v_m),) = more
+    if t_m == t_s:
+        assert logs["sc"] == 0
+        return
+    assert torch.allclose(x_m, x_s - (t_s - t_m) * v_s, atol=1e-5)
+    ends = [t_e for t_e in plan.inference_times.tolist() if t_e < t_m - 1e-6]
+    direct = {t_e: x_s - (t_s - t_e) * v_s for t_e in ends}
+    composed = {t_e: x_m - (t_m - t_e) * v_m for t_e in ends}
+    defects = [(direct[t_e] - composed[t_e]).square().mean() for t_e in ends]
+    assert any(torch.allclose(logs["sc"], d, rtol=1e-3) for d in defects)
+    assert torch.allclose(loss, logs["dmd"] + config.salt.sc_weight * logs["sc"])
+
+    # The gradient: direction / numel through the sample, and that of the defect.
+    sc = defects[[torch.allclose(logs["sc"], d, rtol=1e-3) for d in defects].index(True)]
+    surrogate = (generated * direction.detach()).mean() + sc
+    (expected,) = torch.autograd.grad(surrogate, roles.scale, retain_graph=True)
+    (got,) = torch.autograd.grad(loss, roles.scale)
+    assert torch.allclose(got, expected, rtol=1e-3)
+
+
+def test_states_are_noised_videos_at_the_levels_of_the_grid():
+    roles, distillation, config = make(salt={"step_counts": [8], "probs": [1.0]})
+    plan = config.salt.scheduler(config.shift).plan(0)
+    data = batch(64)
+    distillation.student_loss(data, plan, draws())
+    x_s, t_s, condition, _ = roles.of("student")[0]
+    assert set(t_s.tolist()) == set(plan.times[:-1].float().tolist())
+    level = t_s.view(-1, 1, 1, 1, 1)
+    noise = (x_s - (1 - level) * data["latents"]) / level
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+    assert condition.text is data["text"]
+
+
+def test_without_the_term_there_is_one_student_call_and_no_guidance_without_a_scale():
+    roles, distillation, config = make(
+        guidance_scale=0.0, salt={"step_counts": [8], "probs": [1.0], "sc_weight": 0}
+    )
+    _, logs = distillation.student_loss(batch(), config.salt.scheduler(3.0).plan(0), draws())
+    assert [call[0] for call in roles.calls] == ["student", "fake_score", "teacher"]
+    assert set(logs) == {"dmd"}
+
+
+def test_the_critic_is_trained_on_the_students_samples_which_get_no_gradient():
+    roles, distillation, config = make(salt={"step_counts": [8], "probs": [1.0]})
+    plan = config.salt.scheduler(config.shift).plan(0)
+    loss, _ = distillation.critic_loss(batch(), plan, draws())
+    (x_s, t_s, _, v_s), (x_t, t, _, v) = roles.of("student")[0], roles.of("fake_score")[0]
+    generated = x_s - t_s.view(-1, 1, 1, 1, 1) * v_s
+    noise = (x_t - (1 - t) * generated) / t
+    assert torch.allclose(loss, (v - (noise - generated)).square().mean(), rtol=1e-4)
+    assert not loss.requires_grad  # the stand-in's critic has no parameter
+    assert 0.02 <= t <= 0.98
+
+
+def test_backward_simulation_starts_from_the_students_own_rollout():
+    roles, distillation, config = make(
+        backward_simulation=True, salt={"step_counts": [4], "probs": [1.0]}
+    )
+    plan = config.salt.scheduler(config.shift).plan(0)
+    data = {"text": batch()["text"]}  # no video is needed
+    exits = set()
+    for seed in range(12):
+        roles.calls.clear()
+        distillation.critic_loss(data, plan, draws(seed))
+        levels = [float(t) for _, t, _, _ in roles.of("student")]
+        assert levels == plan.times[: len(levels)].float().tolist()
+        exits.add(len(levels))
+        x_s, t_s, _, _ = roles.of("student")[-1]
+        if len(levels) == 1:
+            assert t_s == 1
+            assert 0.8 < x_s.std() < 1.2
+    assert exits == {1, 2, 3, 4}
+    with pytest.raises(ValueError, match="backward_simulation must be true"):
+        make()[1].critic_loss(data, plan, draws())
+
+
+def test_mixed_steps_change_the_grid_and_switch_the_term():
+    roles, distillation, config = make(
+        salt={"step_counts": [2, 8], "probs": [0.5, 0.5], "inference_steps": 2}
+    )
+    scheduler = config.salt.scheduler(config.shift)
+    plans = {scheduler.plan(i).num_steps: scheduler.plan(i) for i in range(20)}
+    assert set(plans) == {2, 8}
+    for count, plan in plans.items():
+        roles.calls.clear()
+        _, logs = distillation.student_loss(batch(), plan, draws())
+        assert ("sc" in logs) == (count == 8)
+        assert plan.times[:-1].float().eq(roles.of("student")[0][1]).any()
+
+
+def test_a_condition_is_passed_on_as_it_is():
+    roles, distillation, config = make(salt={"step_counts": [8], "probs": [1.0]})
+    data = batch() | {"condition": torch.randn(1, 8, 2, 4, 6), "image": torch.randn(1, 3, 8)}
+    distillation.student_loss(data, config.salt.scheduler(3.0).plan(0), draws())
+    distillation.critic_loss(data, config.salt.scheduler(3.0).plan(0), draws())
+    for _, x, _, condition, _ in roles.calls:
+        assert x.shape[1] == 4
+        assert isinstance(condition, Condition)
+        assert condition.latents is data["condition"]
+        assert condition.image is data["image"]
