@@ -1,27 +1,37 @@
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.installed-docs
 ARGS ?=
+# Another file, or another PYTHON, needs a .venv of its own: make clean first.
+REQUIREMENTS ?= requirements-dev.txt
 
 help:
 	@echo "make demo    train a tiny video teacher, distil it with DMD and with Salt, compare"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff (check, format) and mypy --strict over src"
+	@echo "make docs    build the documentation site, strictly, into site/"
 	@echo "make format  let ruff mend what it can"
 	@echo "make clean   remove .venv, outputs and caches"
 	@echo "Options of the demo go into ARGS: make demo ARGS='--seed 1 --out outputs/seed-1'"
 
 # torch first: left to the resolver, a plain 'torch' may pull gigabytes of CUDA packages.
-$(STAMP): pyproject.toml requirements-dev.txt
+$(STAMP): pyproject.toml $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $$(grep '^torch==' requirements-dev.txt)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' $(REQUIREMENTS))
+	$(BIN)/python -m pip install --quiet -r $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $(STAMP)
+
+# The site is built from the sources as they lie: it needs neither torch nor the package.
+$(DOCS): requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
+	@touch $(DOCS)
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.tiny_video $(ARGS)
@@ -34,9 +44,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The theme prints a warning about a MkDocs 2 that requirements-docs.txt does not install.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) outputs site .pytest_cache .mypy_cache .ruff_cache

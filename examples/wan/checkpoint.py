@@ -159,7 +159,7 @@ def read_for(config: Config, identity: dict[str, Any]) -> tuple[Path, dict[str, 
         return None
     there = yaml.safe_load((Path(config.out) / "config.yaml").read_text())
     refuse_other_settings(found[-1], there, config.as_dict(), FREE)
-    training = torch.load(found[-1] / TRAINING_FILE, map_location="cpu")
+    training = torch.load(found[-1] / TRAINING_FILE, map_location="cpu", weights_only=True)
     refuse_other_settings(found[-1], training["identity"], identity, set())
     return found[-1], training
 

@@ -19,7 +19,9 @@ from .presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class SaltConfig:
-    """Every setting of a Salt run. The scheduler's are under the same names as there.
+    """Every setting of a Salt run. The scheduler's are under the same names as there: see
+    `MixedStepScheduler` for `step_counts`, `probs`, `sc_steps`, `align_reference`, `align_warmup`,
+    `align_prob`, `inference_steps`, `seed` and `first_chunk_steps`.
 
     Settings are kept as they were checked: tuples, plain numbers, a dict of its own. So a config
     from a YAML or JSON file equals, and hashes like, the same one from keywords, and
@@ -41,8 +43,6 @@ class SaltConfig:
       `adv_blocks`, `adv_lr`: FastGen's for Wan 1.3B (15, 22 and 29 of 30; 1e-5). The others: ours.
 
     Args:
-        step_counts, probs, sc_steps, align_reference, align_warmup, align_prob, inference_steps,
-            seed, first_chunk_steps: see `MixedStepScheduler`.
         shift: time shift of the grids; `None`: the trainer's own (adapters), 1 elsewhere.
         sc_weight: lambda_SC, the weight of the self-consistency term. 0 switches it off. The term
             is a mean over elements, next to a DMD loss whose gradient is normalised.

@@ -151,7 +151,7 @@ def _hints(checkout: Checkout, trainer: Class | None) -> list[str]:
     if not hints:
         hints.append(
             "Salt's adapters look for `ScoreDistillationTrainer` in train.py or trainer/; for a "
-            "loop of your own see README's 'A loop of your own'"
+            "loop of your own see docs/start.md, 'A loop of your own'"
         )
     return hints
 

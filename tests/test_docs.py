@@ -1,0 +1,287 @@
+"""The README and docs/: their Python runs as it stands, and no name or setting is left out."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salt_losses import SaltConfig, step_schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+Names = dict[str, Any]
+Run = Callable[[Names], Iterator[None]]
+
+# By heading: gives the names that its code takes for granted, and yields once for each block.
+RUNS: dict[str, Run] = {}
+
+
+def code(page: Path) -> list[tuple[str, list[str]]]:
+    """The headings that have Python under them, with its blocks."""
+    parts = re.split(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    blocks = [
+        re.findall(r"^```python\n(.*?)^```", u, re.DOTALL | re.MULTILINE) for u in parts[2::2]
+    ]
+    return [(heading, found) for heading, found in zip(parts[1::2], blocks) if found]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(page: Path) -> None:
+    names: Names = {}
+    for heading, blocks in code(page):
+        assert heading in RUNS, f"say in RUNS what the code under {heading!r} takes for granted"
+        run = RUNS[heading](names)
+        for number, block in enumerate(blocks):
+            next(run)
+            exec(compile(block, f"{page.name}, {heading}, block {number}", "exec"), names)
+        assert list(run) == []
+
+
+def runs(heading: str) -> Callable[[Run], Run]:
+    return lambda run: RUNS.setdefault(heading, run)
+
+
+class Generator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(9, 8)
+        self.calls = 0
+
+    def forward(self, x: Tensor, t: Tensor, text: Any = None, kv_cache: Any = None) -> Tensor:
+        self.calls += 1
+        return self.layer(torch.cat([x, t.to(x)[:, None]], dim=1))
+
+
+@runs("Add the defect term to a DMD step")
+def _(names: Names) -> Iterator[None]:
+    generator = names["generator"] = Generator()
+    names |= {"x_s": torch.randn(2, 8), "t_s": torch.ones(2), "text": None}
+    names |= {"dmd": torch.zeros(()), "rng": torch.Generator().manual_seed(0)}
+    yield
+    assert generator.calls == 2
+    assert float(generator.layer.weight.grad.abs().sum()) > 0
+    names |= {"kv_cache": [{"k": torch.ones(2, requires_grad=True) * 1.0}]}
+    names |= {"x_m": torch.randn(2, 8), "t_m": torch.rand(2)}
+    yield
+    assert not names["cache"][0]["k"].requires_grad
+
+
+@runs("A loop of your own")
+def _(names: Names) -> Iterator[None]:
+    generator = Generator()
+    gradients: list[float] = []
+
+    def prompts() -> Any:
+        for seed in range(12):
+            generator.zero_grad()
+            yield torch.randn(2, 8, generator=torch.Generator().manual_seed(seed)), "text"
+            gradients.append(float(generator.layer.weight.grad.abs().sum()))
+
+    seen: list[Any] = []
+    names |= {"generator": generator, "prompts": prompts()}
+    names["dmd_of"] = lambda x0, text: seen.append(names["plan"]) or x0.square().mean()
+    yield
+    assert len(gradients) == len(seen) == 12
+    assert all(g > 0 for g in gradients)
+    assert {plan.num_steps for plan in seen} == {2, 4, 8}
+
+
+@runs("An adversarial term")
+def _(names: Names) -> Iterator[None]:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor, t: Tensor, text: Any) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    video = torch.randn(2, 6, 16, requires_grad=True)
+    names |= {"network": Network().requires_grad_(False), "video": video, "dim": 16}
+    names |= {"data": torch.randn(2, 6, 16), "noise": torch.randn(2, 6, 16)}
+    names |= {"t": torch.tensor([0.5, 0.5]), "text": None, "dmd": torch.zeros(())}
+    yield
+    assert all(p.grad is not None for p in names["head"].parameters())
+    assert float(video.grad.abs().sum()) > 0
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "upstream"))
+
+
+def miniature() -> Any:
+    """The trainer of `examples/tiny_video`, with what `record` asks of a real one."""
+    import tiny
+
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = "logs", True, True
+    trainer.save = lambda: None
+    return trainer
+
+
+@runs("Add Salt to a trainer")
+def _(names: Names) -> Iterator[None]:
+    trainer = names["trainer"] = miniature()
+    train = trainer.train
+    trainer.train = lambda: train(2)
+    yield
+    assert names["handle"].metrics["iteration"] == 1
+    assert Path("logs/salt_metrics.jsonl").read_text().count("\n") == 2
+
+
+@runs("Before and after, in a trainer")
+def _(names: Names) -> Iterator[None]:
+    trainer = names["trainer"] = miniature()
+    train = trainer.train
+    trainer.train = lambda: train(trainer.step + 1)
+    yield
+    yield
+    assert names["handle"].metrics["iteration"] == 1
+
+
+@runs("Before and after, in a loop of your own")
+def _(names: Names) -> Iterator[None]:
+    generator = names["generator"] = Generator()
+    names |= {"x_s": torch.randn(2, 8), "t_s": torch.ones(2), "text": None}
+    names |= {"rng": torch.Generator().manual_seed(0)}
+    names["dmd_of"] = lambda x, v, t: v.square().mean()
+    yield
+    assert generator.calls == 1
+    yield
+    assert generator.calls == 3
+
+
+@runs("A discriminator beside a trainer")
+def _(names: Names) -> Iterator[None]:
+    yield
+
+
+@runs("Salt in FastVideo, FastGen, Model-Optimizer and diffusers")
+@runs("The line")
+def _(names: Names) -> Iterator[None]:
+    names |= {"config": SimpleNamespace(), "SaltSelfForcingModel": "a class of FastGen's"}
+    names["LazyCall"] = lambda target: lambda **settings: (target, settings)
+    yield
+    settings = names["config"].model_class[1]["salt"]
+    assert dataclasses.asdict(SaltConfig.from_mapping(settings)).items() >= settings.items()
+
+
+@runs("Model-Optimizer")
+def _(names: Names) -> Iterator[None]:
+    pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, hidden_states: Tensor, timestep: Tensor, **_: Any) -> Tensor:
+            return self.layer(hidden_states) * timestep.to(hidden_states).reshape(-1, 1, 1, 1, 1)
+
+    names |= {"student": Network(), "teacher": Network(), "fake_score": Network()}
+    names |= {"latents": torch.randn(2, 4, 3, 4, 4), "noise": torch.randn(2, 4, 3, 4, 4)}
+    names |= {"text": torch.randn(2, 5, 4), "negative_text": torch.zeros(2, 5, 4)}
+    yield
+    assert set(names["losses"]) >= {"vsd", "sc", "salt", "total"}
+    assert float(names["student"].layer.weight.grad.abs().sum()) > 0
+
+
+@runs("diffusers")
+def _(names: Names) -> Iterator[None]:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+    class Pipeline:
+        def __call__(self, prompt: str, num_inference_steps: int, **_: Any) -> Any:
+            self.scheduler.set_timesteps(num_inference_steps)
+            return SimpleNamespace(frames=[self.scheduler.sigmas])
+
+    names |= {"pipe": Pipeline(), "prompt": "a fox"}
+    yield
+    torch.testing.assert_close(names["video"].double(), step_schedule(4, 5.0), atol=1e-6, rtol=0)
+
+
+@runs("Recipes")
+def _(names: Names) -> Iterator[None]:
+    yield
+    assert names["config"] == dataclasses.replace(SaltConfig.preset("paper"), sc_weight=0.3)
+
+
+@runs("The shortest adapter")
+def _(names: Names) -> Iterator[None]:
+    trainer = names["trainer"] = miniature()
+    said: list[Any] = []
+    names["print"] = said.append
+    yield
+    assert trainer.step == 2
+    assert not names["handle"].attached
+    assert said.pop()["iteration"] == 1
+    yield
+    assert "model.fake_score: no attribute 'fake_score' on DMD" in str(said.pop())
+    names["theirs"] = SimpleNamespace(distiller=miniature().model, global_step=7)
+    yield
+
+
+@runs("Prove that nothing changes")
+def _(names: Names) -> Iterator[None]:
+    import tiny
+
+    names["inputs"] = tiny.loss_inputs(names["trainer"].model)
+    yield
+
+
+def public_names() -> Iterator[str]:
+    """Read, not imported: the integrations need their frameworks. These have no `__all__`."""
+    package = ROOT / "src" / "salt_losses"
+    modules = [package / "__init__.py", package / "adapters" / "__init__.py"]
+    modules += sorted((package / "integrations").glob("[!_]*.py"))
+    for module in modules:
+        place = module.relative_to(package.parent).with_suffix("")
+        parent = ".".join(place.parts).removesuffix(".__init__")
+        body = ast.parse(module.read_text()).body
+        names = [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        for node in body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                names = ast.literal_eval(node.value)
+        yield from (f"{parent}.{name}" for name in names if not name.startswith("_"))
+
+
+def test_the_api_reference_has_every_public_name_once() -> None:
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    there = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    assert len(set(there)) == len(there)
+    # The adapters' two functions are methods of a class that is private: it stands for them.
+    assert sorted(set(there) - {"salt_losses.adapters._attach.Adapter"}) == sorted(public_names())
+
+
+def test_every_adapter_is_in_the_api_reference() -> None:
+    adapters = ROOT / "src" / "salt_losses" / "adapters"
+    page = (ROOT / "docs" / "api" / "adapters.md").read_text()
+    for module in adapters.glob("[!_]*.py"):
+        assert f"| `salt_losses.adapters.{module.stem}` |" in page
+
+
+def test_the_settings_page_has_every_setting_once_with_its_default() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    section = page[page.index("\n## Every setting\n") :].split("\n## ", 2)[1]
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|(.*)\|$", section, re.MULTILINE)
+    defaults = {
+        field.name: getattr(SaltConfig(), field.name) for field in dataclasses.fields(SaltConfig)
+    }
+    assert sorted(name for name, _, _ in rows) == sorted(defaults)
+    assert {name: ast.literal_eval(default) for name, default, _ in rows} == defaults
+    for name, _, rest in rows:
+        says = [cell.strip() for cell in rest.split(" | ") if cell.strip()]
+        assert len(says) == 3, f"{name}: what it does, what chose it, what it costs"
