@@ -61,16 +61,26 @@ def test_students_differ_in_what_their_names_say() -> None:
     assert plans["dmd-4"] is None
     assert (plans["mixed"].sc_weight, plans["mixed"].align_weight) == (0.0, 0.0)
     assert (plans["mixed-sc"].sc_weight, plans["mixed-sc"].align_weight) == (1.0, 0.0)
+    assert not any(plans[n].adv_weight for n in ("mixed", "mixed-sc", "few", "few first"))
+    assert {n: plans[n].adv_against for n in plans if plans[n] and plans[n].adv_weight} == {
+        name: "more_steps" if "asd" in name else "data"
+        for name in plans
+        if "asd" in name or " data" in name
+    }
+    assert {n for n in plans if plans[n] and plans[n].first_chunk_steps} == {
+        n for n in plans if n.endswith(" first")
+    }
     assert plans["released"].align_weight > 0
     assert plans["released"].align_warmup < PRESETS["cpu"].distill_steps
     for name in (n for n in STUDENTS if n.endswith(" x3")):
         assert STUDENTS[name] == replace(STUDENTS[name.removesuffix(" x3")], length=3)
         assert plans[name] == plans[name.removesuffix(" x3")]
     for name in (n for n in STUDENTS if "=" in n and not n.endswith(" x3")):
-        anchor, *changes = name.split(" ")
-        keys = [change.split("=")[0] for change in changes]
-        settings = replace(PRESETS["cpu"], **STUDENTS[name].trainer)
-        if STUDENTS[name].trainer:
+        words = name.split(" ")
+        anchor = " ".join(word for word in words if "=" not in word)
+        keys = [word.split("=")[0] for word in words if "=" in word]
+        if STUDENTS[name].trainer != STUDENTS[anchor].trainer:
+            settings = replace(PRESETS["cpu"], **STUDENTS[name].trainer)
             assert settings != PRESETS["cpu"], f"{name} is {anchor}"
             assert set(keys) == set(STUDENTS[name].trainer)
         else:

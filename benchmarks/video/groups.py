@@ -117,8 +117,8 @@ STUDENTS |= {
     ),
 }
 _FEW = tuple(name for name in STUDENTS if name.startswith("few"))
-_FEW_MORE = vary("few data", adv_kind="non_saturating") | vary("few asd", adv_weight=0.1)
-STUDENTS |= _FEW_MORE
+_KINDS, _WEIGHTS = vary("few data", adv_kind="non_saturating"), vary("few asd", adv_weight=0.1)
+STUDENTS |= _KINDS | _WEIGHTS
 STUDENTS["mixed-sc data"] = Student("+ real data", salt={**DATA, **LOW}, trainer=REAL)
 
 
@@ -144,7 +144,8 @@ GROUPS = {
     "align": Group("Alignment", ("mixed-sc", *_FAMILIES["align"]), 3),
     "align-more": Group("Alignment, more of it", ("mixed-sc", *_FAMILIES["align-more"]), 2),
     "few": Group("First frames and adversaries at few steps", _FEW, 3),
-    "few-more": Group("The discriminator's settings", (*_FEW, *_FEW_MORE), 1),
+    "few-data": Group("Kind and levels", ("few data", "few data low", *_KINDS), 3),
+    "few-asd": Group("Weight", ("few asd", *_WEIGHTS), 1),
     "alpha": Group("Salt with a discriminator", ("mixed-sc", "mixed-sc data"), 3),
     "baseline": Group("The baseline", ("dmd-4", "undistilled", *_FAMILIES["baseline"]), 1),
 }

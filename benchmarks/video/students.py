@@ -31,6 +31,8 @@ BASE = {
     "align_block": None,
     "align_at": "end",
     "align_noise": "own",
+    "adv_kind": "non_saturating",
+    "adv_levels": (0.0, 1.0),
 }
 LAST = "last"
 # Of the sweep in docs/evidence.md; the rate lets a head learn in 100 updates.
