@@ -32,7 +32,7 @@ def checkout() -> Path | None:
 def activate() -> None:
     """Makes the checkout importable."""
     os.environ.setdefault("HF_HOME", "nowhere")
-    if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path):
+    if not any(getattr(finder, "names", None) == ABSENT for finder in sys.meta_path):
         import diffusers  # noqa: F401 (asks for torchvision, and must not find the stand-in)
         import transformers  # noqa: F401
 

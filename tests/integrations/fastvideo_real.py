@@ -21,6 +21,7 @@ import torch
 from absent import AbsentPackages
 
 VARIABLE = "SALT_FASTVIDEO"
+ABSENT = {"torchvision"}
 CHECKPOINTING: str | None = "full"
 TEXT_LEN = TEXT_DIM = 8
 CHECKPOINT = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # its name says which configuration; not loaded
@@ -34,12 +35,12 @@ def checkout() -> Path | None:
 def activate() -> None:
     """Makes the checkout importable, and sets up a world of one rank unless there is one."""
     warnings.filterwarnings("ignore", message="In CPU autocast")
-    if not any(isinstance(finder, AbsentPackages) for finder in sys.meta_path):
+    if not any(getattr(finder, "names", None) == ABSENT for finder in sys.meta_path):
         import diffusers  # noqa: F401 (asks for torchvision, and must not find the stand-in)
         import transformers  # noqa: F401
 
         sys.path.insert(0, str(checkout()))
-        sys.meta_path.append(AbsentPackages({"torchvision"}))
+        sys.meta_path.append(AbsentPackages(ABSENT))
     from fastvideo.distributed import parallel_state
     from fastvideo.platforms.cpu import CpuPlatform
 
