@@ -47,7 +47,10 @@ def write(folder: Path, results: Record, pictures: dict[str, dict[int, Tensor]])
     if "longer" in results["groups"]:
         made["training"] = plot_training(pyplot, in_group(results, "longer"))
     if "few" in results["groups"]:
-        made["gap"] = plot_gaps(pyplot, in_group(results, "few"))
+        told_apart = in_group(results, "few")
+        if "few-data" in results["groups"]:
+            told_apart |= in_group(results, "few-data")
+        made["gap"] = plot_gaps(pyplot, told_apart)
     for stem, figure in made.items():
         figure.savefig(folder / f"video_{stem}.png", dpi=110)
         pyplot.close(figure)

@@ -39,11 +39,12 @@ class SaltConfig:
       costs the fewest calls and no second KV cache beside the student's graph.
     - `align_margin`, `align_prob`, `align_block`: chosen, not measured with these forms.
     - `adv_weight`: 0, the paper's own system has no discriminator. Where it is on, FastGen (commit
-      34f30e8) and One-Forcing (ca345b3) have 0.03, which was better than none on the miniature
-      video, where 0.1 did harm. `adv_against`: One-Forcing's; there as good at 1 step as
-      rollouts of one step more. `adv_kind` is ASD's; it and `adv_levels` were better there at 1
-      step than non-saturating and than all levels. `adv_blocks`, `adv_lr`: FastGen's for Wan
-      1.3B (15, 22 and 29 of 30; 1e-5; the miniature's short training had 1e-3). The others: ours.
+      34f30e8) and One-Forcing (ca345b3) have 0.03, which on the miniature video was better than
+      none at 1 step and undecided from 4 on, where 0.1 did harm (one seed). `adv_against`:
+      One-Forcing's, there as good at 1 step as rollouts of one step more. `adv_kind`: ASD's; it
+      and `adv_levels` were better there at 1 step than non-saturating and than all levels.
+      `adv_blocks`, `adv_lr`: FastGen's for Wan 1.3B (15, 22 and 29 of 30; 1e-5; the miniature's
+      short training had 1e-3). The others: ours.
 
     Args:
         shift: time shift of the grids; `None`: the trainer's own (adapters), 1 elsewhere.

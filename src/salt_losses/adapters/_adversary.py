@@ -66,7 +66,7 @@ class Adversary:
         self._parameters = list(network.parameters())
         self._step_counts = tuple(config.adv_step_counts or config.step_counts)
         self._by_step_count = config.adv_against == "more_steps"
-        self._blocks = feature_blocks(network, config)
+        self._blocks = feature_blocks(len(network.model.blocks), config)
         self.head = DiscriminatorHead(
             network.model.dim,
             self._blocks,
@@ -253,11 +253,10 @@ class Adversary:
             group["lr"] = self._config.adv_lr
 
 
-def feature_blocks(network: Any, config: SaltConfig) -> tuple[int, ...]:
-    """The indices of the blocks that are read."""
+def feature_blocks(count: int, config: SaltConfig) -> tuple[int, ...]:
+    """The indices of the blocks that are read, of a network of `count`."""
     if config.adv_blocks is not None:
         return tuple(config.adv_blocks)
-    count = len(network.model.blocks)
     return tuple(sorted({count // 2, 3 * count // 4, count - 1}))
 
 

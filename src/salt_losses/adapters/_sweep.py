@@ -28,7 +28,7 @@ from ._sample import _step_lists
 from ._seams import SWEEP, SeamCheck
 from ._sheet import write
 from ._steps import StepLists
-from ._sweep_measures import Defect, concordance
+from ._sweep_measures import PathDefect, concordance
 
 STEP_COUNTS = (1, 2, 4, 8)
 PIPELINE = "CausalInferencePipeline"
@@ -143,7 +143,7 @@ class Sweeps:
         """Of the weights that the generator has now."""
         sampler = self._sampler()
         latents: dict[int, list[Tensor]] = {k: [] for k in self._steps}
-        defect = Defect(sampler, self._times, self._fine)
+        defect = PathDefect(sampler, self._times, self._fine)
         for index, prompt in enumerate(self.prompts):
             noise = self._noise(index)
             for k, steps in self._steps.items():

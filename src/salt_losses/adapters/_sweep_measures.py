@@ -13,7 +13,7 @@ from ..semigroup import _defect
 from ..shortcut import SAME_TIME
 
 
-class Defect:
+class PathDefect:
     """Eq. 16 along the sampler's own path: the mean over chunks and prompts, for each interval.
 
     A call at `t_m` writes the cache's slots of its own chunk, which the chunk's next call writes

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..adapters._adversary import feature_blocks
 from ..discriminator import DiscriminatorHead
 from ..objective import SaltConfig
 from .calls import wants_defect, wants_reference
@@ -91,7 +92,7 @@ def extra_memory(
                 Item("discriminator: its rollout's KV cache", cache + prompts, "GPU", when)
             )
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
-        last = max(adversary_blocks(salt, network))
+        last = max(feature_blocks(network.layers, salt))
         items += [
             Item("discriminator: one block's input", one, "GPU", "in its last feature pass"),
             Item("discriminator: its blocks' inputs", (last + 1) * one, "host", "in that pass"),
@@ -99,18 +100,12 @@ def extra_memory(
     return items
 
 
-def adversary_blocks(salt: SaltConfig, network: Network) -> tuple[int, ...]:
-    if salt.adv_blocks is not None:
-        return tuple(salt.adv_blocks)
-    count = network.layers
-    return tuple(sorted({count // 2, 3 * count // 4, count - 1}))
-
-
 def head_parameters(salt: SaltConfig, network: Network) -> int:
     counts = salt.step_counts if salt.adv_step_counts is None else salt.adv_step_counts
     classes = len(counts) if salt.adv_against == "more_steps" else 1
     with torch.device("meta"):
-        head = _Shapes(network.dim, adversary_blocks(salt, network), num_classes=classes)
+        blocks = feature_blocks(network.layers, salt)
+        head = _Shapes(network.dim, blocks, num_classes=classes)
     return sum(p.numel() for p in head.parameters())
 
 
