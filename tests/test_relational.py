@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from salt_losses.relational import relational_align_loss
 
 RELATIONS = ("spatial", "temporal", "spatiotemporal")
 BACKENDS = ("reference", "chunked")
-# The chunked backend's blocks are 320 x 1600 on the CPU: one block exactly, uneven tails.
+# The chunked backend's blocks are 1600 x 320 on the CPU: one block exactly, uneven tails.
 UNEVEN = (
     (1, 2, 320, 3),
     (1, 2, 321, 3),
@@ -378,6 +379,58 @@ def test_a_second_derivative_of_the_chunked_backend_is_refused() -> None:
         first.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_kept_graph_gives_its_gradient_again_and_a_used_one_refuses(dtype: torch.dtype) -> None:
+    low, ref = features(2, 2, 5, 3, dtype=dtype)
+    expected = gradient(relational_align_loss(low, ref), low)
+    loss = relational_align_loss(low, ref)
+    gradients = [
+        torch.autograd.grad(factor * loss, low, retain_graph=factor < 3)[0] for factor in (1, 2, 3)
+    ]
+    for factor, found in enumerate(gradients, start=1):
+        torch.testing.assert_close(found, factor * expected, rtol=1e-2, atol=0)
+    assert len({found.data_ptr() for found in gradients}) == 3
+    with pytest.raises(RuntimeError, match="second time"):
+        gradient(loss, low)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"), reason="old torch"
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_gradient_takes_no_memory_of_its_own_where_the_graph_is_not_kept(
+    keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from salt_losses import relational
+
+    slopes = []
+
+    def spy(*args: object) -> tuple[Tensor, Tensor]:
+        excess, slope = operator(*args)
+        slopes.append(slope.data_ptr())
+        return excess, slope
+
+    operator = relational.relational_chunked
+    monkeypatch.setattr(relational, "relational_chunked", spy)
+    low, ref = features(2, 5, 3)
+    loss = relational_align_loss(low, ref)
+    found = torch.autograd.grad(loss, low, retain_graph=keep)[0]
+    assert ([found.data_ptr()] == slopes) is not keep
+
+
+def test_hooks_and_checkpoints_of_saved_tensors_see_the_same_gradient() -> None:
+    low, ref = features(2, 2, 5, 3)
+    expected = gradient(relational_align_loss(low, ref), low)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        loss = relational_align_loss(low, ref)
+    torch.testing.assert_close(gradient(loss, low), expected)
+    for reentrant in (False, True):
+        loss = checkpoint(relational_align_loss, low, ref, use_reentrant=reentrant)
+        low.grad = None
+        loss.backward()
+        torch.testing.assert_close(low.grad, expected)
+
+
 @pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_it_compiles_as_one_graph(relation: str, backend: str) -> None:
@@ -468,7 +521,7 @@ def test_chunked_needs_no_more_than_tokens_and_gradient_for_more_frames(relation
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     chunked, reference = map(int, output.split())
     clip = 30 * 300 * 32 * 4
-    # The gradient before and after its scaling; across frames also both sets of unit tokens.
+    # The gradient of both clips; across frames also both sets of unit tokens of one.
     allowed = (2 if relation == "spatial" else 4) * clip + 3 * 2**20
     assert chunked < allowed
     # So that the bound means something: the oracle, which holds the matrices, breaks it.

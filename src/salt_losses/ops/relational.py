@@ -64,6 +64,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.dtype = inputs[0].dtype
 
 
+# Private, and what AOTAutograd donates its buffers by. Without it, the graph may be kept.
+_graph_is_kept: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
+
+
 def _backward(
     ctx: Any, grad_excess: Tensor | None, grad_slope: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -78,6 +84,9 @@ def _backward(
     scale = grad_excess.view(-1, 1, 1, 1)
     if torch.is_grad_enabled():
         return (slope * scale).to(ctx.dtype), None, None, None, None
+    if slope.dtype == ctx.dtype and not _graph_is_kept():
+        # Nobody will read the slope again. One who did so anyway would get autograd's error.
+        return slope.mul_(scale), None, None, None, None
     # `out=` spares half-precision inputs a float32 copy of their gradient.
     grad = torch.empty_like(slope, dtype=ctx.dtype)
     return torch.mul(slope, scale, out=grad), None, None, None, None

@@ -1,6 +1,6 @@
 """Relational alignment block by block: loss and gradient in one pass, never a whole matrix.
 
-R is symmetric, so the blocks on and above its diagonal suffice. A block's gradient is known as
+R is symmetric, so the blocks on and below its diagonal suffice. A block's gradient is known as
 soon as the block is: with `G = sign(R_low - R_ref)` where the margin is exceeded and 0 elsewhere,
 `dL/dz = 2 G z`. Nothing of size S x S outlives its block.
 """
@@ -15,15 +15,16 @@ from torch import Tensor
 from .._checks import compute_dtype
 from .relational import EPS, empty_slope, register, token_scale
 
-# Rows and columns of a block. Few rows waste little on the diagonal; many columns make few, long
+# Rows and columns of a block. Few columns waste little on the diagonal; many rows make few, long
 # operations, which matters on CPUs that others use too: each operation waits for its last thread.
+# Tall, as MKL's products of tall blocks are faster than those of the same blocks lying down.
 # Two such float32 blocks fit into a CPU's third-level cache. Not measured on accelerators.
-_CPU_BLOCK = (320, 1600)
-_ACCELERATOR_BLOCK = (1024, 4096)
+_CPU_BLOCK = (1600, 320)
+_ACCELERATOR_BLOCK = (4096, 1024)
 
 
 class Block(NamedTuple):
-    """A block of R. Where it reaches the diagonal, its first columns are its rows."""
+    """A block of R. Where it reaches the diagonal, its first rows are its columns."""
 
     rows: slice
     cols: slice
@@ -34,8 +35,8 @@ class Block(NamedTuple):
 
     @property
     def own(self) -> int:
-        """How many of its columns are its rows."""
-        return self.shape[0] if self.rows.start == self.cols.start else 0
+        """How many of its rows are its columns."""
+        return self.shape[1] if self.rows.start == self.cols.start else 0
 
 
 def forward(
@@ -110,18 +111,18 @@ class _Workspace:
             relation.sub_(torch.bmm(z_ref[:, rows], z_ref[:, cols].mT, out=scratch))
             relation, scratch = _shrink_(relation, margin, scratch), relation
             torch.abs(relation, out=scratch)
-            # Each pair stands for its mirror image too, but those among the block's own rows,
+            # Each pair stands for its mirror image too, but those among the block's own columns,
             # which hold both.
             excess.add_(scratch.sum((1, 2)), alpha=2)
             own = block.own
             if own:
-                excess.sub_(scratch[:, :, :own].sum((1, 2)))
+                excess.sub_(scratch[:, :own].sum((1, 2)))
             if grad is not None:
                 sign = relation.sign_()
-                grad[:, rows].baddbmm_(sign, z[:, cols])
-                if own < width:
-                    others = slice(cols.start + own, cols.stop)
-                    grad[:, others].baddbmm_(sign[:, :, own:].mT, z[:, rows])
+                grad[:, cols].baddbmm_(sign.mT, z[:, rows])
+                if own < height:
+                    others = slice(rows.start + own, rows.stop)
+                    grad[:, others].baddbmm_(sign[:, own:], z[:, cols])
 
         if grad is not None and out is not None:
             # Through the normalisation: drop what lies along the token, divide by its length.
@@ -170,13 +171,13 @@ def _scaled_norm_(out: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
 def _blocks(
     frames: int, tokens: int, block: tuple[int, int], other_frames: bool
 ) -> Iterator[Block]:
-    """Blocks that hold each unordered pair of tokens, those among their own rows twice."""
+    """Blocks that hold each unordered pair of tokens, those among their own columns twice."""
     total = frames * tokens
     span = tokens if other_frames else total
     for first in range(0, total, span):
-        for start, stop in pairwise(_even_cuts(first, first + span, block[0])):
-            begin = first + span if other_frames else start
-            for left, right in pairwise(_even_cuts(begin, total, block[1])):
+        for left, right in pairwise(_even_cuts(first, first + span, block[1])):
+            begin = first + span if other_frames else left
+            for start, stop in pairwise(_even_cuts(begin, total, block[0])):
                 yield Block(slice(start, stop), slice(left, right))
 
 
