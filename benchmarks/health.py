@@ -1,6 +1,6 @@
 """What the health numbers look like: a run that goes well, and runs that go wrong.
 
-Short trainings of `benchmarks.video`'s configuration with Salt: as it should be; with a critic that
+Trainings of `benchmarks.video`'s configuration with Salt: as it should be; with a critic that
 learns 200 times too slowly; with one that learns 100 times too fast; with an `sc_weight` of 30.
 Their curves are the figure of docs/health.md. `--cost` measures what the numbers cost instead: the
 share of the processor time of an iteration.
@@ -52,7 +52,7 @@ Metrics = list[dict[str, float]]
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.health", description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--iterations", type=int, default=180, help="every third: the generator's")
+    parser.add_argument("--iterations", type=int, default=900, help="every third: the generator's")
     parser.add_argument("--runs", choices=RUNS, nargs="+", default=list(RUNS))
     parser.add_argument("--results", type=Path, default=Path("outputs/health"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))

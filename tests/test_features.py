@@ -268,6 +268,8 @@ def test_features_and_their_gradient_are_those_of_the_plain_network(
 ):
     if OLD and form in COMPILED[1:]:
         pytest.skip("compiled blocks were tried with newer torch only")
+    if OLD and form is fsdp_blocks and (frozen or stop_after):
+        pytest.skip("in one process, FSDP of torch 2.4 fails after parameters without a gradient")
     x = inputs()
     expected = [by_hand(network(), x)[i] for i in (2, 0)]
     (wanted,) = torch.autograd.grad(sum(f.square().sum() for f in expected), x)

@@ -95,7 +95,8 @@ class DiscriminatorHead(nn.Module):
             self.classifier = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, num_classes)
             )
-        self.to_empty(device=torch.get_default_device())
+        # torch 2.4's get_default_device does not see a `with torch.device(...)`.
+        self.to_empty(device=torch.empty(0).device)
         self.reset_parameters(generator)
 
     @torch.no_grad()

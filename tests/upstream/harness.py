@@ -103,6 +103,11 @@ FORKS = {
     ),
 }
 KNOWN = TRAINERS | FORKS
+
+# In one process, where it does not shard, FSDP of torch 2.4 with `use_orig_params` raises "Cannot
+# writeback ..." in the pass after one that left parameters without a gradient, or left them with
+# one. So it does without Salt.
+FSDP_FAILS_IN_ONE_PROCESS = torch.__version__.startswith("2.4.")
 _active: dict[str, Any] = {"name": None, "stack": None}
 _modules: dict[str, dict[str, types.ModuleType]] = {}
 _weights = stand_ins.SmallWeights()

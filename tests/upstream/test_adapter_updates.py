@@ -27,6 +27,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "plain":
         yield tiny.build_model()
         return
+    if request.param == "fsdp" and harness.FSDP_FAILS_IN_ONE_PROCESS:
+        pytest.skip("torch 2.4")
     with harness._single_process_group(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FSDP's own
         model = tiny.build_model()
@@ -73,6 +75,7 @@ def test_an_update_has_one_plan_however_many_losses_are_accumulated(
     seen = []
     with self_forcing.attached(model, BUSY) as handle, warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
         for iteration in range(4):
             assert handle.plan.iteration == iteration
             seen.append(set(accumulate(model, losses)))
@@ -121,6 +124,7 @@ def test_a_critic_that_is_never_called_is_said_once() -> None:
             step()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
             for _ in range(3):
                 accumulate(model, ["generator"])
                 step()
@@ -135,6 +139,7 @@ def test_an_optimizer_that_is_none_of_pytorchs_is_said_once(
     with self_forcing.attached(model, BUSY) as handle:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
             accumulate(model, ["critic"] * 3)
         with pytest.warns(UserWarning, match=r"4 loss calls, and no .* attach to the trainer"):
             accumulate(model, ["critic"])

@@ -209,6 +209,7 @@ def test_a_method_that_is_none_is_named() -> None:
         self_forcing.attach(model)
 
 
+@pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
 @pytest.mark.filterwarnings("ignore")  # FSDP's own
 def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_it_is() -> None:
     def critic_gradient(align_weight: float) -> torch.Tensor:

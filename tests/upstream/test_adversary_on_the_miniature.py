@@ -162,6 +162,7 @@ def test_where_the_trainers_own_loss_does_not_look_the_generator_feels_nothing()
         adversary.terms(scored, torch.randn(1, 3, 1, 8, 16), 2, [0], felt=True)
 
 
+@pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
 def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
     def critic_gradient(config: SaltConfig) -> torch.Tensor:
         model = tiny.build_model()

@@ -78,7 +78,7 @@ def test_a_recorded_run_whose_critic_breaks_says_so_although_the_trainer_hides_i
     next(trainer.model.fake_score.parameters()).data.fill_(math.nan)
     with pytest.warns(UserWarning, match=r"Salt, iteration 1: .*critic_loss is nan") as warned:
         trainer.train(3)
-    assert len(warned) == 1
+    assert [w.category for w in warned].count(UserWarning) == 1  # torch 2.4 has others
     [line] = (tmp_path / "salt_alarms.jsonl").read_text().splitlines()
     assert json.loads(line)["cause"] == "not finite"
     # The direction's NaN entries are made zeros: the loss shows nothing.

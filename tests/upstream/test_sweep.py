@@ -136,6 +136,7 @@ def test_an_iteration_with_a_sweep_in_it_is_bit_identical_in_every_trainer(
     plain = Update(model, None, critic)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
         swept = Update(model, tmp_path, critic)
     assert_same(plain.result, swept.result)
     assert torch.equal(plain.streams[0], swept.streams[0])
