@@ -53,7 +53,7 @@ def relational_align_loss(
         reduction: `"mean"`, or `"none"` for one value per sample.
         backend: `"reference"` holds the matrices and is the oracle of the tests. `"chunked"`
             finds loss and gradient block by block in one pass: of the matrices it holds one block
-            at a time, and one more tensor of the input's size only where the graph is kept.
+            at a time, and a second gradient where the graph is kept, or in float16.
             `"triton"` is its GPU kernel; Triton must be installed, and float64 is not taken.
             `"auto"` is `"chunked"` (the kernel has not been measured on a GPU yet), but
             `"reference"` under `torch.func` transforms and forward-mode differentiation, which
