@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 import types
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,15 @@ def deactivate() -> None:
     stack, _active["stack"], _active["name"] = _active["stack"], None, None
     if stack is not None:
         stack.close()
+
+
+@contextlib.contextmanager
+def warnings_as_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Torch 2.4's checkpointing warns of what it calls itself.
+        warnings.filterwarnings("ignore", r"`torch.cpu.amp.autocast\(", FutureWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -122,7 +122,6 @@ def test_detach_leaves_another_tools_wrapper_which_then_reaches_the_trainers_own
 def test_detach_says_nothing_where_nothing_was_changed(small: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
         self_forcing.attach(small, SC).detach()
 
 

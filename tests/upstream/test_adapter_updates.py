@@ -73,9 +73,7 @@ def test_an_update_has_one_plan_however_many_losses_are_accumulated(
 ) -> None:
     steps = [step_of(network) for network in (model.generator, model.fake_score)]
     seen = []
-    with self_forcing.attached(model, BUSY) as handle, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
+    with self_forcing.attached(model, BUSY) as handle, harness.warnings_as_errors():
         for iteration in range(4):
             assert handle.plan.iteration == iteration
             seen.append(set(accumulate(model, losses)))
@@ -122,9 +120,7 @@ def test_a_critic_that_is_never_called_is_said_once() -> None:
         accumulate(model, ["generator"])
         with pytest.warns(UserWarning, match="plan of iteration 0: critic_loss was not called"):
             step()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
+        with harness.warnings_as_errors():
             for _ in range(3):
                 accumulate(model, ["generator"])
                 step()
@@ -137,9 +133,7 @@ def test_an_optimizer_that_is_none_of_pytorchs_is_said_once(
     monkeypatch.setattr(_updates, "MANY_CALLS", 4)
     model = tiny.build_model()
     with self_forcing.attached(model, BUSY) as handle:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
+        with harness.warnings_as_errors():
             accumulate(model, ["critic"] * 3)
         with pytest.warns(UserWarning, match=r"4 loss calls, and no .* attach to the trainer"):
             accumulate(model, ["critic"])

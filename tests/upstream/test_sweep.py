@@ -7,12 +7,12 @@ import json
 import math
 import random
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import harness
 import pytest
 import sweep_worker
 import tiny
@@ -134,9 +134,7 @@ def test_an_iteration_with_a_sweep_in_it_is_bit_identical_in_every_trainer(
     model: Any, critic: bool, tmp_path: Path
 ) -> None:
     plain = Update(model, None, critic)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.4, by torch 2.4
+    with harness.warnings_as_errors():
         swept = Update(model, tmp_path, critic)
     assert_same(plain.result, swept.result)
     assert torch.equal(plain.streams[0], swept.streams[0])
