@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ._checks import Times, check_count, check_float_tensor, check_like, describe
 from ._random import check_generator, draw
-from .features import feature_tap, forward_replaced
+from .features import feature_tap
 from .flow import add_noise
+from .recompute import recomputing
 from .relational import Relation, relational_align_loss
 from .sampling import VelocityFn, velocity_at
 
@@ -100,7 +96,7 @@ def rollout_align_loss(
     def features(x0: Tensor) -> tuple[Tensor, Tensor]:
         x_t = add_noise(x0, noise, t)
         recomputed = list(blocks)[: index + 1] if checkpoint and torch.is_grad_enabled() else []
-        with feature_tap(blocks, [index], stop_after=True) as outputs, _recomputing(recomputed):
+        with feature_tap(blocks, [index], stop_after=True) as outputs, recomputing(recomputed):
             v = velocity_at(velocity_fn, x_t, t)
         z = _by_frame(outputs[0], low.shape[1], tokens_per_frame)
         return z if frames is None else z[:, list(frames)], v
@@ -115,10 +111,10 @@ def rollout_align_loss(
     # The zero times the output makes the backward pass enter at the network's end, where FSDP
     # waits for it to gather the parameters, although nothing beyond the block is used.
     (gradient,) = torch.autograd.grad(value + 0.0 * v.float().sum(), leaf)
-    return value.detach() + _linear(low, gradient)
+    return value.detach() + with_gradient(low, gradient)
 
 
-def _linear(x: Tensor, gradient: Tensor) -> Tensor:
+def with_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """A scalar of value 0 whose gradient w.r.t. `x` is `gradient`."""
     return ((x - x.detach()).to(torch.float32) * gradient.to(torch.float32)).sum()
 
@@ -133,53 +129,6 @@ def _by_frame(tokens: object, frames: int, tokens_per_frame: int | None) -> Tens
         wanted = f"{frames} frames of {tokens_per_frame or 'equally many'} tokens"
         raise ValueError(f"blocks must return {wanted}; got {describe(tokens)}")
     return rearrange(tokens[:, : frames * per_frame], "b (f s) d -> b f s d", f=frames)
-
-
-@contextmanager
-def _recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Each of these blocks is recomputed in the backward pass; some are already."""
-    with ExitStack() as undo:
-        for block in blocks:
-            # Inside FSDP's wrapper, so that recomputing finds the parameters gathered.
-            inner = getattr(block, "_fsdp_wrapped_module", block)
-            itself = hasattr(inner, "_checkpoint_wrapped_module")
-            undo.enter_context(forward_replaced(inner, _recomputed(inner.forward, itself)))
-        yield
-
-
-def _recomputed(forward: Callable[..., Any], itself: bool) -> Callable[..., Any]:
-    run = forward if itself else partial(checkpointed, forward, use_reentrant=False)
-
-    def block(tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # What the checkpoint keeps of the call passes these hooks, what the block keeps does not.
-        # They outlive the call: no tensor may be in them.
-        with saved_tensors_hooks(partial(_pack, tokens.data_ptr()), _unpack):
-            return run(tokens, *args, **kwargs)
-
-    return block
-
-
-def _pack(tokens: int, saved: Tensor) -> Tensor | tuple[torch.device, Tensor]:
-    """The tokens go to the host; the rest is the same for all blocks, so there is one of it."""
-    if saved.data_ptr() != tokens or not _offloads(saved.device):
-        return saved
-    return saved.device, _to_host(saved)
-
-
-def _unpack(packed: Tensor | tuple[torch.device, Tensor]) -> Tensor:
-    if isinstance(packed, Tensor):
-        return packed
-    device, saved = packed
-    return saved.to(device, non_blocking=True)
-
-
-def _offloads(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def _to_host(x: Tensor) -> Tensor:
-    # In the order of the device's stream, as is what comes after: nobody waits.
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 def _check(

@@ -249,7 +249,7 @@ def semigroup_defect(
     for t_s, t_e in zip(times, times[1:]):
         v_s = velocity_at(velocity_fn, x, t_s)
         inside = [t_m for t_m in fine if t_e + SAME_TIME < t_m < t_s - SAME_TIME]
-        defects = [_defect(velocity_fn, x, v_s, t_s, t_m, t_e) for t_m in inside]
+        defects = [local_defect(velocity_fn, x, v_s, t_s, t_m, t_e) for t_m in inside]
         nan = torch.full((), float("nan"), dtype=compute_dtype(x.dtype), device=x.device)
         intervals.append(torch.stack(defects).mean() if defects else nan)
         if solver == "euler":
@@ -260,7 +260,7 @@ def semigroup_defect(
     return SemigroupDefect(per_interval, per_interval.nanmean())
 
 
-def _defect(
+def local_defect(
     velocity_fn: VelocityFn, x_s: Tensor, v_s: Tensor, t_s: float, t_m: float, t_e: float
 ) -> Tensor:
     x_m = euler_step(x_s, v_s, t_s, t_m)

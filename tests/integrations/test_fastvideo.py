@@ -213,12 +213,12 @@ def test_student_and_critic_see_the_same_plan(fw, kind, tmp_path):
 def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
     fw, kind, tmp_path, monkeypatch
 ):
-    from salt_losses.adapters import _defect
+    from salt_losses.training import defect as term
 
     triples = []
-    sampler = _defect.shortcut_triple_sampler
+    sampler = term.shortcut_triple_sampler
     monkeypatch.setattr(
-        _defect,
+        term,
         "shortcut_triple_sampler",
         lambda *a, **k: triples.append(sampler(*a, **k)) or triples[-1],
     )
@@ -432,7 +432,7 @@ def test_an_ode_rollouts_reference_draws_no_noise(fw, tmp_path):
 
 
 def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_path, monkeypatch):
-    import salt_losses.integrations._fastvideo_alignment as ours
+    from salt_losses.integrations.fastvideo import alignment as ours
 
     seen = []
     align = ours.rollout_align_loss
@@ -528,7 +528,8 @@ def test_another_version_of_the_parent_is_named_in_one_sentence(fw, monkeypatch)
         lambda: monkeypatch.delattr(theirs, "DMD2Method"),
     ):
         change()
-        monkeypatch.delitem(sys.modules, "salt_losses.integrations.fastvideo", raising=False)
+        for name in [n for n in sys.modules if n.startswith("salt_losses.integrations.fastvideo")]:
+            monkeypatch.delitem(sys.modules, name)
         with pytest.raises(ImportError) as error:
             import salt_losses.integrations.fastvideo  # noqa: F401
         assert "known to work is FastVideo 0.2.0" in str(error.value)
@@ -557,15 +558,14 @@ def real(fw: Any) -> Any:
 
 
 def test_the_stand_in_has_the_real_signatures(real):
-    from salt_losses.integrations import _fastvideo_alignment
-    from salt_losses.integrations import fastvideo as ours
+    from salt_losses.integrations.fastvideo import alignment, framework
 
     stand_ins = {
         name: value
         for attributes in fastvideo_stand_in.MODULES.values()
         for name, value in attributes.items()
     }
-    for parent, hooks in ours.HOOKS.items():
+    for parent, hooks in framework.HOOKS.items():
         for hook in hooks:
             theirs = inspect.signature(getattr(parent, hook)).parameters
             stands = inspect.signature(getattr(stand_ins[parent.__name__], hook)).parameters
@@ -574,7 +574,7 @@ def test_the_stand_in_has_the_real_signatures(real):
             wanted = [n for n, p in theirs.items() if p.default is p.empty]
             assert [n for n, p in stands.items() if p.default is p.empty] == wanted
     for name in ("pred_noise_to_pred_video", "set_forward_context"):
-        assert callable(getattr(_fastvideo_alignment, name))
+        assert callable(getattr(alignment, name))
 
 
 def test_the_cache_has_no_autograd_history_when_the_extra_call_comes(real, tmp_path):

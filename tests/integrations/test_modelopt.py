@@ -16,8 +16,8 @@ from salt_losses import add_noise
 
 fastgen = pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
 
-from salt_losses.adapters import _defect  # noqa: E402
 from salt_losses.integrations.modelopt import SaltDMDPipeline  # noqa: E402
+from salt_losses.training import defect as term  # noqa: E402
 
 KINDS = ("flow", "v", "x0", "eps")
 T_LIST = [0.98, 0.9, 0.8, 0.6, 0.0]
@@ -198,13 +198,13 @@ def literal(pipeline: Any, calls: Calls, triple: Any) -> Tensor:
 @pytest.fixture
 def triples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     drawn: list[Any] = []
-    sampler = _defect.shortcut_triple_sampler
+    sampler = term.shortcut_triple_sampler
 
     def kept(*args: Any, **kwargs: Any) -> Any:
         drawn.append(sampler(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(_defect, "shortcut_triple_sampler", kept)
+    monkeypatch.setattr(term, "shortcut_triple_sampler", kept)
     return drawn
 
 

@@ -5,10 +5,10 @@ given objects change (and where a model is attached without its trainer, PyTorch
 optimizer's step). The modules import nothing of the trainers.
 """
 
-from ._engine import SaltHandle
 from ._launch import launch
-from ._record import record
 from ._sample import sample
-from ._seams import MissingSeamError
+from .family.handle import SaltHandle
+from .family.seams import MissingSeamError
+from .watch.record import record
 
 __all__ = ["MissingSeamError", "SaltHandle", "launch", "record", "sample"]

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ..objective import SaltConfig
-from ._record import record
+from .watch.record import record
 
 
 def launch(adapter: ModuleType, description: str | None = None) -> None:

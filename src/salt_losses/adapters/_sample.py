@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..mixed_step import first_chunk_count
 from ..schedule import step_schedule
-from . import _streams
-from ._first_chunk import NAME as FIRST_LIST
-from ._patch import Patches
-from ._steps import StepLists
+from ..training import streams
+from ..training.patches import Patches
+from ..training.step_lists import StepLists
+from .rollout.first_chunk import NAME as FIRST_LIST
 
 
 def sample(description: str | None = None) -> None:
@@ -93,7 +93,7 @@ def _sampler(base: Any, counts: dict[int, int | None]) -> Any:
     class Sampler(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            lists = StepLists(self)
+            lists = StepLists(self.denoising_step_list, self.scheduler)
 
             def timesteps(num_steps: int) -> Tensor:
                 return lists.timesteps(step_schedule(num_steps, lists.shift))
@@ -107,15 +107,15 @@ def _sampler(base: Any, counts: dict[int, int | None]) -> Any:
         def inference(self, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("report_timing") and len(counts) > 1:
                 raise ValueError(f"--report_timing needs one step count; got {list(counts)}")
-            stream, results = _streams.get_state(noise.device), []
+            stream, results = streams.get_state(noise.device), []
             for steps, first in self._salt_lists:
-                _streams.set_state(noise.device, stream)
-                with _step_lists(self, steps, first, kwargs.get("initial_latent")):
+                streams.set_state(noise.device, stream)
+                with sampling_lists(self, steps, first, kwargs.get("initial_latent")):
                     result = super().inference(noise, *args, **kwargs)
                 parts = result if isinstance(result, tuple) else (result,)
                 results.append([part.cpu() for part in parts])
-            _streams.set_state(noise.device, stream)
-            _streams.set_seed(noise.device, int(torch.randint(2**63 - 1, ())))
+            streams.set_state(noise.device, stream)
+            streams.set_seed(noise.device, int(torch.randint(2**63 - 1, ())))
             # One after the other in time: whatever the script does to a video, it does to all.
             joined = [torch.cat(parts, dim=1) for parts in zip(*results)]
             return tuple(joined) if len(joined) > 1 else joined[0]
@@ -124,7 +124,7 @@ def _sampler(base: Any, counts: dict[int, int | None]) -> Any:
 
 
 @contextmanager
-def _step_lists(
+def sampling_lists(
     pipeline: Any, steps: Tensor, first: Tensor | None, given: Tensor | None
 ) -> Iterator[None]:
     """The pipeline with these step lists; `given`: latent frames that it starts from."""

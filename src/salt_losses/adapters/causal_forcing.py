@@ -8,7 +8,7 @@ A step list of the first chunk's own (`denoising_step_list_first_chunk`) is left
 first list admits shortcut triples, the defect term covers the first chunk as well.
 """
 
-from ._attach import Adapter
+from .family.attach import Adapter
 
 _adapter = Adapter("Causal Forcing")
 attach = _adapter.attach

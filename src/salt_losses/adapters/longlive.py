@@ -7,7 +7,7 @@ The target is the trainer, its `streaming_model`, or the `DMD` model alone. In s
 the KV cache lives on between chunks; rollouts beside the student's run on a copy of it.
 """
 
-from ._attach import Adapter
+from .family.attach import Adapter
 
 _adapter = Adapter("LongLive v1.0", streaming=True)
 attach = _adapter.attach

@@ -4,7 +4,7 @@ handle = self_forcing.attach(trainer, SaltConfig())
 trainer.train()
 """
 
-from ._attach import Adapter
+from .family.attach import Adapter
 
 _adapter = Adapter("Self Forcing")
 attach = _adapter.attach

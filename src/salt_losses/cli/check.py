@@ -29,7 +29,7 @@ examples:
 
 Exit code 0: Salt can be attached, though some ability may be missing. 1: it cannot."""
 
-# What tests/upstream was last run with.
+# What tests/adapters was last run with.
 TESTED = {
     "self_forcing": "33593df3e81fa3ec10239271dd2c100facac6de1",
     "longlive": "e52d9ef6865d843282a6b5e9d46d03b35f88929d",

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..adapters._adversary import feature_blocks
 from ..discriminator import DiscriminatorHead
 from ..objective import SaltConfig
+from ..training.adversary import feature_blocks
 from .calls import wants_defect, wants_reference
 from .trainers import Trainer
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..adapters import _seams
-from ..adapters._seams import GENERATOR_CALL, Seam
+from ..adapters.family import seams
+from ..adapters.family.seams import GENERATOR_CALL, Seam
 from .source import Attribute, Checkout, Class
 
 
@@ -118,24 +118,24 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
     """All abilities: the first is `attach`, without which there is none."""
     owners = Owners(checkout, trainer, model)
     attach = Group("attach")
-    pipeline = _seams.PIPELINE + _seams.KV_CACHE
-    owners.check(attach, _seams.TRAINER + _seams.MODEL + _seams.GENERATOR + pipeline)
+    pipeline = seams.PIPELINE + seams.KV_CACHE
+    owners.check(attach, seams.TRAINER + seams.MODEL + seams.GENERATOR + pipeline)
     owners.check_generator_calls(attach)
     groups = [attach]
     abilities: list[tuple[str, tuple[Seam, ...]]] = [
-        ("alignment, by fake_score", _seams.feature_seams("fake_score")),
-        ("alignment, by real_score", _seams.feature_seams("real_score")),
-        ("discriminator", _seams.adversary_seams("fake_score") + _seams.DATA),
-        ("record", _seams.RECORD),
-        ("step sweeps", _seams.SWEEP),
+        ("alignment, by fake_score", seams.feature_seams("fake_score")),
+        ("alignment, by real_score", seams.feature_seams("real_score")),
+        ("discriminator", seams.adversary_seams("fake_score") + seams.DATA),
+        ("record", seams.RECORD),
+        ("step sweeps", seams.SWEEP),
     ]
     for name, of_ability in abilities:
         groups.append(Group(name))
         owners.check(groups[-1], of_ability)
     if owners.streaming_model is not None:
         groups.append(Group("streaming training"))
-        owners.check(groups[-1], _seams.STREAMING + _seams.STREAMING_ADVERSARY)
-        owners.check(groups[-1], _seams.STREAMING_PIPELINE)
+        owners.check(groups[-1], seams.STREAMING + seams.STREAMING_ADVERSARY)
+        owners.check(groups[-1], seams.STREAMING_PIPELINE)
     sample = _sample(checkout)
     sweeps = next(group for group in groups if group.name == "step sweeps")
     # They sample with the same pipeline, but without the script.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..adapters._steps import StepLists
+from ..training.step_lists import StepLists
 from .errors import CommandError
 
 
@@ -114,4 +114,4 @@ def step_lists(trainer: Trainer) -> StepLists:
     table = 1000 * (trainer.shift * sigmas / (1 + (trainer.shift - 1) * sigmas))
     own = torch.zeros(1) if trainer.warped else torch.zeros(1, dtype=torch.long)
     scheduler = SimpleNamespace(timesteps=table, shift=trainer.shift)
-    return StepLists(SimpleNamespace(denoising_step_list=own, scheduler=scheduler))
+    return StepLists(own, scheduler)

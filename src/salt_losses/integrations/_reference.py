@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters._blocks import Block
 from ..flow import euler_step
+from ..training.blocks import Block
 
 
 @dataclass

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import compute_dtype, grid_floats
-from ..adapters._defect import Defect
-from ..adapters._streams import untouched
 from ..flow import to_velocity
 from ..objective import SaltConfig
+from ..training.defect import Defect
+from ..training.streams import untouched
 from ._hooks import check_hooks
 from ._salt import Salt, check_supported
 

@@ -1,0 +1,191 @@
+"""`attach` and `attached` of every adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..._checks import describe
+from ...objective import SaltConfig
+from ...training.agreement import check_agreement
+from ..rollout.first_chunk import first_list
+from .handle import SaltHandle
+from .seams import (
+    TRAINER,
+    SeamCheck,
+    check_adversary,
+    check_model,
+    check_pipeline,
+    check_streaming,
+)
+
+
+class Adapter:
+    """What an adapter module is made of: the trainer's name and the seams that only it has.
+
+    Args:
+        trainer: its name, for messages.
+        streaming: whether it may train on chunks of one long rollout (LongLive).
+    """
+
+    def __init__(self, trainer: str, *, streaming: bool = False) -> None:
+        self.trainer, self.streaming = trainer, streaming
+
+    def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
+        """Add Salt to a trainer; undone by the handle's `detach()`. To be called on every rank.
+
+        The plan changes with the trainer's `step`. A model alone has no step: there an iteration
+        ends when an optimizer (of `torch.optim`, or derived from its) steps the critic after a
+        `critic_loss`, so that gradients may be accumulated over any number of loss calls. Where no
+        such step is seen, a warning says so: any object with the model as `model` and the iteration
+        as `step` can be the trainer.
+
+        While Salt is attached, the model refuses to be copied or pickled as a whole; its networks
+        do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
+        `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
+
+        Args:
+            target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
+            config: Salt's settings; `None`: the defaults.
+
+        Returns:
+            The handle: the present plan, the last metrics, the state to save.
+
+        Raises:
+            MissingSeamError: the target lacks something that Salt needs; nothing is changed then.
+            RuntimeError: Salt is attached to it already.
+            ValueError: settings that this trainer cannot follow, or that differ between ranks (on
+                all of them then); or the target trains on chunks of a long rollout (LongLive's
+                streaming training), and this is another adapter or the model alone.
+            TypeError: `config` is no `SaltConfig`.
+        """
+        config = SaltConfig() if config is None else config
+        if not isinstance(config, SaltConfig):
+            raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
+        check_agreement(
+            "the settings",
+            {field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+        )
+        model, trainer, streaming = self._parts(target)
+        check = SeamCheck(self.trainer)
+        if trainer is not None:
+            check.seams(trainer, TRAINER)
+        check_model(check, model, config.align_features if _aligns(config) else None)
+        if streaming is not None:
+            check_streaming(check, streaming)
+        if config.adv_weight > 0:
+            check_adversary(check, model, streaming, config)
+        check.finish()
+        pipeline = self._check_pipeline(check, model, streaming is not None)
+        _check_settings(model, pipeline, config)
+        if config.adv_weight > 0:
+            _check_adversary(model, streaming is not None, config)
+        handle = SaltHandle(model, trainer, streaming, config, self.trainer)
+        own = first_list(pipeline)
+        if config.first_chunk_steps is not None and own is not None:
+            warnings.warn(
+                f"first_chunk_steps, {config.first_chunk_steps}, takes the place of the trainer's "
+                f"own denoising_step_list_first_chunk, of {len(own)} steps",
+                stacklevel=2,
+            )
+        handle._attach()
+        return handle
+
+    @contextmanager
+    def attached(self, target: Any, config: SaltConfig | None = None) -> Iterator[SaltHandle]:
+        """`attach` for the length of a `with` block, which gets the handle."""
+        handle = self.attach(target, config)
+        try:
+            yield handle
+        finally:
+            handle.detach()
+
+    def _parts(self, target: Any) -> tuple[Any, Any | None, Any | None]:
+        """`(model, trainer, streaming model)` of a trainer, a model or a streaming model."""
+        if self.streaming and hasattr(target, "base_model"):
+            return target.base_model, None, target
+        if hasattr(target, "model") and not hasattr(target, "generator_loss"):
+            streaming = getattr(target, "streaming_model", None)
+            if streaming is None or self.streaming:
+                return target.model, target, streaming
+            raise ValueError(
+                f"target must be a trainer of {self.trainer}; got one that trains its "
+                "streaming_model, which would train without Salt: use adapters.longlive"
+            )
+        if getattr(getattr(target, "args", None), "streaming_training", False):
+            # Its losses are the streaming model's, which this one does not know.
+            raise ValueError(
+                "target must be LongLive's trainer or its streaming_model where streaming_training "
+                "is on; got the model alone, which would train without Salt"
+            )
+        return target, None, None
+
+    def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
+        """A pipeline that is built later is built once now, looked at, and dropped: it only
+        stores what it is given."""
+        pipeline = model.inference_pipeline
+        if pipeline is None:
+            try:
+                model._initialize_inference_pipeline()
+                pipeline = model.inference_pipeline
+            finally:
+                model.inference_pipeline = None
+        check_pipeline(check, pipeline, streaming)
+        check.finish()
+        return pipeline
+
+
+def _aligns(config: SaltConfig) -> bool:
+    return config.align_weight > 0 and config.align_prob > 0 and bool(config.align_reference)
+
+
+def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
+    """Settings that only the trainer at hand can refuse."""
+    finest = max(config.step_counts)
+    nowhere_else = {k for k in config.sc_steps if k in config.step_counts and k > 1} == {finest}
+    if config.sc_weight > 0 and nowhere_else and getattr(pipeline, "last_step_only", False):
+        raise ValueError(
+            "sc_weight must be 0 where the trainer's last_step_only is on: below the last of "
+            f"{finest} steps there is no shortcut triple; got {config.sc_weight!r}"
+        )
+    if _aligns(config) and config.align_block is not None:
+        blocks = len(getattr(model, config.align_features).model.blocks)
+        if config.align_block >= blocks:
+            raise ValueError(
+                f"align_block must be an index into the {blocks} blocks of "
+                f"{config.align_features}; got {config.align_block}"
+            )
+    args: Any = getattr(model, "args", None)
+    if getattr(args, "manual_generator_backward", False):  # One-Forcing's
+        raise ValueError(
+            "manual_generator_backward must be off: with it the trainer calls "
+            "generator_loss_and_backward, which would train without Salt; got True"
+        )
+    if getattr(args, "sp_size", 1) > 1:  # minWM's
+        raise ValueError(
+            "sp_size must be 1: ranks that share a sample would draw Salt's noise and triples each "
+            f"for itself; got {args.sp_size!r}"
+        )
+    local_attn_size = getattr(model, "local_attn_size", None)
+    if local_attn_size is not None and not isinstance(local_attn_size, int):
+        raise ValueError(
+            "local_attn_size must be one number: a list of one size per step fits no rollout of "
+            f"another step count; got {local_attn_size!r}"
+        )
+
+
+def _check_adversary(model: Any, streaming: bool, config: SaltConfig) -> None:
+    if streaming and config.adv_against == "data":
+        raise ValueError(
+            "adv_against must be 'more_steps' in streaming training, which has no data; "
+            f"got {config.adv_against!r}"
+        )
+    blocks = len(getattr(model, config.adv_features).model.blocks)
+    if config.adv_blocks is not None and max(config.adv_blocks) >= blocks:
+        raise ValueError(
+            f"adv_blocks must be indices into the {blocks} blocks of {config.adv_features}; "
+            f"got {list(config.adv_blocks)}"
+        )

@@ -1,0 +1,127 @@
+"""What `attach` gives: the present plan, the last metrics, the state, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...mixed_step import StepPlan
+from ...objective import SaltConfig
+from ...training.adversary import Adversary
+from ...training.agreement import check_agreement
+from ...training.health import Health
+from ...training.patches import Patches
+from .clock import Clock
+from .losses import Losses
+from .updates import Updates
+from .wrapper import Wrapper
+
+
+class SaltHandle:
+    """Salt, attached to a trainer by an adapter's `attach`.
+
+    Attributes:
+        config: the settings.
+        trainer_name: of the trainer that the adapter is for.
+        attached: whether it is still attached.
+    """
+
+    def __init__(
+        self, model: Any, trainer: Any, streaming: Any, config: SaltConfig, trainer_name: str
+    ) -> None:
+        self.config, self.trainer_name, self.attached = config, trainer_name, False
+        self._model = model
+        self._updates = Updates(model) if trainer is None else None
+        self._clock = Clock(trainer, self._updates, config.seed)
+        self._losses = Losses(model, streaming, config, self._clock)
+        self._patches = Patches()
+
+    @property
+    def _adversary(self) -> Adversary | None:
+        opponent = self._losses.opponent
+        return None if opponent is None else opponent.adversary
+
+    @property
+    def plan(self) -> StepPlan:
+        """The plan of the present iteration."""
+        return self._losses.plan
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last generator update's numbers: `iteration`, the `salt/...` keys of its log dict and
+        `salt/health/...` (docs/health.md); those of the defect term's gradient after the backward
+        pass. Empty before the first. Reading it waits for the device."""
+        return self._losses.metrics.read()
+
+    def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
+        """Call `callback(metrics)` once for each generator loss, when its backward pass is over: at
+        the next loss call, which in these trainers is the critic's of the same iteration, or at
+        `detach`."""
+        self._losses.metrics.tell(callback)
+
+    def detach(self) -> None:
+        """Put everything back as it was. A second call does nothing.
+
+        Warns of an attribute that was replaced meanwhile, and leaves it as it is."""
+        self._losses.metrics.report()
+        self.attached = False
+        self._losses.forget_chunk()
+        if self._updates is not None:
+            self._updates.close()
+        self._patches.take_off()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present iteration, the settings that make the plans, and what `metrics` compare with;
+        plain values. With a discriminator also its `"adversary"`: weights and optimizer, for
+        `torch.save`."""
+        scheduler = self._losses.scheduler
+        state = {**scheduler.state_dict(), "iteration": self._clock.iteration}
+        state["health"] = self._losses.health.state_dict()
+        if self._adversary is not None:
+            state["adversary"] = self._adversary.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
+
+        To be called on every rank, with the same state. A state without a discriminator, or without
+        health numbers, leaves these as they are; a discriminator that is not wanted is left out.
+
+        Raises:
+            ValueError: it is from other settings or of another discriminator; the message names
+                what differs, and nothing is changed. Or the ranks got different states: on all of
+                them.
+        """
+        adversary = health = None
+        if isinstance(state_dict, Mapping):
+            state_dict = dict(state_dict)
+            adversary, health = state_dict.pop("adversary", None), state_dict.pop("health", None)
+            check_agreement("state_dict", {**state_dict, "adversary": adversary is not None})
+        if self._adversary is not None and adversary is not None:
+            self._adversary.check_state(adversary)
+        device = next(self._model.generator.parameters()).device
+        remembered = None if health is None else Health.of_state(health, device)
+        self._losses.scheduler.load_state_dict(state_dict)
+        self._clock.continue_at(self._losses.scheduler.iteration)
+        if self._adversary is not None and adversary is not None:
+            self._adversary.load_state_dict(adversary)
+        if remembered is not None:
+            self._losses.health = remembered
+
+    def _attach(self) -> None:
+        methods = self._losses.methods()
+        for owner, name, _ in methods:
+            there = getattr(getattr(owner, name), "_salt_handle", None)
+            if there is not None and there.attached:
+                raise RuntimeError(
+                    f"Salt is already attached to this {type(owner).__name__}; detach it first"
+                )
+        try:
+            for owner, name, ours in methods:
+                self._patches.set(owner, name, Wrapper(getattr(owner, name), ours, self))
+        except BaseException:
+            self._patches.restore()
+            raise
+        self.attached = True
+        if self._updates is not None:
+            self._updates.watch()

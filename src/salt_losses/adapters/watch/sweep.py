@@ -1,0 +1,244 @@
+"""Step sweeps: what the present weights make of the same prompts and noise at 1, 2, 4 and 8 steps.
+
+Everything of the trainer's is afterwards as if there had been no sweep.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from contextlib import ExitStack, redirect_stdout
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...mixed_step import first_chunk_count
+from ...objective import SaltConfig
+from ...schedule import step_schedule
+from ...training import streams
+from ...training.agreement import from_rank_0
+from ...training.patches import Patches
+from ...training.step_lists import StepLists
+from .._sample import sampling_lists
+from ..family.seams import SWEEP, SeamCheck
+from .as_before import as_before, on_device
+from .averages import averaged
+from .sheet import write
+from .sweep_measures import PathDefect, concordance
+
+STEP_COUNTS = (1, 2, 4, 8)
+PIPELINE = "CausalInferencePipeline"
+FOLDER = "salt_sweeps"
+
+
+class Sweeps:
+    """Makes a sweep whenever one is due. Every rank calls it alike; the one with a folder writes.
+
+    Args:
+        model, trainer: with whose inference pipeline, text encoder, VAE and average of the weights.
+        config: Salt's settings.
+        lists: of the trainer's steps.
+        folder: of the run's log; None: nothing is written here.
+
+    Raises:
+        MissingSeamError: the trainer lacks what a sweep needs.
+        ValueError: it starts from images, or its table of timesteps is too coarse; or there are no
+            `sweep_prompts`, and no file of prompts to take them from.
+        OSError: that file cannot be read.
+    """
+
+    def __init__(
+        self, model: Any, trainer: Any, config: SaltConfig, lists: StepLists, folder: Path | None
+    ) -> None:
+        self._model, self._trainer, self._config, self._lists = model, trainer, config, lists
+        self._folder = folder
+        check = SeamCheck("trainer")
+        check.seams(model, SWEEP)
+        check.finish()
+        if getattr(model.args, "i2v", False):
+            raise ValueError(
+                "sweep_every must be 0 where the trainer starts from images (i2v); "
+                f"got {config.sweep_every}"
+            )
+        shift = lists.shift if config.shift is None else config.shift
+        fine = 2 * config.inference_steps
+        grids = {
+            k: lists.timesteps(step_schedule(k, shift))
+            for k in {*STEP_COUNTS, config.inference_steps, fine}
+        }
+        self._steps = {k: grids[k] for k in sorted({*STEP_COUNTS, config.inference_steps})}
+        first = config.first_chunk_steps
+        self._first = {
+            k: None if first is None else lists.timesteps(
+                step_schedule(first_chunk_count(first, k), shift)
+            )
+            for k in self._steps
+        }  # fmt: skip
+        self._times = lists.times(step_schedule(config.inference_steps, shift))
+        self._fine = lists.times(step_schedule(fine, shift))
+        self.prompts = config.sweep_prompts or from_rank_0(lambda: first_prompts(trainer))
+        self._last: int | None = None
+        self._warned = False
+
+    def look(self, iteration: int) -> None:
+        """A sweep, if one is due: between two updates, before the iteration's first loss."""
+        if iteration % self._config.sweep_every or iteration == self._last:
+            return
+        self._last = iteration
+        try:
+            self._sweep(iteration)
+        except Exception as error:  # whatever it is: the training is worth more
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"the step sweep of iteration {iteration} failed, and the training goes on: "
+                    f"{type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+
+    def _sweep(self, iteration: int) -> None:
+        model = self._model
+        ema = getattr(self._trainer, "generator_ema", None)
+        networks = [model.generator, model.text_encoder]
+        with (
+            as_before(model.device, networks),
+            torch.no_grad(),
+            redirect_stdout(io.StringIO()),  # Self Forcing prints every step
+            Patches() as patches,
+        ):
+            patches.set(model, "inference_pipeline", self._training_pipeline())
+            found = {"student": self.rollouts()}
+            if ema is not None:
+                with averaged(model.generator, ema):
+                    found["ema"] = self.rollouts()
+            # Last: an error of the rank that writes must keep no other one waiting.
+            if self._folder is not None:
+                for weights, rollouts in found.items():
+                    self._write(self._folder, iteration, weights, rollouts)
+
+    def _write(self, folder: Path, iteration: int, weights: str, rollouts: Rollouts) -> None:
+        numbers = {
+            "iteration": iteration,
+            "weights": weights,
+            "step_counts": list(self._steps),
+            "prompts": list(self.prompts),
+            "agreement": {
+                f"{a}-{b}": concordance(rollouts.latents[a], rollouts.latents[b])
+                for a, b in combinations(self._steps, 2)
+            },
+            "defect": {
+                "times": self._times,
+                "per_interval": rollouts.defect,
+                "mean": sum(rollouts.defect) / len(rollouts.defect),
+            },
+        }
+        videos = {k: self._decoded(latents) for k, latents in rollouts.latents.items()}
+        write(folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
+
+    def rollouts(self) -> Rollouts:
+        """Of the weights that the generator has now."""
+        sampler = self._sampler()
+        latents: dict[int, list[Tensor]] = {k: [] for k in self._steps}
+        defect = PathDefect(sampler, self._times, self._fine)
+        for index, prompt in enumerate(self.prompts):
+            noise = self._noise(index)
+            for k, steps in self._steps.items():
+                streams.set_seed(noise.device, streams.seed_of(f"salt-losses sweep {index}"))
+                with ExitStack() as stack:
+                    stack.enter_context(sampling_lists(sampler, steps, self._first[k], None))
+                    if k == self._config.inference_steps:
+                        stack.enter_context(defect.measured())
+                    _, made = sampler.inference(noise, [prompt], return_latents=True)
+                latents[k].append(made.float().cpu())
+        videos = {k: torch.cat(parts) for k, parts in latents.items()}
+        return Rollouts(videos, defect.per_interval())
+
+    def _sampler(self) -> Any:
+        """The trainer's inference pipeline, on the networks in training."""
+        model, training = self._model, self._model.inference_pipeline
+        sampler = _inference_class(training)(
+            model.args,
+            device=model.device,
+            generator=model.generator,
+            text_encoder=model.text_encoder,
+            vae=_NoDecoder(),
+        )
+        # They are written down there as those of Wan 1.3B at 480p.
+        for name in ("frame_seq_length", "num_transformer_blocks"):
+            setattr(sampler, name, getattr(training, name))
+        return sampler
+
+    def _training_pipeline(self) -> Any:
+        """Built for a while where there is none yet: it only stores what it is given."""
+        model = self._model
+        if model.inference_pipeline is not None:
+            return model.inference_pipeline
+        try:
+            model._initialize_inference_pipeline()
+            return model.inference_pipeline
+        finally:
+            model.inference_pipeline = None
+
+    def _noise(self, index: int) -> Tensor:
+        model = self._model
+        generator = torch.Generator().manual_seed(streams.seed_of(f"salt-losses noise {index}"))
+        shape = [1, *list(model.args.image_or_video_shape)[1:]]
+        return torch.randn(shape, generator=generator).to(model.device, model.dtype)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """`[N, F, C, H, W]` latents as `[N, F, 3, H, W]` in [-1, 1], on the CPU."""
+        vae = getattr(self._model, "vae", None)
+        if vae is None:  # of one channel, or of three
+            return latents[:, :, :3].expand(-1, -1, 3, -1, -1)
+        with on_device(vae, self._model.device) as dtype:
+            videos = [
+                vae.decode_to_pixel(video[None].to(self._model.device, dtype)).float().cpu()
+                for video in latents
+            ]
+        return torch.cat(videos)
+
+
+class Rollouts(NamedTuple):
+    """`latents`: step count -> `[N, F, C, H, W]`, one for each prompt. `defect`: of each interval
+    of the inference grid."""
+
+    latents: dict[int, Tensor]
+    defect: list[float]
+
+
+def first_prompts(trainer: Any) -> tuple[str, ...]:
+    """The first two lines of the trainer's own file of prompts."""
+    path = getattr(getattr(trainer, "config", None), "data_path", None)
+    lines: list[str] = []
+    if path is not None and Path(path).is_file():
+        lines = Path(path).read_text(errors="replace").splitlines()
+    prompts = tuple(line.strip() for line in lines if line.strip())[:2]
+    if not prompts:
+        raise ValueError(
+            "sweep_prompts must be given: the trainer's config has no data_path of a text file "
+            f"with prompts to take the first of; got {path!r}"
+        )
+    return prompts
+
+
+def _inference_class(training: Any) -> Any:
+    """The trainer's, from beside its training pipeline."""
+    module = type(training).__module__
+    for place in (module, module.rpartition(".")[0]):
+        kind = getattr(sys.modules.get(place), PIPELINE, None)
+        if kind is not None:
+            return kind
+    raise AttributeError(f"no {PIPELINE} beside {module}.{type(training).__name__}")
+
+
+class _NoDecoder:
+    """In the place of the VAE: one rank decodes, and not within the pipeline."""
+
+    def decode_to_pixel(self, latent: Tensor, use_cache: bool = False) -> Tensor:
+        return latent
+
+    decode_to_pixel_chunk = decode_to_pixel

@@ -1,0 +1,150 @@
+"""What is noted of a FastGen student, and done with it again, by PyTorch's hooks on its calls."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from ...objective import SaltConfig
+from ...training.blocks import Block
+from ...training.defect import Defect
+from .._reference import Recorded, denser_steps
+
+
+class NetTap:
+    """Notes the network's denoising calls within the context, and makes the defect term.
+
+    A call with gradient that writes no cache is an exit step. The network is asked for the velocity
+    that its x0 is made of, and the x0 made of it as it would be, so that none is rounded twice.
+
+    Args:
+        net: the student.
+        defect: where the term is collected; None without.
+        record: whether to keep what a reference rollout needs, in `blocks`.
+    """
+
+    def __init__(self, net: Any, defect: Defect | None, *, record: bool) -> None:
+        self._net, self._defect, self._record = net, defect, record
+        self.blocks: list[Recorded] = [Recorded()]
+        self._own_call = False
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        before = self._net.register_forward_pre_hook(self._before, with_kwargs=True)
+        after = self._net.register_forward_hook(self._after, with_kwargs=True)
+        self._undo.callback(before.remove)
+        self._undo.callback(after.remove)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._undo.close()
+
+    def _before(self, net: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return None if self._own_call else (args, {**kwargs, "fwd_pred_type": net.net_pred_type})
+
+    def _after(self, net: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
+        if self._own_call:
+            return None
+        x, t = args
+        x0 = convert(net, x, output, t, net.net_pred_type, "x0")
+        if kwargs.get("store_kv", False):
+            self._context(x, t, kwargs)
+            return x0
+        if self._record:
+            self._step(x, t, kwargs, x0)
+        if self._defect is not None and torch.is_grad_enabled():
+
+            def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
+                self._own_call = True
+                try:
+                    call = {**kwargs, "fwd_pred_type": "flow"}
+                    v: Tensor = net(x_m, t_m.to(t), **call)
+                    return v
+                finally:
+                    self._own_call = False
+
+            v = convert(net, x, output, t, net.net_pred_type, "flow")
+            # The cache needs no alias: the network writes constants into it, and not in this call.
+            self._defect.exit_step(velocity, x, v, t.double().cpu())
+        return x0
+
+    def _step(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], x0: Tensor) -> None:
+        block = self.blocks[-1]
+        if block.calls:  # the noise that took the last x0 here, which FastGen keeps to itself
+            block.noises.append(noise_between(self._net, x, block.calls[-1]["x0"], t))
+        block.calls.append({"x": x.detach(), "t": t, "x0": x0.detach(), "kwargs": kwargs})
+
+    def _context(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> None:
+        if not self._record:
+            return
+        block = self.blocks[-1]
+        block.context = {"t": t, "kwargs": kwargs}
+        if x is not block.calls[-1]["x0"] and not torch.equal(x, block.calls[-1]["x0"]):
+            block.context_noise = noise_between(self._net, x, block.calls[-1]["x0"], t)
+        self.blocks.append(Recorded())
+
+
+def in_reference(
+    net: Any,
+    recorded: Recorded,
+    block: Block,
+    times: list[float],
+    config: SaltConfig,
+    generator: torch.Generator,
+    stochastic: bool,
+) -> Tensor:
+    """What a block of the student is aligned to; writes the reference's block into the cache."""
+    first, last = recorded.calls[0], recorded.calls[-1]
+
+    def level(step: int) -> Tensor:
+        return torch.full_like(first["t"], times[step])
+
+    def predict(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        out = net(x, level(step), **{**first["kwargs"], "fwd_pred_type": net.net_pred_type})
+        to = (convert(net, x, out, level(step), net.net_pred_type, kind) for kind in ("flow", "x0"))
+        v, x0 = to
+        return v, x0
+
+    def add_noise(x0: Tensor, noise: Tensor, step: int) -> Tensor:
+        noisy: Tensor = net.noise_scheduler.forward_process(x0, noise, level(step))
+        return noisy
+
+    def fresh(x0: Tensor) -> Tensor:
+        return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+
+    x0 = target = denser_steps(
+        block,
+        first["x"],
+        recorded.noises,
+        times,
+        predict,
+        add_noise,
+        last=block.reference_exit,
+        fresh=fresh if config.align_noise == "own" else None,
+        stochastic=stochastic,
+    )[-1]
+    if config.align_at == "input" and block.takes_part:
+        _, target = predict(last["x"], block.reference_exit)
+    context = recorded.context or {}
+    if recorded.context_noise is not None:
+        x0 = net.noise_scheduler.forward_process(x0, recorded.context_noise, context["t"])
+    net(x0, context["t"], **{**context["kwargs"], "fwd_pred_type": "x0"})
+    return target
+
+
+def convert(net: Any, x: Tensor, output: Tensor, t: Tensor, source: str, to: str) -> Tensor:
+    """A prediction of another kind, as the network itself converts it."""
+    levels = t[:, None, :, None, None] if t.ndim == 2 else t
+    converted: Tensor = net.noise_scheduler.convert_model_output(
+        x, output, levels, src_pred_type=source, target_pred_type=to
+    )
+    return converted
+
+
+def noise_between(net: Any, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    noise: Tensor = net.noise_scheduler.x0_to_eps(xt=x.detach(), x0=x0, t=t)
+    return noise

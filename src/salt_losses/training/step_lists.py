@@ -1,0 +1,45 @@
+"""Grids of noise levels as a trainer's step lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class StepLists:
+    """Turns grids into step lists by way of the trainer's own table of timesteps.
+
+    A warped list (`warp_denoising_step`) is read off the scheduler's shifted table, so K-step lists
+    must go through it as well, or T(2), T(4) and T(8) would not nest. A plain list counts in
+    thousandths.
+    """
+
+    def __init__(self, own: Tensor, scheduler: Any) -> None:
+        """`own`: the trainer's list; `scheduler`: with its table of `timesteps` and its `shift`."""
+        self._own = own
+        warped = own.is_floating_point()
+        self._table = scheduler.timesteps.double().cpu() if warped else None
+        self.shift = float(scheduler.shift) if warped else 1.0
+
+    def timesteps(self, times: Tensor) -> Tensor:
+        """`[K]`: the step list of the grid `times`, `[K + 1]`, like the trainer's own."""
+        wanted = 1000.0 * times[:-1]
+        if self._table is None:
+            steps = wanted.round()
+        else:
+            steps = self._table[(self._table[None] - wanted[:, None]).abs().argmin(1)]
+        if len(set(steps.tolist())) < len(steps):
+            raise ValueError(
+                f"a grid of {len(steps)} steps is too fine for the trainer's timesteps: "
+                "two of its points coincide there"
+            )
+        return steps.to(self._own)
+
+    def times(self, times: Tensor) -> list[float]:
+        """The same grid, as the noise levels that the trainer will really use."""
+        return [*noise_levels(self.timesteps(times)), 0.0]
+
+
+def noise_levels(timesteps: Tensor) -> list[float]:
+    return [t / 1000.0 for t in timesteps.tolist()]

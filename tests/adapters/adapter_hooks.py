@@ -1,0 +1,62 @@
+"""What the processes of the distributed tests do with their trainer (`launch.run_trainer`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import causal_forcing, longlive, record, self_forcing
+from salt_losses.adapters.watch import sweep
+
+SETTINGS = "SALT_TEST_SETTINGS"
+OF_A_RANK = ("adversary", "health")
+ADAPTERS = {"self": self_forcing, "longlive": longlive, "causal": causal_forcing}
+
+
+def attach(trainer: Any) -> Any:
+    handle = _adapter(trainer).attach(trainer, _settings())
+    record(handle, trainer)
+    trainer.first_head = head(handle)
+    return handle
+
+
+def attach_sweeping(trainer: Any) -> Any:
+    """Two step counts are enough to gather and give back all weights."""
+    sweep.STEP_COUNTS = (1, 2)
+    return attach(trainer)
+
+
+def attach_without_trainer(trainer: Any) -> Any:
+    streaming_model = getattr(trainer, "streaming_model", None)
+    return _adapter(trainer).attach(streaming_model or trainer.model, _settings())
+
+
+def head(handle: Any) -> str | None:
+    """The discriminator's weights."""
+    if handle._adversary is None:
+        return None
+    weights = [p.detach().numpy().tobytes() for p in handle._adversary.head.parameters()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
+
+
+def _adapter(trainer: Any) -> Any:
+    return ADAPTERS[trainer.config.config_name.split("_")[0]]
+
+
+def _settings() -> SaltConfig:
+    settings = json.loads(os.environ[SETTINGS])
+    settings["align_reference"] = {int(k): v for k, v in settings["align_reference"].items()}
+    return SaltConfig(**settings)
+
+
+def report(trainer: Any, handle: Any) -> dict[str, Any]:
+    plans = [handle._losses.scheduler.plan(i) for i in range(6)]
+    return {
+        "state": {name: x for name, x in handle.state_dict().items() if name not in OF_A_RANK},
+        "plans": [(plan.num_steps, plan.use_align) for plan in plans],
+        "metrics": handle.metrics,
+        "heads": (getattr(trainer, "first_head", None), head(handle)),
+    }

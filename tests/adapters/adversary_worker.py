@@ -1,0 +1,123 @@
+"""One rank of the miniature's training with a discriminator: `adversary_worker.py FOLDER RANK`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+import torch.distributed as dist
+from test_adversary_on_the_miniature import CONFIG
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import record, self_forcing
+from salt_losses.training.adversary import average_gradients
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    result: dict[str, Any] = {
+        against: trained(folder / against, rank, replace(CONFIG, adv_against=against))
+        for against in ("data", "more_steps")
+    }
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.full((3,), 1.0 + rank)
+    average_gradients([parameter])
+    result["mean"] = float(parameter.grad[1])
+    result["disagree"] = disagreement(rank)
+    torch.save(result, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def build(folder: Path, rank: int) -> Any:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1, real_videos=True)
+    model, config = trainer.model, trainer.config
+    for name in ("generator", "fake_score", "real_score"):
+        wrapped = FSDP(getattr(model, name), use_orig_params=True, device_id=torch.device("cpu"))
+        setattr(model, name, wrapped)
+    trainer.generator_optimizer = trainer._optimizer(model.generator, config.lr)
+    trainer.critic_optimizer = trainer._optimizer(model.fake_score, config.lr_critic)
+    trainer._update_ema = lambda: None
+    trainer.output_path, trainer.is_main_process = str(folder), rank == 0
+    trainer.disable_wandb, trainer.save = True, lambda: None
+    return trainer
+
+
+def trained(folder: Path, rank: int, config: SaltConfig) -> dict[str, Any]:
+    trainer = build(folder, rank)
+    handle = self_forcing.attach(trainer, config)
+    record(handle, trainer)
+    first, heads, metrics = digest(handle), [], []
+    handle.on_metrics(metrics.append)
+    for _ in range(3):
+        torch.manual_seed(10 * trainer.step + rank)
+        trainer.train(trainer.step + 1)
+        heads.append(digest(handle))
+    trainer.save()
+    dist.barrier()
+    with FSDP.summon_full_params(trainer.model.generator):
+        parameters = torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
+
+    # Rank 1 has no disk: all read what rank 0 finds.
+    again = build(folder if rank == 0 else folder / "elsewhere", rank)
+    again.step = 3
+    resumed = self_forcing.attach(again, config)
+    record(resumed, again)
+    resumed.detach()
+    return {
+        "first": first,
+        "heads": heads,
+        "gaps": [m["salt/adv_gap"] for m in metrics],
+        "keys": [sorted(m) for m in metrics],
+        "parameters": parameters,
+        "resumed": digest(resumed),
+        "critic_gradients": [
+            critic_gradient(again, rank, c) for c in (replace(config, adv_weight=0.0), config)
+        ],
+    }
+
+
+def critic_gradient(trainer: Any, rank: int, config: SaltConfig) -> torch.Tensor:
+    """With a discriminator that reads the critic while it holds a gradient."""
+    model = trainer.model
+    inputs = tiny.loss_inputs(model)
+    inputs["clean_latent"] = torch.zeros(inputs["image_or_video_shape"])
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(rank)
+    with self_forcing.attached(model, config):
+        model.critic_loss(**inputs)[0].backward()
+        model.generator_loss(**inputs)[0].backward()
+        model.critic_loss(**inputs)[0].backward()
+    with FSDP.summon_full_params(model.fake_score, with_grads=True):
+        return torch.cat([p.grad.flatten() for p in model.fake_score.parameters()])
+
+
+def disagreement(rank: int) -> str | None:
+    handle = self_forcing.attach(tiny.build_trainer(), CONFIG)
+    state = handle.state_dict()
+    state["adversary"]["head"] = {
+        name: value + rank for name, value in state["adversary"]["head"].items()
+    }
+    try:
+        handle.load_state_dict(state)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def digest(handle: Any) -> str:
+    weights = [p.detach().numpy().tobytes() for p in handle._adversary.head.parameters()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

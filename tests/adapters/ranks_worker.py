@@ -1,0 +1,77 @@
+"""One of two ranks that were given different things: `ranks_worker.py FOLDER RANK`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import tiny
+import torch
+import torch.distributed as dist
+from test_adapters_on_the_miniature import BUSY
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import record, self_forcing
+from salt_losses.training.agreement import from_rank_0
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    own_disk = folder / f"disk_{rank}"
+    result = {
+        "settings": error_of(lambda: attached(replace(BUSY, seed=rank, sc_weight=1.0 + rank))),
+        "state": error_of(lambda: load(iteration=rank)),
+        "iteration": recorded(own_disk, 700, rank),
+        "broken": error_of(lambda: recorded(own_disk / "broken", "many", rank)),
+        "unreadable": error_of(lambda: from_rank_0(unreadable)),
+    }
+    torch.save(result, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def attached(config: SaltConfig) -> Any:
+    return self_forcing.attach(tiny.build_trainer(), config)
+
+
+def load(iteration: int) -> None:
+    handle = attached(BUSY)
+    handle.load_state_dict(handle.state_dict() | {"iteration": iteration})
+
+
+def recorded(disk: Path, iteration: Any, rank: int) -> int:
+    """The plan's iteration where only rank 0 has the state on its disk."""
+    trainer = tiny.build_trainer()
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(disk), rank == 0, True
+    trainer.save = lambda: None
+    trainer.config = SimpleNamespace(generator_ckpt=str(disk / "start" / "model.pt"))
+    handle = self_forcing.attach(trainer, BUSY)
+    if rank == 0:
+        (disk / "start").mkdir(parents=True)
+        state = handle.state_dict() | {"iteration": iteration}
+        (disk / "start" / "salt.json").write_text(json.dumps(state))
+    record(handle, trainer)
+    return handle.plan.iteration
+
+
+def unreadable() -> None:
+    raise OSError("no such disk")
+
+
+def error_of(function: Callable[[], Any]) -> str | None:
+    try:
+        function()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,223 @@
+"""What an attached trainer may meet beside training: validation, copies, other tools, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+import pickle
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import harness
+import pytest
+import tiny
+import torch
+from test_adapters import adapter, everything, loss_inputs, parts, salt
+from torch import Tensor
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import causal_forcing, longlive, self_forcing
+from salt_losses.adapters.rollout.tap import DefectTap
+from salt_losses.training.defect import Defect
+from salt_losses.training.health import Health, Vitals
+
+SC = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1, align_weight=0.0)
+
+
+@pytest.fixture
+def small() -> Any:
+    return tiny.build_model()
+
+
+# Validation.
+
+
+@pytest.mark.parametrize("without_gradient", [torch.no_grad, torch.inference_mode])
+def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradient: Any) -> None:
+    def losses(config: SaltConfig | None) -> list[Any]:
+        target, _ = parts(model)
+        torch.manual_seed(0)
+        with contextlib.ExitStack() as stack:
+            handle = config and stack.enter_context(adapter(model).attached(target, config))
+            stack.enter_context(without_gradient())
+            results = []
+            # In streaming the critic's chunk is made without gradient anyway, and follows the plan.
+            for name in ("generator", "critic") if target is model else ("generator",):
+                if target is model:
+                    results.append(getattr(model, f"{name}_loss")(**loss_inputs(model)))
+                else:
+                    compute = getattr(target, f"compute_{name}_loss")
+                    chunk, info = target.generate_next_chunk(requires_grad=True)
+                    results.append(compute(chunk=chunk, chunk_info=info))
+            assert handle is None or (handle.metrics == {} and handle._clock._call == (-1, 0))
+        return results
+
+    if model.name == "longlive_streaming" and without_gradient is torch.inference_mode:
+        pytest.skip("its own cache handling cannot run in inference mode")
+    steps = len(model.denoising_step_list)
+    other = 2 * steps
+    config = salt(
+        model, sc_weight=1.0, align_weight=1.0, step_counts=(other,), sc_steps=(other,),
+        align_reference={other: 2 * other},
+    )  # fmt: skip
+    for (own, own_log), (salted, log) in zip(losses(None), losses(config)):
+        assert torch.equal(own, salted)
+        assert own_log.keys() == log.keys()
+
+
+# Copies.
+
+
+def test_an_attached_model_is_not_copied_and_a_detached_one_is(small: Any) -> None:
+    with self_forcing.attached(small, SC):
+        for copied in (copy.deepcopy, pickle.dumps, lambda m: torch.save(m, io.BytesIO())):
+            with pytest.raises(TypeError, match=r"Salt is attached .* detach Salt first"):
+                copied(small)
+        copy.deepcopy(small.generator)
+    assert copy.deepcopy(small).generator_loss.__self__ is not small
+
+
+# Other tools.
+
+
+def test_detach_finishes_where_an_attribute_was_deleted_meanwhile(small: Any) -> None:
+    before = everything(small)
+    handle = self_forcing.attach(small, SC)
+    del small.critic_loss
+    with pytest.warns(UserWarning, match=r"DMD\.critic_loss was deleted while Salt"):
+        handle.detach()
+    assert everything(small) == before
+
+
+@pytest.mark.parametrize("name", ["generator_loss", "critic_loss"])
+def test_detach_leaves_another_tools_wrapper_which_then_reaches_the_trainers_own(
+    small: Any, name: str
+) -> None:
+    torch.manual_seed(0)
+    own, own_log = getattr(small, name)(**tiny.loss_inputs(small))
+    handle = self_forcing.attach(small, SC)
+    calls = []
+    inside = getattr(small, name)
+
+    @functools.wraps(inside)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return inside(*args, **kwargs)
+
+    setattr(small, name, timed)
+    with pytest.warns(UserWarning, match=rf"DMD\.{name} was replaced while Salt was attached"):
+        handle.detach()
+    assert getattr(small, name) is timed
+    torch.manual_seed(0)
+    loss, log = getattr(small, name)(**tiny.loss_inputs(small))
+    assert calls
+    assert torch.equal(loss, own)
+    assert log.keys() == own_log.keys()
+    with self_forcing.attached(small, SC):  # not "already attached"
+        assert "salt/sc_loss" in small.generator_loss(**tiny.loss_inputs(small))[1]
+
+
+def test_detach_says_nothing_where_nothing_was_changed(small: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        self_forcing.attach(small, SC).detach()
+
+
+# LongLive's streaming training.
+
+
+@pytest.mark.parametrize("wrong", [self_forcing, causal_forcing])
+def test_another_adapter_refuses_a_streaming_trainer(small: Any, wrong: Any) -> None:
+    trainer = SimpleNamespace(model=small, step=0, streaming_model=SimpleNamespace())
+    before = everything(small)
+    with pytest.raises(ValueError, match=r"would train without Salt: use adapters\.longlive"):
+        wrong.attach(trainer, SC)
+    assert everything(small) == before
+
+
+@pytest.mark.parametrize("any_adapter", [self_forcing, causal_forcing, longlive])
+def test_the_model_of_a_streaming_trainer_is_refused_alone(any_adapter: Any, require: Any) -> None:
+    model = harness.build_model(require("longlive_streaming"), num_layers=1)
+    before = everything(model)
+    with pytest.raises(ValueError, match="got the model alone, which would train without Salt"):
+        any_adapter.attach(model, SC)
+    assert everything(model) == before
+
+
+def test_a_chunk_whose_rollout_failed_is_not_kept(require: Any) -> None:
+    model = harness.build_model(require("longlive_streaming"), num_layers=1)
+    streaming = harness.build_streaming(model)
+
+    def fail(*_: Any) -> None:
+        if torch.is_grad_enabled():
+            raise KeyError
+
+    with longlive.attached(streaming, SC) as handle:
+        chunk, info = streaming.generate_next_chunk(requires_grad=True)
+        hook = model.generator.register_forward_pre_hook(fail)
+        with pytest.raises(KeyError):
+            streaming.generate_next_chunk(requires_grad=True)
+        hook.remove()
+        assert handle._losses._chunk is None
+        with pytest.raises(RuntimeError, match="without a chunk"):
+            streaming.compute_generator_loss(chunk=chunk, chunk_info=info)
+
+
+# Frames to start from.
+
+
+def blocks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[int]:
+    """The block that each exit step was taken for, in blocks of one frame."""
+    asked: list[int] = []
+    tokens = 4
+
+    def generator(**kwargs: Any) -> tuple[Tensor, None]:
+        return kwargs["noisy_image_or_video"] * 0, None
+
+    def step_times(block: int) -> list[float]:
+        asked.append(block)
+        return [1.0, 0.75, 0.5, 0.25]
+
+    grid, vitals = [1.0, 0.75, 0.5, 0.25, 0.0], Vitals(Health())
+    defect = Defect(SC, torch.Generator(), grid, [1.0, 0.0])
+    tap = DefectTap(generator, step_times, defect, vitals, tokens)
+
+    def call(start: int, frames: int, t: float) -> None:
+        x = torch.zeros(1, frames, 1, 1, 1)
+        timestep = torch.full((1, frames), 1000 * t)
+        tap(noisy_image_or_video=x, timestep=timestep, kv_cache=[], current_start=start * tokens)
+
+    if latent_frames:
+        with torch.no_grad():
+            call(0, latent_frames, 0.0)
+    for block, exit_step in enumerate(exit_steps):
+        with torch.no_grad():
+            for step in range(exit_step):
+                call(latent_frames + block, 1, grid[step])
+        call(latent_frames + block, 1, grid[exit_step])
+        with torch.no_grad():
+            call(latent_frames + block, 1, 0.0)
+    return asked
+
+
+@pytest.mark.parametrize("exit_steps", [[0, 0, 0], [0, 3, 1], [2, 0, 0]])
+@pytest.mark.parametrize("latent_frames", [0, 1, 3])
+def test_frames_that_are_given_are_no_block(latent_frames: int, exit_steps: list[int]) -> None:
+    assert blocks_of_a_rollout(latent_frames, exit_steps) == [0, 1, 2]
+
+
+def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any) -> None:
+    name = require("causal_forcing_first_chunk")
+    model = harness.build_model(name, num_layers=1, num_training_frames=24)
+    model.name = name
+    inputs = loss_inputs(model) | {"initial_latent": torch.randn(1, 1, 16, 4, 4)}
+    config = salt(model, sc_weight=1.0)
+    for seed in range(3):  # a block that is one off is at another timestep than its list's
+        torch.manual_seed(seed)
+        with causal_forcing.attached(model, config):
+            conditions = {key: dict(inputs[key]) for key in inputs if key.endswith("_dict")}
+            _, log = model.generator_loss(**inputs | conditions)
+        assert "salt/sc_loss" in log

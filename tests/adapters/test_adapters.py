@@ -1,0 +1,577 @@
+"""The adapters on the real trainers (tiny Wan, CPU): neutral, right, lean, reversible, honest."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import harness
+import pytest
+import tiny
+import torch
+from test_harness import assert_same, relative_change
+from torch import Tensor
+
+from salt_losses import SaltConfig, step_schedule
+from salt_losses.adapters import (
+    MissingSeamError,
+    causal_forcing,
+    longlive,
+    self_forcing,
+)
+from salt_losses.adapters.family import seams
+
+ADAPTERS = {
+    "tiny": self_forcing,
+    "self": self_forcing,
+    "longlive": longlive,
+    "causal": causal_forcing,
+}
+VANISHING = 1e-60  # times any float32 it is 0
+
+
+def adapter(model: Any) -> Any:
+    return ADAPTERS.get(model.name.split("_")[0], self_forcing)
+
+
+def loss_inputs(model: Any) -> dict[str, Any]:
+    return (tiny if model.name == "tiny_video" else harness).loss_inputs(model)
+
+
+def own_steps(model: Any) -> int:
+    return len(model.denoising_step_list)
+
+
+def salt(model: Any, **settings: Any) -> SaltConfig:
+    """The trainer's own step count; both terms on in every iteration, as far as weights allow."""
+    steps = own_steps(model)
+    defaults = {
+        "step_counts": (steps,),
+        "probs": (1.0,),
+        "sc_steps": (steps,),
+        "inference_steps": 1,
+        "align_reference": {steps: 2 * steps},
+        "align_warmup": 0,
+        "align_prob": 1.0,
+        "sc_weight": 0.0,
+        "align_weight": 0.0,
+        "align_at": "end",
+        "align_noise": "own",
+    }
+    return SaltConfig(**(defaults | settings))
+
+
+class Step:
+    """One update of the generator or the critic from a fresh pipeline (and a fresh sequence)."""
+
+    def __init__(self, model: Any, seed: int, config: SaltConfig | None, critic: bool) -> None:
+        network = model.fake_score if critic else model.generator
+        model.zero_grad(set_to_none=True)
+        model.inference_pipeline = None
+        torch.manual_seed(seed)
+        random.seed(seed)
+        streams = model.name == "longlive_streaming"
+        target = harness.build_streaming(model) if streams else model
+        with contextlib.ExitStack() as stack:
+            if config is not None:
+                self.handle = stack.enter_context(adapter(model).attached(target, config))
+            if streams:
+                chunk, info = target.generate_next_chunk(requires_grad=not critic)
+                compute = target.compute_critic_loss if critic else target.compute_generator_loss
+                self.caches = snapshot(model.inference_pipeline)
+                loss, self.log = compute(chunk=chunk, chunk_info=info)
+            else:
+                compute = model.critic_loss if critic else model.generator_loss
+                loss, self.log = compute(**loss_inputs(model))
+                self.caches = {}
+            self.streams = torch.get_rng_state(), random.getstate()
+            loss.backward()
+        self.result = loss.detach(), harness.gradients(network)
+        self.critic_gradients = {} if critic else harness.gradients(model.fake_score)
+
+
+def snapshot(pipeline: Any) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value.detach().clone()
+        for index, layer in enumerate(pipeline.kv_cache1)
+        for name, value in layer.items()
+    }
+
+
+def generator_step(model: Any, seed: int = 0, config: SaltConfig | None = None) -> Step:
+    return Step(model, seed, config, critic=False)
+
+
+def critic_step(model: Any, seed: int = 0, config: SaltConfig | None = None) -> Step:
+    return Step(model, seed, config, critic=True)
+
+
+# 1. Neutral.
+
+
+@pytest.mark.parametrize("terms", [("sc",), ("align",), ("sc", "align")], ids="+".join)
+def test_terms_of_vanishing_weight_leave_the_generator_step_bit_identical(
+    model: Any, terms: tuple[str, ...]
+) -> None:
+    config = salt(model, **{f"{term}_weight": VANISHING for term in terms})
+    active = 0.0
+    for seed in (0, 1, 2):
+        plain, salted = generator_step(model, seed), generator_step(model, seed, config)
+        assert_same(plain.result, salted.result)
+        assert torch.equal(plain.streams[0], salted.streams[0])
+        assert plain.streams[1] == salted.streams[1]
+        assert plain.caches.keys() == salted.caches.keys()
+        assert [n for n, c in plain.caches.items() if not torch.equal(c, salted.caches[n])] == []
+        assert salted.critic_gradients == {}
+        active += sum(float(salted.log[f"salt/{term}_loss"]) for term in terms)
+    assert active > 0
+
+
+def test_the_critic_step_is_bit_identical(model: Any) -> None:
+    config = salt(model, sc_weight=1.0, align_weight=1.0)
+    for seed in (0, 1):
+        plain, salted = critic_step(model, seed), critic_step(model, seed, config)
+        assert_same(plain.result, salted.result)
+        assert torch.equal(plain.streams[0], salted.streams[0])
+
+
+def test_every_k_step_list_goes_through_the_trainers_own_table(model: Any) -> None:
+    config = salt(model, step_counts=(2, 4, 8), probs=(0.2, 0.4, 0.4), sc_steps=())
+    handle = adapter(model).attach(parts(model)[0], config)
+    lists = {
+        k: handle._losses.lists.timesteps(step_schedule(k, handle._losses.scheduler.shift)).tolist()
+        for k in (2, 4, 8)
+    }
+    handle.detach()
+    assert set(lists[2]) < set(lists[4]) < set(lists[8])
+    assert lists[own_steps(model)] == model.denoising_step_list.tolist()
+
+
+# 2. Right.
+
+
+@contextlib.contextmanager
+def dmd_loss_times_zero(model: Any) -> Iterator[None]:
+    real = model.compute_distribution_matching_loss
+
+    def zero(*args: Any, **kwargs: Any) -> Any:
+        loss, log = real(*args, **kwargs)
+        return 0.0 * loss, log
+
+    model.compute_distribution_matching_loss = zero
+    try:
+        yield
+    finally:
+        del model.compute_distribution_matching_loss
+
+
+@pytest.mark.parametrize("stop_grad", [None, "direct", "composed"])
+def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_cache(
+    model: Any, stop_grad: str | None
+) -> None:
+    if model.name == "causal_forcing_first_chunk":
+        pytest.skip("its first chunk has another step list; covered by the other Causal Forcings")
+    # With two steps and one inference interval there is one triple: (1, 1/2, 0).
+    config = salt(model, step_counts=(2,), sc_steps=(2,), align_reference={}, sc_weight=1.0)
+    config = replace(config, sc_stop_grad=stop_grad)
+    with dmd_loss_times_zero(model):
+        seed = next(s for s in range(10) if generator_step(model, s, config).log["salt/sc_loss"])
+        salted = generator_step(model, seed, config)
+        oracle = literal_defect_step(model, seed, stop_grad)
+    assert float(salted.log["salt/sc_loss"]) == pytest.approx(float(oracle[0]), rel=1e-5)
+    assert relative_change(salted.result[1], oracle[1]) < 1e-6
+
+
+def literal_defect_step(
+    model: Any, seed: int, stop_grad: str | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 6-8 word by word, in float64 where the network is not concerned."""
+    table = model.scheduler.timesteps
+    middle = float(table[500]) if model.denoising_step_list.is_floating_point() else 500.0
+    two_steps = torch.tensor([1000.0, middle]).to(model.denoising_step_list)
+    terms: list[Tensor] = []
+
+    class Literal:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model.generator, name)
+
+        def __call__(self, **kwargs: Any) -> Any:
+            result = model.generator(**kwargs)
+            if torch.is_grad_enabled():
+                terms.append(self.defect(kwargs, result[0]))
+            return result
+
+        def defect(self, kwargs: dict[str, Any], v_s: Tensor) -> Tensor:
+            caches = {
+                name: [{n: c.detach().clone() for n, c in layer.items()} for layer in cache]
+                for name, cache in kwargs.items()
+                if name.endswith("kv_cache")
+            }
+            x_s, t_s, t_m = kwargs["noisy_image_or_video"], 1.0, middle / 1000
+            x_m = (x_s - (t_s - t_m) * v_s).float()
+            timestep = torch.full_like(kwargs["timestep"], middle)
+            v_m = model.generator(
+                **kwargs | {"noisy_image_or_video": x_m, "timestep": timestep} | caches
+            )[0]
+            direct = x_s.double() - t_s * v_s.double()
+            composed = x_s.double() - (t_s - t_m) * v_s.double() - t_m * v_m.double()
+            if stop_grad == "direct":
+                direct = direct.detach()
+            if stop_grad == "composed":
+                composed = composed.detach()
+            return (direct - composed).square().mean()
+
+    build = type(model)._initialize_inference_pipeline
+
+    def build_pipeline() -> None:
+        build(model)
+        model.inference_pipeline.denoising_step_list = two_steps
+        model.inference_pipeline.generator = Literal()
+
+    real = model.compute_distribution_matching_loss
+
+    def with_defect(*args: Any, **kwargs: Any) -> Any:
+        loss, log = real(*args, **kwargs)
+        return loss + torch.stack(terms).mean(), log
+
+    model._initialize_inference_pipeline = build_pipeline
+    model.compute_distribution_matching_loss = with_defect
+    try:
+        return generator_step(model, seed).result
+    finally:
+        del model._initialize_inference_pipeline
+        model.compute_distribution_matching_loss = real
+
+
+# 3. Lean.
+
+
+@contextlib.contextmanager
+def counted_calls(model: Any) -> Iterator[dict[str, int]]:
+    counts = {"grad": 0, "no_grad": 0, "fake_score": 0}
+
+    def generator(*_: Any) -> None:
+        counts["grad" if torch.is_grad_enabled() else "no_grad"] += 1
+
+    def fake_score(*_: Any) -> None:
+        counts["fake_score"] += 1
+
+    hooks = [
+        model.generator.register_forward_pre_hook(generator),
+        model.fake_score.register_forward_pre_hook(fake_score),
+    ]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def calls_of_a_step(
+    model: Any, seed: int, config: SaltConfig | None
+) -> tuple[dict[str, int], Step]:
+    with counted_calls(model) as counts:
+        step = generator_step(model, seed, config)
+    return counts, step
+
+
+def test_the_defect_term_makes_one_more_call_per_block_and_none_without_a_triple(
+    model: Any,
+) -> None:
+    if model.name == "causal_forcing_first_chunk":
+        pytest.skip("its first chunk may admit a triple where the others do not")
+    config = salt(model, sc_weight=1.0)
+    seen = set()
+    for seed in range(8):
+        plain, _ = calls_of_a_step(model, seed, None)
+        salted, step = calls_of_a_step(model, seed, config)
+        # The last step of a grid admits no triple, all others do with one inference interval.
+        last = plain["no_grad"] == plain["grad"] * own_steps(model)
+        assert (float(step.log["salt/sc_loss"]) == 0) == last
+        assert salted["grad"] == plain["grad"] * (1 if last else 2)
+        assert salted["no_grad"] == plain["no_grad"]
+        assert salted["fake_score"] == plain["fake_score"]
+        seen.add(last)
+        if seen == {True, False}:
+            return
+    pytest.fail("the seeds held no example of both cases")
+
+
+def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_for_nothing(
+    model: Any,
+) -> None:
+    if model.name == "causal_forcing_first_chunk":
+        pytest.skip("its first chunk leaves at another step than the others")
+    config = salt(model, sc_weight=1.0, sc_time_weight="clean")
+    seen = set()
+    for seed in range(20):
+        plain, _ = calls_of_a_step(model, seed, None)
+        salted, step = calls_of_a_step(model, seed, config)
+        first = plain["no_grad"] == plain["grad"]  # the context pass alone
+        counts = not first and plain["no_grad"] < plain["grad"] * own_steps(model)
+        assert (float(step.log["salt/sc_loss"]) > 0) == counts
+        assert salted["grad"] == plain["grad"] * (2 if counts else 1)
+        seen.add(first)
+        if seen == {True, False}:
+            return
+    pytest.fail("the seeds held no example of both cases")
+
+
+def test_the_alignment_makes_only_the_reference_rollout_and_its_two_feature_passes(
+    model: Any,
+) -> None:
+    config = salt(model, align_weight=1.0, align_margin=0.0)
+    plain, _ = calls_of_a_step(model, 0, None)
+    salted, step = calls_of_a_step(model, 0, config)
+    blocks = plain["grad"]
+    per_block = 2 * own_steps(model) + 1  # the reference's steps and its context pass
+    extra = blocks * per_block
+    if model.name == "causal_forcing_first_chunk":  # its first chunk keeps its own four steps
+        extra = (blocks - 1) * per_block + 4 + 1
+    assert salted["grad"] == plain["grad"]
+    assert salted["no_grad"] == plain["no_grad"] + extra
+    assert salted["fake_score"] == plain["fake_score"] + 2
+    assert float(step.log["salt/align_loss"]) > 0
+
+
+def test_nothing_is_computed_whose_weight_is_0(model: Any) -> None:
+    plain, _ = calls_of_a_step(model, 0, None)
+    salted, step = calls_of_a_step(model, 0, salt(model))
+    assert salted == plain
+    assert {key for key in step.log if key.startswith("salt/")} == {
+        "salt/num_steps",
+        "salt/dmd_loss",
+    }
+
+
+def test_the_alignment_reaches_the_generator(model: Any) -> None:
+    with dmd_loss_times_zero(model):
+        step = generator_step(model, 0, salt(model, align_weight=1.0, align_margin=0.0))
+    assert sum(float(g.abs().sum()) for g in step.result[1].values()) > 0
+    assert step.critic_gradients == {}
+
+
+# 4. Reversible.
+
+
+def everything(*objects: Any) -> list[dict[str, int]]:
+    return [{name: id(value) for name, value in vars(thing).items()} for thing in objects]
+
+
+def parts(model: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What to attach to, and all objects that an adapter touches."""
+    if model.name == "longlive_streaming":
+        target = harness.build_streaming(model)
+    else:
+        target = model
+        model._initialize_inference_pipeline()
+    return target, (model, model.inference_pipeline, target)
+
+
+def run(model: Any, target: Any) -> Any:
+    if target is model:
+        return model.generator_loss(**loss_inputs(model))
+    chunk, info = target.generate_next_chunk(requires_grad=True)
+    return target.compute_generator_loss(chunk=chunk, chunk_info=info)
+
+
+def test_after_detach_every_attribute_is_the_object_it_was(model: Any) -> None:
+    target, objects = parts(model)
+    before = everything(*objects)
+    handle = adapter(model).attach(target, salt(model, sc_weight=1.0))
+    assert everything(*objects) != before
+    handle.detach()
+    assert everything(*objects) == before
+    handle.detach()
+    assert everything(*objects) == before
+
+
+def test_an_exception_inside_the_context_manager_puts_everything_back(model: Any) -> None:
+    target, objects = parts(model)
+    before = everything(*objects)
+    with (
+        pytest.raises(KeyError),
+        adapter(model).attached(target, salt(model, sc_weight=1.0)),
+    ):
+        raise KeyError
+    assert everything(*objects) == before
+
+
+def test_an_exception_in_the_middle_of_a_rollout_puts_the_pipeline_back(model: Any) -> None:
+    target, _ = parts(model)
+    pipeline = model.inference_pipeline
+    config = salt(model, sc_weight=1.0, align_weight=1.0)
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(torch.is_grad_enabled())
+        if torch.is_grad_enabled():
+            raise KeyError
+
+    with adapter(model).attached(target, config):
+        attached = everything(model, target)
+        keep = {n: id(getattr(pipeline, n)) for n in ("generator", "denoising_step_list")}
+        hook = model.generator.register_forward_pre_hook(fail)
+        with pytest.raises(KeyError):
+            run(model, target)
+        hook.remove()
+        assert calls
+        assert calls[-1]
+        assert everything(model, target) == attached
+        assert {n: id(getattr(pipeline, n)) for n in keep} == keep
+    assert "generate_and_sync_list" not in vars(pipeline)
+    assert "generate_chunk_with_cache" not in vars(pipeline)
+
+
+def test_a_second_attach_is_refused_and_changes_nothing(model: Any) -> None:
+    target, objects = parts(model)
+    with adapter(model).attached(target, salt(model)):
+        before = everything(*objects)
+        with pytest.raises(RuntimeError, match="already attached"):
+            adapter(model).attach(target, salt(model))
+        assert everything(*objects) == before
+
+
+# 5. Honest about what it does not know.
+
+SEAMS = [
+    "model.generator_loss",
+    "model.critic_loss",
+    "model._initialize_inference_pipeline",
+    "model._consistency_backward_simulation",
+    "model.denoising_step_list",
+    "model.inference_pipeline",
+    "model.scheduler",
+    "model.generator",
+    "model.fake_score",
+    "model.timestep_shift",
+    "model.min_step",
+    "model.max_step",
+    "pipeline.generator",
+    "pipeline.denoising_step_list",
+    "pipeline.frame_seq_length",
+    "pipeline.kv_cache1",
+    "pipeline.same_step_across_blocks",
+    "pipeline.generate_and_sync_list",
+]
+STREAMING_SEAMS = [
+    "pipeline.generate_chunk_with_cache",
+    "streaming_model.generate_next_chunk",
+    "streaming_model.compute_generator_loss",
+    "streaming_model.compute_critic_loss",
+    "streaming_model._get_current_conditional_dict",
+]
+
+
+@contextlib.contextmanager
+def removed(owner: Any, name: str) -> Iterator[None]:
+    """`owner` without the attribute, wherever it comes from."""
+    modules = getattr(owner, "_modules", {})
+    if name in modules:
+        kept = modules.pop(name)
+        try:
+            yield
+        finally:
+            modules[name] = kept
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        if name in vars(owner):
+            patch.delattr(owner, name)
+        for kind in type(owner).__mro__:
+            if name in vars(kind):
+                patch.delattr(kind, name)
+        yield
+
+
+@pytest.mark.parametrize("seam", SEAMS + STREAMING_SEAMS)
+def test_a_missing_seam_is_named_and_nothing_is_changed(model: Any, seam: str) -> None:
+    if seam in STREAMING_SEAMS and model.name != "longlive_streaming":
+        pytest.skip("streaming only")
+    target, objects = parts(model)
+    where = {"model": model, "pipeline": model.inference_pipeline, "streaming_model": target}
+    owner, name = seam.split(".")
+    config = salt(model, sc_weight=1.0, align_weight=1.0)
+    with removed(where[owner], name):
+        before = everything(*objects)
+        with pytest.raises(MissingSeamError, match=f"{seam}\\b.*no attribute '{name}'"):
+            adapter(model).attach(target, config)
+        assert everything(*objects) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("model.scheduler", "timesteps"),
+        ("model.scheduler", "shift"),
+        ("model.fake_score", "model"),
+        ("model.fake_score.model", "blocks"),
+    ],
+)
+def test_a_missing_part_of_a_part_is_named(model: Any, path: str, name: str) -> None:
+    target, objects = parts(model)
+    owner = model
+    for part in path.split(".")[1:]:
+        owner = getattr(owner, part)
+    with removed(owner, name):
+        before = everything(*objects)
+        with pytest.raises(MissingSeamError, match=f"{path}.{name}.*: no attribute '{name}'"):
+            adapter(model).attach(target, salt(model, align_weight=1.0))
+        assert everything(*objects) == before
+
+
+@pytest.mark.parametrize("keyword", ["kv_cache", "noisy_image_or_video", "timestep"])
+def test_a_generator_that_lacks_a_keyword_is_named(model: Any, keyword: str) -> None:
+    target, objects = parts(model)
+    before = everything(*objects)
+    real = inspect.signature
+
+    def without(function: Any) -> inspect.Signature:
+        signature = real(function)
+        kept = [p for name, p in signature.parameters.items() if name != keyword]
+        return signature.replace(parameters=kept)
+
+    message = f"generator.forward: takes no keyword '{keyword}'"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seams.inspect, "signature", without)
+        with pytest.raises(MissingSeamError, match=message):
+            adapter(model).attach(target, salt(model))
+    assert everything(*objects) == before
+
+
+def test_a_pipeline_that_is_not_built_yet_is_looked_at_all_the_same(model: Any) -> None:
+    if model.name == "longlive_streaming":
+        pytest.skip("its pipeline is always built")
+    model._initialize_inference_pipeline()
+    pipeline = model.inference_pipeline
+    model.inference_pipeline = None
+    before = everything(model)
+    with (
+        removed(pipeline, "generate_and_sync_list"),
+        pytest.raises(MissingSeamError, match="generate_and_sync_list"),
+    ):
+        adapter(model).attach(model, salt(model))
+    assert everything(model) == before
+    assert model.inference_pipeline is None
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "keyword"),
+    [
+        ("model", "_consistency_backward_simulation", "noise"),
+        ("model", "generator_loss", "conditional_dict"),
+        ("pipeline", "generate_and_sync_list", "num_denoising_steps"),
+    ],
+)
+def test_a_renamed_keyword_is_named(model: Any, owner: str, name: str, keyword: str) -> None:
+    target, _ = parts(model)
+    where = {"model": model, "pipeline": model.inference_pipeline}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where[owner], name, lambda renamed: None)
+        before = everything(model)
+        with pytest.raises(MissingSeamError, match=f"{owner}.{name}: takes no .*'{keyword}'"):
+            adapter(model).attach(target, salt(model))
+        assert everything(model) == before

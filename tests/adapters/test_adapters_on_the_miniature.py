@@ -1,0 +1,401 @@
+"""What a handle offers, and training runs with it, on the trainer of `examples/tiny_video`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import harness
+import pytest
+import tiny
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+from salt_losses import SaltConfig, shift_time
+from salt_losses.adapters import MissingSeamError, record, self_forcing
+from salt_losses.adapters.rollout import features
+
+# Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
+BUSY = SaltConfig(
+    step_counts=(1, 2, 4),
+    probs=(0.3, 0.3, 0.4),
+    sc_steps=(2, 4),
+    inference_steps=2,
+    align_reference={1: 2, 2: 4},
+    align_warmup=1,
+    align_prob=0.7,
+    align_weight=0.1,
+    align_at="end",
+)
+
+ALIGNED = SaltConfig(
+    step_counts=(2,),
+    probs=(1.0,),
+    sc_steps=(),
+    align_warmup=0,
+    align_prob=1.0,
+    align_weight=0.1,
+    align_margin=0.0,
+    align_at="end",
+)
+
+
+def train(trainer: Any, until: int) -> None:
+    torch.manual_seed(100 + trainer.step)
+    trainer.train(until)
+
+
+def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -> None:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    rollout = trainer.model._consistency_backward_simulation
+    steps: list[tuple[int, int]] = []
+
+    def watched(**kwargs: Any) -> Any:
+        steps.append((trainer.step, len(trainer.model.inference_pipeline.denoising_step_list)))
+        return rollout(**kwargs)
+
+    trainer.model._consistency_backward_simulation = watched
+    with self_forcing.attached(trainer, BUSY) as handle:
+        train(trainer, 6)
+        assert handle.plan.iteration == 6
+    expected = []
+    for plan in map(BUSY.scheduler().plan, range(6)):
+        # The reference runs inside the student's rollout; the critic's has none.
+        counts = [plan.num_steps, plan.reference_steps, plan.num_steps]
+        expected += [(plan.iteration, count) for count in counts if count is not None]
+    assert steps == expected
+    assert len(steps) > 12
+
+
+def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
+    model = tiny.build_model()
+    config = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1)
+    with self_forcing.attached(model, config) as handle:
+        seen: list[dict[str, float]] = []
+        handle.on_metrics(seen.append)
+        assert handle.metrics == {}
+        loss, log = model.generator_loss(**tiny.loss_inputs(model))
+    salt = {name: value for name, value in log.items() if name.startswith("salt/")}
+    assert set(salt) == {"salt/num_steps", "salt/dmd_loss", "salt/sc_loss"}
+    assert all(value.shape == () and not value.requires_grad for value in salt.values())
+    [metrics] = seen
+    own = {name: x for name, x in metrics.items() if not name.startswith("salt/health/")}
+    assert own == {"iteration": 0, **{name: value.item() for name, value in salt.items()}}
+    total = salt["salt/dmd_loss"] + config.sc_weight * salt["salt/sc_loss"]
+    assert float(loss.detach()) == pytest.approx(float(total))
+
+
+@pytest.mark.parametrize("config", [BUSY, replace(BUSY, first_chunk_steps=4)])
+def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one(
+    config: SaltConfig,
+) -> None:
+    def parameters(trainer: Any) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
+
+    whole = tiny.build_trainer()
+    self_forcing.attach(whole, config)
+    for until in (2, 4):
+        train(whole, until)
+
+    first, second = tiny.build_trainer(), tiny.build_trainer()
+    handle = self_forcing.attach(first, config)
+    train(first, 2)
+    state = json.loads(json.dumps(handle.state_dict()))
+    second.model.load_state_dict(first.model.state_dict())
+    for name in ("generator_optimizer", "critic_optimizer"):
+        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
+    # Self Forcing counts from 0 again; the data and the phase of its updates are its own affair.
+    resumed = self_forcing.attach(second, config)
+    resumed.load_state_dict(state)
+    assert resumed.plan == handle.plan
+    second.step = 2
+    resumed.load_state_dict(state)
+    assert resumed.plan == handle.plan
+    train(second, 4)
+    assert torch.equal(parameters(whole), parameters(second))
+
+
+def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
+    trainer = tiny.build_trainer()
+    handle = self_forcing.attach(trainer, BUSY)
+    state = handle.state_dict() | {"iteration": 7}
+    other = SaltConfig(seed=1)
+    with (
+        self_forcing.attached(tiny.build_trainer(), other) as stranger,
+        pytest.raises(ValueError, match="seed"),
+    ):
+        stranger.load_state_dict(state)
+    assert stranger.plan.iteration == 0
+
+
+def test_salt_leaves_pythons_and_torchs_random_streams_to_the_trainer() -> None:
+    config = ALIGNED
+    model = tiny.build_model()
+    with self_forcing.attached(model, config):
+        torch.manual_seed(0)
+        random.seed(0)
+        model.generator_loss(**tiny.loss_inputs(model))
+        streams = torch.get_rng_state(), random.getstate()
+    model.inference_pipeline.denoising_step_list = model.denoising_step_list[::2]
+    torch.manual_seed(0)
+    random.seed(0)
+    model.generator_loss(**tiny.loss_inputs(model))
+    assert torch.equal(streams[0], torch.get_rng_state())
+    assert streams[1] == random.getstate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"align_block": 5, "align_weight": 0.1},
+            "align_block must be an index into the 2 blocks of fake_score; got 5",
+        ),
+        (
+            {
+                "step_counts": (600,),
+                "probs": (1.0,),
+                "sc_steps": (),
+                "align_reference": {600: 1200},
+            },
+            "a grid of 1200 steps is too fine for the trainer's timesteps: "
+            "two of its points coincide there",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_trainer_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    model = tiny.build_model()
+    before = {name: id(value) for name, value in vars(model).items()}
+    with pytest.raises(ValueError) as error:
+        self_forcing.attach(model, SaltConfig(**settings))
+    assert str(error.value) == message
+    assert {name: id(value) for name, value in vars(model).items()} == before
+
+
+def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
+    model = tiny.build_model()
+    model._initialize_inference_pipeline()
+    model.inference_pipeline.last_step_only = True
+    with pytest.raises(ValueError, match=r"sc_weight must be 0 where .* last_step_only"):
+        self_forcing.attach(model, SaltConfig())
+    # At 4 of 8 steps the last one still admits a triple; without sc_steps there is no term.
+    for sc_steps in ((4, 8), ()):
+        self_forcing.attach(model, SaltConfig(sc_steps=sc_steps)).detach()
+
+
+@pytest.mark.parametrize(("name", "value"), [("manual_generator_backward", True), ("sp_size", 2)])
+def test_ways_of_training_that_salt_cannot_follow_are_refused(name: str, value: Any) -> None:
+    """One-Forcing's and minWM's."""
+    model = tiny.build_model()
+    model.args = SimpleNamespace(**vars(model.args), **{name: value})
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        self_forcing.attach(model)
+    assert vars(model) == before
+
+
+def test_a_method_that_is_none_is_named() -> None:
+    model = tiny.build_model()
+    model.critic_loss = None
+    with pytest.raises(MissingSeamError, match=r"model\.critic_loss: must be callable; got None"):
+        self_forcing.attach(model)
+
+
+@pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
+@pytest.mark.filterwarnings("ignore")  # FSDP's own
+def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_it_is() -> None:
+    def critic_gradient(align_weight: float) -> torch.Tensor:
+        model = tiny.build_model()
+        model.fake_score = FSDP(
+            model.fake_score, use_orig_params=True, device_id=torch.device("cpu")
+        )
+        parameters = list(model.fake_score.parameters())
+        torch.manual_seed(0)
+        with self_forcing.attached(model, replace(ALIGNED, align_weight=align_weight)):
+            for _ in range(2):  # accumulated, as LongLive may
+                loss, log = model.generator_loss(**tiny.loss_inputs(model))
+                loss.backward()
+                assert ("salt/align_loss" in log) == (align_weight > 0)
+                model.critic_loss(**tiny.loss_inputs(model))[0].backward()
+        assert all(p.requires_grad for p in parameters)
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    with harness._single_process_group():
+        without, gradient = critic_gradient(0.0), critic_gradient(1.0)
+    assert float(without.abs().sum()) > 0
+    assert torch.equal(gradient, without)
+
+
+def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> None:
+    model = tiny.build_model()
+    blocks = model.fake_score.model.blocks
+    model.fake_score.model.forward = lambda x, *_, **__: x
+    with (
+        self_forcing.attached(model, ALIGNED),
+        pytest.raises(RuntimeError, match="was not called within feature_tap"),
+    ):
+        model.generator_loss(**tiny.loss_inputs(model))
+    assert all("forward" not in vars(block) for block in blocks)
+
+
+def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> None:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
+    saved: list[int] = []
+    trainer.save = lambda: saved.append(trainer.step)
+    save = trainer.save
+    handle = self_forcing.attach(trainer, BUSY)
+    record(handle, trainer)
+    train(trainer, 3)
+    trainer.save()
+    state = json.loads((tmp_path / "checkpoint_model_000003" / "salt.json").read_text())
+    assert saved == [3]
+    assert state == json.loads(json.dumps(handle.state_dict()))
+    lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+    assert json.loads(lines[-1]) == handle.metrics
+    handle.detach()
+    assert trainer.save is save
+
+    again = tiny.build_trainer()
+    again.output_path, again.is_main_process, again.disable_wandb = str(tmp_path), True, True
+    again.save, again.step = save, 3
+    with self_forcing.attached(again, BUSY) as resumed:
+        record(resumed, again)
+        assert resumed.plan.iteration == 3
+
+
+def recorded(folder: Path, config: SaltConfig, step: int, **trainer_config: Any) -> Any:
+    trainer = tiny.build_trainer()
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), False, True
+    trainer.save, trainer.step = (lambda: None), step
+    trainer.config = SimpleNamespace(**vars(trainer.config), **trainer_config)
+    handle = self_forcing.attach(trainer, config)
+    record(handle, trainer)
+    return handle
+
+
+def saved(checkpoint: Path, state: dict[str, Any]) -> str:
+    """Puts a state beside a checkpoint, whose path it gives."""
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "salt.json").write_text(json.dumps(state))
+    return str(checkpoint / "model.pt")
+
+
+def test_a_run_continues_from_its_own_checkpoint_rather_than_from_the_one_it_started_from(
+    tmp_path: Path,
+) -> None:
+    state = recorded(tmp_path, BUSY, 0).state_dict()
+    start = saved(tmp_path / "stage1" / "checkpoint_model_000700", state | {"iteration": 700})
+    for step in (0, 700):  # LongLive takes the step from there as well
+        assert recorded(tmp_path, BUSY, step, generator_ckpt=start).plan.iteration == 700
+        # It trains LoRA from the one, on top of the other.
+        base = {"generator_ckpt": "base.pt", "lora_ckpt": start}
+        assert recorded(tmp_path, BUSY, step, **base).plan.iteration == 700
+    saved(tmp_path / "checkpoint_model_000003", state | {"iteration": 5})
+    assert recorded(tmp_path, BUSY, 3, generator_ckpt=start).plan.iteration == 5
+    (tmp_path / "checkpoint_model_000004").mkdir()  # from before Salt
+    assert recorded(tmp_path, BUSY, 4, generator_ckpt=start).plan.iteration == 4
+
+
+@pytest.mark.parametrize("iteration", ["12", None, float("nan"), 1.5, -1])
+def test_a_state_of_no_iteration_is_named_by_its_file(tmp_path: Path, iteration: Any) -> None:
+    state = recorded(tmp_path, BUSY, 0).state_dict() | {"iteration": iteration}
+    start = saved(tmp_path / "start", state)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'start' / 'salt.json'}.*\['iteration'\]"):
+        recorded(tmp_path, BUSY, 0, generator_ckpt=start)
+
+
+def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint_model_000003"
+    saved(folder, recorded(tmp_path, BUSY, 3).state_dict())
+    with pytest.raises(ValueError, match=f"{folder / 'salt.json'}.*seed.*move the file away"):
+        recorded(tmp_path, replace(BUSY, seed=1), 3)
+
+
+def run_two_ranks(worker: str, folder: Path) -> list[dict[str, Any]]:
+    """What two processes of the script `worker` save as `0.pt` and `1.pt`."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name(worker)), str(folder), str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None:
+    one, other = run_two_ranks("ranks_worker.py", tmp_path)
+    assert one == other
+    assert one["settings"] == (
+        "the settings must be the same on all ranks; got "
+        "seed (rank 0: 0, rank 1: 1), sc_weight (rank 0: 1.0, rank 1: 2.0)"
+    )
+    assert one["state"] == (
+        "state_dict must be the same on all ranks; got iteration (rank 0: 0, rank 1: 1)"
+    )
+    assert one["iteration"] == 700  # only rank 0 had the file
+    assert str(tmp_path / "disk_0" / "broken" / "start" / "salt.json") in one["broken"]
+    assert one["unreadable"] == "no such disk"  # on rank 0 alone, and nobody waits for it
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> None:
+    one, other = run_two_ranks("tiny_worker.py", tmp_path)
+    assert one["plans"] == other["plans"]
+    assert torch.equal(one["parameters"], other["parameters"])
+    for without, gradient in one["critic_gradients"]:
+        assert float(without.abs().sum()) > 0
+        assert torch.equal(gradient, without)
+    assert one["losses"] != other["losses"]
+    logged = set().union(*one["keys"])
+    assert {"salt/sc_loss", "salt/align_loss"} <= logged
+    assert 0.0 in one["sc"]  # an exit step that admits no triple
+    assert any(one["sc"])
+
+
+def test_align_levels_is_the_range_of_the_features_level_before_the_shift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    levels: list[float] = []
+    real = features.alignment
+
+    def alignment(*args: Any, **kwargs: Any) -> torch.Tensor:
+        levels.append(args[3])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(features, "alignment", alignment)
+    model = tiny.build_model()
+    inputs = tiny.loss_inputs(model)
+    with self_forcing.attached(model, replace(ALIGNED, align_levels=(0.1, 0.2))):
+        for _ in range(20):
+            model.generator_loss(**inputs)
+    lowest, highest = (shift_time(u, model.timestep_shift) for u in (0.1, 0.2))
+    assert lowest <= min(levels) < max(levels) <= highest
+    assert max(levels) - min(levels) > 0.5 * (highest - lowest)
+    levels.clear()
+    with self_forcing.attached(model, replace(ALIGNED, align_levels=(0.0, 1e-9))):
+        model.generator_loss(**inputs)
+    assert levels == [model.min_step / 1000]

@@ -1,0 +1,382 @@
+"""What a discriminator says, keeps and refuses, on the trainer of `examples/tiny_video`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import harness
+import pytest
+import tiny
+import torch
+from test_adapters_on_the_miniature import run_two_ranks, train
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+from salt_losses import SaltConfig
+from salt_losses.adapters import MissingSeamError, record, self_forcing
+from salt_losses.adapters.rollout.scored import Scored
+
+CONFIG = SaltConfig(
+    step_counts=(1, 2),
+    probs=(0.5, 0.5),
+    sc_steps=(2,),
+    inference_steps=1,
+    adv_weight=0.5,
+    adv_against="more_steps",
+    adv_kind="relativistic",
+    adv_lr=1e-2,
+    adv_penalty=0.1,
+)
+KEYS = {
+    "salt/adv_d_loss",
+    "salt/adv_g_loss",
+    "salt/adv_penalty",
+    "salt/adv_real_logit",
+    "salt/adv_fake_logit",
+    "salt/adv_gap",
+}
+
+
+def build(**settings: Any) -> Any:
+    return tiny.build_trainer(dfake_gen_update_ratio=1, **settings)
+
+
+def weights(handle: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in handle._adversary.head.parameters()])
+
+
+def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
+    trainer = build(real_videos=True, batch_size=8, lr=0.0)
+    config = SaltConfig(
+        step_counts=(1,), probs=(1.0,), sc_steps=(), adv_weight=0.5, adv_levels=(0.0, 0.3),
+        adv_lr=1e-3,
+    )  # fmt: skip
+    gaps: list[float] = []
+    with self_forcing.attached(trainer, config) as handle:
+        handle.on_metrics(lambda metrics: gaps.append(metrics["salt/adv_gap"]))
+        train(trainer, 40)
+    assert sum(gaps[-10:]) / 10 > sum(gaps[:10]) / 10 + 0.5
+
+
+def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
+    model = tiny.build_model()
+    config = replace(CONFIG, step_counts=(1,), probs=(1.0,), sc_steps=(), first_chunk_steps=4)
+    starts: list[int] = []
+    model.generator.register_forward_pre_hook(
+        lambda module, args, kwargs: starts.append(kwargs["current_start"]), with_kwargs=True
+    )
+    with self_forcing.attached(model, config):
+        model.generator_loss(**tiny.loss_inputs(model))
+    per_chunk = model.inference_pipeline.frame_seq_length * model.num_frame_per_block
+    rolled = starts[: starts.index(0, 5)]  # the student begins anew
+    # The steps of each chunk and its context pass: 4 of the first one, 1 + 1 of the others.
+    assert [rolled.count(chunk * per_chunk) for chunk in range(3)] == [5, 3, 3]
+
+
+def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> None:
+    trainer = build()
+    config = replace(CONFIG, adv_warmup=2, adv_kind="non_saturating")
+    seen: list[dict[str, float]] = []
+    with self_forcing.attached(trainer, config) as handle:
+        handle.on_metrics(seen.append)
+        logs: list[Any] = []
+        step = trainer.fwdbwd_one_step
+
+        def logged(batch: Any, train_generator: bool) -> Any:
+            logs.append(step(batch, train_generator))
+            return logs[-1]
+
+        trainer.fwdbwd_one_step = logged
+        train(trainer, 5)
+    assert all(set(metrics) >= KEYS for metrics in seen)
+    assert len(seen) == 5
+    for iteration, (metrics, log) in enumerate(zip(seen, logs[::2])):
+        terms = metrics["salt/dmd_loss"]
+        terms += metrics.get("salt/sc_loss", 0.0) * config.sc_weight
+        felt = iteration >= config.adv_warmup
+        terms += config.adv_weight * metrics["salt/adv_g_loss"] * felt
+        assert float(log["generator_loss"]) == pytest.approx(terms, rel=1e-5)
+        gap = metrics["salt/adv_real_logit"] - metrics["salt/adv_fake_logit"]
+        assert metrics["salt/adv_gap"] == pytest.approx(gap, abs=1e-6)
+
+
+def test_before_its_warmup_ends_the_generator_is_the_trainers_own_and_the_head_learns() -> None:
+    def run(config: SaltConfig) -> tuple[torch.Tensor, Any]:
+        trainer = build()
+        handle = self_forcing.attach(trainer, config)
+        before = weights(handle).clone() if config.adv_weight else None
+        train(trainer, 2)
+        if before is not None:
+            assert not torch.equal(before, weights(handle))
+        return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
+
+    without = run(replace(CONFIG, adv_weight=0.0))
+    assert torch.equal(without, run(replace(CONFIG, adv_warmup=2)))
+    assert not torch.equal(without, run(CONFIG))
+
+
+def test_at_step_counts_that_have_none_nothing_is_called_and_the_head_stays() -> None:
+    trainer = build()
+    config = replace(CONFIG, adv_step_counts=(2,))
+    with self_forcing.attached(trainer, config) as handle:
+        seen = set()
+        for iteration in range(8):
+            before = weights(handle).clone()
+            has_it = handle.plan.num_steps == 2
+            train(trainer, iteration + 1)
+            assert (set(handle.metrics) >= KEYS) == has_it
+            assert torch.equal(before, weights(handle)) != has_it
+            seen.add(has_it)
+    assert seen == {True, False}
+
+
+def test_each_step_count_has_a_logit_of_its_own_against_more_steps() -> None:
+    classes = {
+        against: self_forcing.attach(build(), replace(CONFIG, adv_against=against))
+        ._adversary.head.classifier[-1]
+        .out_features
+        for against in ("data", "more_steps")
+    }
+    assert classes == {"data": 1, "more_steps": 2}
+
+
+def test_where_the_trainers_own_loss_does_not_look_the_generator_feels_nothing() -> None:
+    model = tiny.build_model()
+    model._initialize_inference_pipeline()
+    opponent = self_forcing.attach(model, CONFIG)._losses.opponent
+    rollout = SimpleNamespace(plan=CONFIG.scheduler(1.0).plan(0), scored=Scored())
+    rollout.real = torch.randn(1, 6, 1, 8, 16)
+    scored = rollout.scored
+    scored.video = torch.randn(1, 6, 1, 8, 16, requires_grad=True)
+    scored.conditional_dict = model.text_encoder(["3"])
+    scored.mask = torch.ones_like(scored.video, dtype=torch.bool)
+    scored.mask[:, :2] = False
+    term, _ = opponent.terms(rollout, str)
+    term.backward()
+    by_frame = scored.video.grad.abs().sum((0, 2, 3, 4))
+    assert by_frame[:2].tolist() == [0, 0]
+    assert bool((by_frame[2:] > 0).all())
+    rollout.real = torch.randn(1, 3, 1, 8, 16)
+    with pytest.raises(ValueError, match=r"must have its shape, \[1, 6, 1, 8, 16\]; got \[1, 3"):
+        opponent.terms(rollout, str)
+
+
+@pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
+def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
+    def critic_gradient(config: SaltConfig) -> torch.Tensor:
+        model = tiny.build_model()
+        model.fake_score = FSDP(
+            model.fake_score, use_orig_params=True, device_id=torch.device("cpu")
+        )
+        parameters = list(model.fake_score.parameters())
+        torch.manual_seed(0)
+        with self_forcing.attached(model, config):
+            for _ in range(2):  # accumulated, as LongLive may
+                model.generator_loss(**tiny.loss_inputs(model))[0].backward()
+                model.critic_loss(**tiny.loss_inputs(model))[0].backward()
+        assert all(p.requires_grad for p in parameters)
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    with harness._single_process_group():
+        without = critic_gradient(replace(CONFIG, adv_weight=0.0))
+        gradient = critic_gradient(CONFIG)
+    assert float(without.abs().sum()) > 0
+    assert torch.equal(gradient, without)
+
+
+# State.
+
+
+def recorded(folder: Path, config: SaltConfig = CONFIG, step: int = 0, **start: Any) -> Any:
+    trainer = build()
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), True, True
+    trainer.save, trainer.step = (lambda: None), step
+    trainer.config = SimpleNamespace(**vars(trainer.config), **start)
+    trainer.config.image_or_video_shape = tiny.CONFIG.image_or_video_shape
+    handle = self_forcing.attach(trainer, config)
+    record(handle, trainer)
+    return handle, trainer
+
+
+def test_a_resumed_run_goes_on_with_the_same_head_bit_by_bit(tmp_path: Path) -> None:
+    whole_handle, whole = recorded(tmp_path / "whole")
+    for until in (2, 4):
+        train(whole, until)
+
+    first_handle, first = recorded(tmp_path / "parts")
+    train(first, 2)
+    first.save()
+    checkpoint = tmp_path / "parts" / "checkpoint_model_000002"
+    assert sorted(p.name for p in checkpoint.iterdir()) == ["salt.json", "salt_adversary.pt"]
+    assert json.loads((checkpoint / "salt.json").read_text())["adversary"] == "salt_adversary.pt"
+
+    handle, second = recorded(tmp_path / "parts", step=2)
+    assert torch.equal(weights(handle), weights(first_handle))
+    second.model.load_state_dict(first.model.state_dict())
+    for name in ("generator_optimizer", "critic_optimizer"):
+        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
+    train(second, 4)
+    assert torch.equal(weights(handle), weights(whole_handle))
+    for one, other in zip(whole.model.generator.parameters(), second.model.generator.parameters()):
+        assert torch.equal(one, other)
+    # Without a state it is another head that goes on.
+    assert not torch.equal(weights(recorded(tmp_path / "none")[0]), weights(first_handle))
+
+
+def test_the_learning_rate_of_a_resumed_run_is_that_of_its_settings(tmp_path: Path) -> None:
+    handle, _ = recorded(tmp_path)
+    other, _ = recorded(tmp_path, replace(CONFIG, adv_lr=0.5, adv_penalty=3.0))
+    other.load_state_dict(handle.state_dict())
+    assert other._adversary.optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adv_blocks": (1,)}, r"adv_blocks \(state: \[1\], here: \[0, 1\]\)"),
+        ({"adv_features": "real_score"}, r"adv_features \(state: 'real_score', here: 'fake_score'"),
+        ({"adv_step_counts": (2,)}, r"adv_step_counts \(state: \[2\], here: \[1, 2\]\)"),
+        ({"adv_against": "data"}, r"adv_against \(state: 'data', here: 'more_steps'\)"),
+    ],
+)
+def test_a_state_of_another_head_is_refused_by_name_and_changes_nothing(
+    settings: dict[str, Any], message: str
+) -> None:
+    config = replace(CONFIG, adv_blocks=(0, 1))
+    state = self_forcing.attach(build(), replace(config, **settings)).state_dict()
+    handle = self_forcing.attach(build(), config)
+    before = weights(handle).clone()
+    with pytest.raises(ValueError, match=f"of another discriminator: .*{message}"):
+        handle.load_state_dict(state | {"iteration": 7})
+    assert handle.plan.iteration == 0
+    assert torch.equal(before, weights(handle))
+
+
+def test_a_state_of_another_shape_or_none_is_refused_and_changes_nothing() -> None:
+    handle = self_forcing.attach(build(), CONFIG)
+    wide = self_forcing.attach(build(dim=64), CONFIG).state_dict()
+    with pytest.raises(ValueError, match=r"readers.0.registers \(state: \[1, 64\], here: \[1, 32"):
+        handle.load_state_dict(wide | {"iteration": 7})
+    with pytest.raises(ValueError, match=r"must hold mappings \('head', 'optimizer', 'settings'\)"):
+        handle.load_state_dict(handle.state_dict() | {"iteration": 7, "adversary": {"head": {}}})
+    state = handle.state_dict() | {"iteration": 7}
+    state["adversary"]["optimizer"]["param_groups"][0]["params"] = [0]
+    with pytest.raises(ValueError, match="optimizer cannot take the state"):
+        handle.load_state_dict(state)
+    assert handle.plan.iteration == 0
+
+
+def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
+    _, trainer = recorded(tmp_path)
+    trainer.step = 3
+    trainer.save()
+    folder = tmp_path / "checkpoint_model_000003"
+    # Nobody asks for it: nobody reads it.
+    head = folder / "salt_adversary.pt"
+    head.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=rf"{folder / 'salt.json'}: salt_adversary.pt is no file"):
+        recorded(tmp_path, step=3)
+    head.unlink()
+    assert recorded(tmp_path, replace(CONFIG, adv_weight=0.0), step=3)[0].plan.iteration == 3
+    with pytest.raises(FileNotFoundError, match=str(head)):
+        recorded(tmp_path, step=3)
+
+
+def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
+    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0), step=5)
+    trainer.save()
+    handle, _ = recorded(tmp_path, step=5)
+    assert handle.plan.iteration == 5
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, r"adv_against='data' needs real videos .*the trainer gives None"),
+        (torch.zeros(1, 3, 1, 8, 16), r"image_or_video_shape, \[1, 6, 1, 8, 16\]; got \[1, 3, 1"),
+    ],
+)
+def test_without_fitting_data_there_is_an_error_before_anything_is_called(
+    data: Any, message: str
+) -> None:
+    model = tiny.build_model()
+    calls: list[Any] = []
+    model.generator.register_forward_pre_hook(lambda *_: calls.append(1))
+    stream = torch.get_rng_state()
+    with self_forcing.attached(model, replace(CONFIG, adv_against="data")) as handle:
+        with pytest.raises(ValueError, match=message):
+            model.generator_loss(**tiny.loss_inputs(model) | {"clean_latent": data})
+        assert handle.plan.iteration == 0
+    assert calls == []
+    assert torch.equal(stream, torch.get_rng_state())
+
+
+def test_blocks_that_do_not_exist_are_refused() -> None:
+    model = tiny.build_model()
+    before = {name: id(value) for name, value in vars(model).items()}
+    with pytest.raises(ValueError) as error:
+        self_forcing.attach(model, replace(CONFIG, adv_blocks=(0, 5)))
+    assert str(error.value) == (
+        "adv_blocks must be indices into the 2 blocks of fake_score; got [0, 5]"
+    )
+    assert {name: id(value) for name, value in vars(model).items()} == before
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("model.real_score.model", "dim"), ("model", "device"), ("model", "max_step")],
+)
+def test_a_missing_seam_is_named(path: str, name: str) -> None:
+    model = tiny.build_model()
+    owner = model
+    for part in path.split(".")[1:]:
+        owner = getattr(owner, part)
+    delattr(owner, name)
+    config = replace(CONFIG, adv_features="real_score")
+    with pytest.raises(MissingSeamError, match=f"{path}.{name}: no attribute '{name}'"):
+        self_forcing.attach(model, config)
+    self_forcing.attach(model, replace(CONFIG, adv_weight=0.0)).detach()
+
+
+def test_a_grid_of_one_more_step_that_the_trainers_table_cannot_hold_is_refused() -> None:
+    config = replace(CONFIG, step_counts=(1000,), probs=(1.0,), sc_steps=())
+    self_forcing.attach(build(), replace(config, adv_weight=0.0)).detach()
+    with pytest.raises(ValueError, match="a grid of 1001 steps is too fine"):
+        self_forcing.attach(build(), config)
+
+
+def test_without_a_rollout_there_are_no_more_steps() -> None:
+    trainer = build(backward_simulation=False, num_frame_per_block=6)
+    with (
+        self_forcing.attached(trainer, CONFIG),
+        pytest.raises(RuntimeError, match="no rollout of more steps"),
+    ):
+        train(trainer, 1)
+
+
+# Several ranks.
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_ranks_under_fsdp_hold_one_head(tmp_path: Path) -> None:
+    one, other = run_two_ranks("adversary_worker.py", tmp_path)
+    for against in ("data", "more_steps"):
+        assert one[against]["first"] == other[against]["first"]
+        assert one[against]["heads"] == other[against]["heads"]
+        assert len(set(one[against]["heads"])) == 3  # it moves
+        assert one[against]["gaps"] != other[against]["gaps"]  # by what each rank sees
+        assert one[against]["keys"] == other[against]["keys"]
+        assert torch.equal(one[against]["parameters"], other[against]["parameters"])
+        assert one[against]["resumed"] == other[against]["resumed"] == one[against]["heads"][-1]
+        without, gradient = one[against]["critic_gradients"]
+        assert float(without.abs().sum()) > 0
+        assert torch.equal(without, gradient)
+    assert one["mean"] == other["mean"] == 1.5
+    assert one["disagree"] == other["disagree"]
+    assert "the discriminator's state must be the same on all ranks" in one["disagree"]

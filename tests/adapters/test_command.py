@@ -1,0 +1,50 @@
+"""What the command foresees and finds is so on the real trainers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import harness
+import pytest
+import torch
+
+from salt_losses import step_schedule
+from salt_losses.cli.check import TESTED, examine
+from salt_losses.cli.trainers import TRAINERS, step_lists
+from salt_losses.training.step_lists import StepLists
+
+
+def test_a_plans_grids_are_the_trainers_step_lists(model: Any) -> None:
+    real = StepLists(model.denoising_step_list, model.scheduler)
+    # The miniature, and a configuration with a first chunk of its own, are none that plan names.
+    other = replace(TRAINERS["self_forcing"], shift=real.shift)
+    foreseen = step_lists(TRAINERS.get(model.name, other))
+    assert foreseen.shift == real.shift
+    for num_steps in (1, 2, 3, 4, 8, 16):
+        times = step_schedule(num_steps, real.shift)
+        torch.testing.assert_close(
+            foreseen.timesteps(times), real.timesteps(times), rtol=1e-6, atol=0.0
+        )
+
+
+def test_a_plans_trainer_is_as_its_own_configuration_has_it(model: Any) -> None:
+    if model.name not in TRAINERS:
+        pytest.skip("no trainer that plan names")
+    trainer, args = TRAINERS[model.name], model.args
+    assert trainer.steps == len(args.denoising_step_list)
+    assert trainer.update_every == args.dfake_gen_update_ratio
+    assert trainer.chunk == args.num_frame_per_block
+    assert trainer.warped == args.warp_denoising_step
+
+
+@pytest.mark.parametrize("name", sorted({*TESTED} & {*harness.TRAINERS}))
+def test_every_seam_is_found_in_the_source_of_the_real_trainers(name: str, require: Any) -> None:
+    require(name)
+    root = harness.checkout(name)
+    assert root is not None
+    found = examine(root)
+    assert found["adapter"] == f"salt_losses.adapters.{name}"
+    assert found["unreadable"] == []
+    for model in found["models"]:
+        assert {a["name"]: a["missing"] for a in model["abilities"] if a["missing"]} == {}

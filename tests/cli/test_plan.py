@@ -1,0 +1,308 @@
+"""`salt-losses plan`: what it foresees is what the plans, the step lists and the counts give."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from examples.tiny_video.config import PRESETS as SIZES
+from examples.tiny_video.trainer import Trainer as Miniature
+from examples.tiny_video.wrapper import VideoDiffusionWrapper
+from salt_losses import DiscriminatorHead, SaltConfig, step_schedule
+from salt_losses.adapters import self_forcing
+from salt_losses.cli import main
+from salt_losses.cli.calls import NONE, critic_update, generator_update
+from salt_losses.cli.foresight import foresee
+from salt_losses.cli.memory import Network, head_parameters
+from salt_losses.cli.settings import read_file
+from salt_losses.cli.trainers import TRAINERS, replaced, step_lists
+from salt_losses.presets import PRESETS
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SELF_FORCING = TRAINERS["self_forcing"]
+
+
+def plan_of(salt: SaltConfig, iterations: int = 300, trainer: Any = SELF_FORCING) -> dict[str, Any]:
+    return foresee(salt, trainer, iterations, "1.3B", "14B", 1560)
+
+
+def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
+    salt = SaltConfig(align_weight=0.1, align_warmup=100, adv_weight=0.03, adv_step_counts=(2,))
+    found = plan_of(salt)
+    plans = list(map(salt.scheduler().plan, range(300)))
+    updates = plans[::5]
+    assert found["generator_updates"] == len(updates) == 60
+    for row in found["step_counts"]:
+        k = row["num_steps"]
+        of_k = [p for p in updates if p.num_steps == k]
+        assert row["critic_updates"] == sum(p.num_steps == k for p in plans)
+        assert row["generator_updates"] == len(of_k)
+        assert row["defect_updates"] == sum(p.use_sc for p in of_k)
+        assert row["align_updates"] == sum(p.use_align for p in of_k)
+        assert row["adversary_updates"] == (len(of_k) if k == 2 else 0)
+    assert sum(row["align_updates"] for row in found["step_counts"]) > 0
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_calls_are_the_mean_over_all_exit_steps_of_what_was_counted(name: str) -> None:
+    salt = replace(SaltConfig.preset(name), align_warmup=20)
+    found = plan_of(salt, 60)["calls"]["per_iteration"]
+    blocks, total = SELF_FORCING.blocks, NONE
+    plain = NONE
+    for iteration, plan in enumerate(map(salt.scheduler().plan, range(60))):
+        generator = iteration % 5 == 0
+        reference = plan.reference_steps
+        for e in range(plan.num_steps):
+            exits, share = [e] * blocks, 1 / plan.num_steps
+            total = total.plus(critic_update(exits), share)
+            if generator:
+                update = generator_update(salt, plan.num_steps, reference, exits)
+                total = total.plus(update, share)
+        for e in range(4):
+            plain = plain.plus(critic_update([e] * blocks), 1 / 4)
+            plain = plain.plus(generator_update(None, 4, None, [e] * blocks), generator / 4)
+    for part, calls in (("with Salt", total), ("trainer alone", plain)):
+        counted = calls.over(60)
+        assert found[part]["grad"] == pytest.approx(counted.grad, abs=1e-3)
+        assert found[part]["no_grad"] == pytest.approx(counted.no_grad, abs=1e-3)
+    parts = [v for k, v in found.items() if k not in ("with Salt", "trainer alone")]
+    whole = found["trainer alone"]["no_grad"] + sum(part["no_grad"] for part in parts)
+    assert whole == pytest.approx(found["with Salt"]["no_grad"], abs=1e-3)
+
+
+def test_the_grids_are_the_step_lists_that_the_adapter_swaps_in_on_the_miniature() -> None:
+    config = SIZES["smoke"]
+    torch.manual_seed(0)
+    weights = VideoDiffusionWrapper(config, is_causal=False).state_dict()
+    miniature = Miniature(config, weights, torch.device("cpu"))
+    trainer = replaced(SELF_FORCING, {"shift": config.timestep_shift}, "test")
+    found = plan_of(SaltConfig(), 50, trainer)["grids"]["timesteps"]
+    model = miniature.model
+    model._initialize_inference_pipeline()
+    seen: Counter[int] = Counter()
+    rollout = model._consistency_backward_simulation
+
+    def watched(**kwargs: Any) -> Any:
+        steps = model.inference_pipeline.denoising_step_list
+        seen[len(steps)] += 1
+        assert found[str(len(steps))] == pytest.approx(steps.tolist(), abs=1e-3)
+        return rollout(**kwargs)
+
+    model._consistency_backward_simulation = watched
+    with self_forcing.attached(miniature, SaltConfig()):
+        miniature.train(12)
+    assert set(seen) == {2, 4, 8}
+
+
+def test_a_plain_list_counts_in_thousandths_and_a_warped_one_goes_through_the_table() -> None:
+    plain = replaced(SELF_FORCING, {"warped": False}, "test")
+    assert step_lists(plain).timesteps(step_schedule(4)).tolist() == [1000, 750, 500, 250]
+    assert step_lists(plain).shift == 1.0
+    warped = step_lists(SELF_FORCING).timesteps(step_schedule(4, 5.0)).tolist()
+    assert warped == pytest.approx([1000, 937.5, 833.333, 625], abs=1e-2)
+
+
+def test_the_memory_is_that_of_the_documented_arithmetic() -> None:
+    salt = SaltConfig(align_weight=0.1, align_at="input", adv_weight=0.03)
+    items = {item["what"]: item for item in plan_of(salt, 5)["memory"]}
+    gigabytes = {what: item["bytes"] / 1e9 for what, item in items.items()}
+    # docs/cost.md: 6.04 GB and 0.09 GB of prompts; 3.0 GB; 35 M parameters, 0.56 GB.
+    assert gigabytes["alignment: the reference's KV cache"] == pytest.approx(6.13, abs=0.01)
+    graph = gigabytes["defect: its calls' graph (the inputs of their layers)"]
+    assert graph == pytest.approx(3.0, abs=0.03)
+    assert gigabytes["discriminator: its head and AdamW"] == pytest.approx(0.56, abs=0.01)
+    assert "beside the student's graph" in items["alignment: the reference's KV cache"]["when"]
+
+
+def test_the_heads_size_is_counted_from_a_real_one() -> None:
+    salt = SaltConfig(adv_weight=0.03, adv_against="more_steps")
+    head = DiscriminatorHead(24, (2, 3), num_classes=3)
+    expected = sum(p.numel() for p in head.parameters())
+    assert head_parameters(salt, Network(4, 24)) == expected
+
+
+def test_the_examples_files_are_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("self_forcing", "longlive", "causal_forcing"):
+        for file in ("salt.yaml", "released.yaml"):
+            path = EXAMPLES / name / file
+            assert main(["plan", str(path), "--trainer", name, "--iterations", "100"]) == 0
+            assert f"{path}: in order." in capsys.readouterr().out
+
+
+def test_everything_wrong_in_a_file_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "salt.yaml"
+    path.write_text(
+        "preset: paper\n"
+        "sc_wieght: 0.3\n"
+        "probs: [0.5, 0.5]\n"
+        "\n"
+        "align_at: somewhere\n"
+        "adv_lr: 1e-5\n"
+        "align_prob: 2\n"
+    )
+    assert main(["plan", str(path), "--trainer", "longlive", "--iterations", "9"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{path}:{n}" for n in (2, 3, 5, 7)]
+    assert "did you mean 'sc_weight'?" in lines[0]
+    assert main(["plan", str(path), "--trainer", "longlive", "--iterations", "9", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    settings = [problem["setting"] for problem in problems]
+    assert settings == ["sc_wieght", "probs", "align_at", "align_prob"]
+
+
+def test_what_rests_on_a_refused_setting_is_not_blamed_on_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "salt.json"
+    # With the default of three step counts these two probabilities would be wrong.
+    path.write_text('{"step_counts": [4, 4], "probs": [0.5, 0.5], "sc_steps": []}')
+    assert main(["plan", str(path), "--trainer", "self_forcing", "--iterations", "9"]) == 1
+    assert capsys.readouterr().out == f"{path}:1: step_counts must be distinct; got [4, 4]\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer", "message"),
+    [
+        (
+            {
+                "step_counts": [700],
+                "probs": [1.0],
+                "sc_steps": [],
+                "align_reference": {"700": 1400},
+            },
+            "self_forcing",
+            "a grid of 1400 steps is too fine",
+        ),
+        ({"adv_weight": 0.1}, "longlive_streaming", "adv_against must be 'more_steps'"),
+    ],
+)
+def test_settings_that_the_trainer_cannot_follow_are_wrong(
+    settings: dict[str, Any],
+    trainer: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "salt.json"
+    path.write_text(json.dumps(settings))
+    assert main(["plan", str(path), "--trainer", trainer, "--iterations", "9"]) == 1
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"align_weight": 0.1}, "the alignment never switches on in 100 iterations"),
+        ({"align_weight": 0.1, "align_warmup": 75}, "25 % of the run is after it"),
+        ({"sc_steps": (16,)}, "the defect term is never on"),
+        ({"probs": (0.0, 0.5, 0.5)}, "K = 2 has probability 0"),
+        ({"shift": 3.0}, "the trainer's table has 5"),
+        ({"adv_weight": 0.1, "adv_warmup": 100}, "never reaches the student"),
+        ({"adv_weight": 0.1}, "hands None"),
+    ],
+)
+def test_what_is_allowed_but_perhaps_not_meant_is_noted(
+    settings: dict[str, Any], note: str
+) -> None:
+    assert any(note in line for line in plan_of(SaltConfig(**settings), 100)["notes"])
+    assert not any(note in line for line in plan_of(SaltConfig(), 100)["notes"])
+
+
+def test_the_trainers_own_configuration_is_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "trainer.yaml"
+    config.write_text(
+        "trainer: score_distillation\ndenoising_step_list: [1000, 500, 0]\nnum_frame_per_block: 1\n"
+        "dfake_gen_update_ratio: 4\nmodel_kwargs: {timestep_shift: 8.0}\n"
+    )
+    arguments = ["plan", "--trainer", "self_forcing", "--iterations", "40", "--json"]
+    assert main([*arguments, "--trainer-config", str(config), "--frames", "12"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = {"shift": 8.0, "steps": 2, "update_every": 4, "chunk": 1, "frames": 12, "blocks": 12}
+    assert {name: found["trainer"][name] for name in expected} == expected
+    assert found["generator_updates"] == 10
+    config.write_text("trainer: diffusion\n")
+    assert main([*arguments, "--trainer-config", str(config)]) == 1
+    assert "needs `trainer: score_distillation`" in capsys.readouterr().err
+
+
+def test_a_yaml_file_is_read_as_the_trainers_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "salt.yaml"
+    path.write_text("adv_lr: 1e-5\nsc_weight: .5\nalign_reference: {2: 4}\n")
+    expected = {"adv_lr": 1e-5, "sc_weight": 0.5, "align_reference": {2: 4}}
+    assert read_file(path)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "message"),
+    [
+        ("salt.yaml", "seed: 1\nseed: 2\n", 1, ":2: not YAML: 'seed' is given twice"),
+        ("salt.yaml", "seed: [1\n", 1, ":2: not YAML"),
+        ("salt.json", '{"seed": 1', 1, ":1: not JSON"),
+        ("salt.yaml", "- 1\n", 1, "must hold a mapping"),
+        ("gone.yaml", None, 2, "cannot read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line_and_no_traceback(
+    name: str,
+    text: str | None,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    assert main(["plan", str(path), "--trainer", "self_forcing", "--iterations", "9"]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("salt-losses plan: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_without_pyyaml_a_yaml_file_names_the_extra_and_json_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    for suffix, code in (("yaml", 2), ("json", 0)):
+        path = tmp_path / f"salt.{suffix}"
+        path.write_text('{"seed": 3}')
+        arguments = ["plan", str(path), "--trainer", "self_forcing", "--iterations", "9"]
+        assert main(arguments) == code
+    assert "pip install 'salt-losses[cli]'" in capsys.readouterr().err
+
+
+def test_importing_the_library_does_not_import_the_command() -> None:
+
+    code = "import salt_losses, sys; print([m for m in sys.modules if 'salt_losses.cli' in m])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--iterations", "5"],
+        ["plan", "--trainer", "self_forcing", "--iterations", "0"],
+        ["plan", "--trainer", "self_forcing", "--iterations", "9", "--chunk", "4"],
+        ["plan", "--trainer", "self_forcing", "--iterations", "9", "--shift", "-1"],
+    ],
+)
+def test_a_wrong_command_line_ends_with_code_2(arguments: list[str]) -> None:
+    try:
+        code: Any = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands import launch
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils.launch import prepare_multi_gpu_env
+from diffusers import WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file
+
+from examples.wan import checkpoint, train
+from examples.wan.config import Config
+from examples.wan.data import EncodedData
+from examples.wan.distil import condition_of
+from examples.wan.pretrained import load_transformer
+from examples.wan.roles import ROLES
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(example, out, **settings):
+    assert train.main(example.train_options(out, **settings)) == 0
+    return out
+
+
+def contents(out):
+    """Everything of a run's newest checkpoint, and its log."""
+    folder = checkpoint.latest(out)
+    weights = {
+        str(path.relative_to(folder)): load_file(path) for path in folder.rglob("*.safetensors")
+    }
+    return weights, torch.load(folder / "training.pt"), (out / "log.jsonl").read_text()
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert_same(dict(enumerate(a)), dict(enumerate(b)))
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def whole(t2v, tmp_path_factory):
+    """An uninterrupted run of T2V with LoRAs, with samples at its end."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return run(t2v, out, sample_every=4, sample_count=1, sample_steps=[2, 4])
+
+
+def test_a_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(t2v, whole, tmp_path):
+    out = tmp_path / "run"
+    options = t2v.train_options(out)
+    child = multiprocessing.get_context("fork").Process(target=train.main, args=(options,))
+    child.start()
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while not (log.is_file() and log.read_text().count("\n") >= 3):  # past the checkpoint of 2
+        assert child.is_alive() or log.read_text().count("\n") >= 3
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    shutil.rmtree(out / "checkpoints" / "000004", ignore_errors=True)  # had it been that fast
+    assert checkpoint.latest(out).name == "000002"
+    run(t2v, out)
+    assert_same(contents(out), contents(whole))
+
+
+def test_whole_copies_of_image_to_video_with_their_own_rollouts_resume_exactly(i2v, tmp_path):
+    settings = {
+        "roles": "full",
+        "backward_simulation": True,
+        "salt.step_counts": [4, 8],
+        "salt.probs": [0.5, 0.5],
+    }
+    straight = run(i2v, tmp_path / "straight", **settings)
+    stopped = run(i2v, tmp_path / "stopped", iterations=2, **settings)
+    run(i2v, stopped, **settings)
+    assert_same(contents(stopped), contents(straight))
+    rows = [json.loads(line) for line in contents(straight)[2].splitlines()]
+    assert {row["steps"] for row in rows} == {4, 8}
+    student = WanTransformer3DModel.from_pretrained(checkpoint.latest(straight) / "student")
+    base = load_transformer(str(i2v.model), "float32")
+    pairs = zip(student.parameters(), base.parameters(), strict=True)
+    assert all(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_every_role_learns_and_the_average_follows_the_student(whole):
+    weights, training, _ = contents(whole)
+    student, ema, critic = (
+        weights[f"{name}/{checkpoint.LORA_FILE}"] for name in ("student", "ema", "fake_score")
+    )
+    assert student.keys() == ema.keys() == critic.keys()
+    for name, value in student.items():
+        if "lora_B" in name:  # from zero
+            assert value.any()
+            assert critic[name].any()
+            assert not torch.equal(value, critic[name])
+            assert 0 < (ema[name] / value).median() <= 1
+    assert training["iteration"] == 4
+    steps = {
+        role: {float(slots["step"]) for slots in state.values()}
+        for role, state in training["optimizers"].items()
+    }
+    assert steps == {"student": {4.0}, "fake_score": {8.0}}
+
+
+def test_the_lora_in_diffusers_own_pipeline_is_the_trained_student(t2v, whole):
+    config = Config.load(whole / "config.yaml")
+    trainer = train.Trainer(config)
+    assert trainer.iteration == 4
+    folder = checkpoint.latest(whole)
+    item = EncodedData(t2v.data)[0]
+    x, t = torch.randn(1, 4, 2, 4, 6), torch.tensor([0.7])
+    condition = condition_of({"text": item["text"][None]})
+    pipeline = WanPipeline.from_pretrained(t2v.model)
+    with torch.no_grad():
+        expected = trainer.roles("student", x, t, condition)
+        undistilled = pipeline.transformer(x, 1000 * t, condition.text, return_dict=False)[0]
+        pipeline.load_lora_weights(folder / "student")
+        got = pipeline.transformer(x, 1000 * t, condition.text, return_dict=False)[0]
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not torch.allclose(got, undistilled, atol=1e-5)
+    video = pipeline(
+        "the digit 5", height=32, width=48, num_frames=5, num_inference_steps=2, guidance_scale=1.0
+    )
+    assert video.frames.shape == (1, 5, 32, 48, 3)
+
+
+def test_an_iteration_makes_the_calls_that_the_readme_says(t2v, tmp_path):
+    calls: Counter[str] = Counter()
+    config = train.load_config(
+        train.parse(t2v.train_options(tmp_path / "run", critic_updates=5, iterations=1))
+    )
+    trainer = train.Trainer(config)
+    roles = trainer.roles
+    roles.network("student").register_forward_pre_hook(lambda *_: calls.update([roles.active]))
+    trainer.step()
+    assert calls == {"student": 1 + 1 + 5, "fake_score": 1 + 5, "teacher": 2}
+    assert set(calls) == set(ROLES)
+
+
+def test_samples_are_written_for_each_number_of_steps(whole):
+    names = sorted(p.name for p in (whole / "samples" / "000004").iterdir())
+    assert names == ["0-2.mp4", "0-4.mp4"]
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_from_it(
+    t2v, whole, tmp_path, capsys
+):
+    out = run(t2v, tmp_path / "run", iterations=2)
+    before = contents(out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))  # a write that really fails
+    try:
+        assert train.main(t2v.train_options(out)) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert "000004 could not be saved" in error
+    assert f"the last good one is {out / 'checkpoints' / '000002'}" in error
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["000002"]
+    assert_same(contents(out)[:2], before[:2])
+    run(t2v, out)
+    assert_same(contents(out), contents(whole))
+
+
+def test_only_the_newest_checkpoints_stay(t2v, tmp_path):
+    out = run(t2v, tmp_path / "run", save_every=1, keep_checkpoints=2)
+    assert [p.name for p in checkpoint.checkpoints(out)] == ["000003", "000004"]
+
+
+def test_a_checkpoint_of_another_config_is_an_error_that_changes_nothing(t2v, whole, capsys):
+    def error(**settings):
+        settings = {"sample_every": 4, "sample_count": 1, "sample_steps": [2, 4], **settings}
+        assert train.main(t2v.train_options(whole, **settings)) == 2
+        return capsys.readouterr().err
+
+    before = (whole / "config.yaml").read_text()
+    assert "of other settings: lr (0.0001 there, 0.1 now)" in error(lr=0.1)
+    assert "salt" in error(**{"salt.sc_weight": 0.5})
+    assert "batches_per_update (1 there, 2 now)" in error(gradient_accumulation_steps=2)
+    assert (whole / "config.yaml").read_text() == before
+
+
+def test_data_of_another_model_is_an_error(t2v, i2v, tmp_path, capsys):
+    def error(example, **change):
+        options = example.train_options(tmp_path / "run")
+        for name, value in change.items():
+            options[options.index(f"--{name}") + 1] = str(value)
+        assert train.main(options) == 2
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err
+
+    assert "kind must be 'i2v'; got 't2v'" in error(i2v, data=t2v.data)
+    other = tmp_path / "other"
+    shutil.copytree(t2v.model, other)
+    path = other / "vae" / "config.json"
+    vae = json.loads(path.read_text())
+    path.write_text(json.dumps(vae | {"latents_mean": [0.5] * 4}))
+    assert "latents of another VAE" in error(t2v, model=other)
+    assert "must be name=value" in _usage_error(t2v, tmp_path, capsys, "--set", "lr")
+    assert "did you mean 'lr'" in _usage_error(t2v, tmp_path, capsys, "--set", "lrr=1")
+
+
+def _usage_error(example, tmp_path, capsys, *more):
+    assert train.main([*example.train_options(tmp_path / "run"), *more]) == 2
+    return capsys.readouterr().err
+
+
+def launch_options(name: str) -> list[str]:
+    """Of `accelerate launch`, with one of the recipe's own files, on two processes."""
+    options = ["--config_file", str(ROOT / f"examples/wan/accelerate/{name}.yaml")]
+    return [*options, "--num_processes", "2", "--mixed_precision", "no", "--main_process_port"]
+
+
+def assert_two_did_what_one_did(both, alone):
+    rows, expected = (
+        [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        for out in (both, alone)
+    )
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-3)
+    for path in checkpoint.latest(alone).rglob("*.safetensors"):
+        other = load_file(both / path.relative_to(alone))
+        for name, value in load_file(path).items():
+            # AdamW moves each number by about the learning rate, whatever the gradient's size:
+            # where that is rounding alone, its sign is too.
+            close = torch.isclose(value, other[name], atol=1e-6)
+            assert close.float().mean() > 0.9, (path, name)
+
+
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(t2v, tmp_path):
+    settings = {"iterations": 2, "critic_updates": 1, "sample_every": 2, "sample_count": 1}
+    alone = run(t2v, tmp_path / "alone", gradient_accumulation_steps=2, **settings)
+    both = tmp_path / "both"
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += [*launch_options("several_gpus"), "0", "-m", "examples.wan.train"]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+    }
+    done = subprocess.run(
+        [*command, *t2v.train_options(both, **settings)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_two_did_what_one_did(both, alone)
+    assert (both / "samples" / "000002" / "0-8.mp4").is_file()
+
+
+def work(environment: dict[str, str], rank: int, options: list[str]) -> None:
+    """One of two processes, forked: what `accelerate launch` starts, without the imports."""
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    sys.exit(train.main(options))
+
+
+def fork_two(name: str, options: list[str]) -> list[int | None]:
+    """Exit codes of a training in two processes, in the environment that accelerate gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    args = launch.launch_command_parser().parse_args([*launch_options(name), port, "script"])
+    environment = prepare_multi_gpu_env(launch._validate_launch_command(args)[0])
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=work, args=(environment, rank, options)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return [worker.exitcode for worker in workers]
+
+
+@pytest.mark.parametrize("roles", ["lora", "full"])
+def test_sharded_over_two_processes_it_is_the_same_and_resumes(t2v, tmp_path, roles):
+    settings = {"roles": roles, "critic_updates": 1, "sample_count": 1, "sample_steps": [2]}
+    alone = run(t2v, tmp_path / "alone", iterations=2, gradient_accumulation_steps=2, **settings)
+    both = tmp_path / "both"
+    for iterations in (1, 2):
+        options = t2v.train_options(both, iterations=iterations, sample_every=2, **settings)
+        assert fork_two("fsdp2", options) == [0, 0]
+    assert_two_did_what_one_did(both, alone)
+    assert (both / "samples" / "000002" / "0-2.mp4").is_file()

@@ -1,0 +1,119 @@
+"""The published recipes as settings, and the YAML files of the examples that hold settings."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from salt_losses import (
+    SaltConfig,
+    ShortcutTriple,
+    semigroup_defect_loss,
+    shortcut_triple_sampler,
+    step_schedule,
+)
+from salt_losses.presets import PRESETS
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TRAINERS = ("self_forcing", "longlive", "causal_forcing")
+SETTINGS = {field.name for field in dataclasses.fields(SaltConfig)}
+
+
+def read_yaml(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_everything_but_what_belongs_to_a_run(name):
+    of_a_run = {"shift", "seed", "sweep_every", "sweep_prompts"}
+    assert set(PRESETS[name]) == SETTINGS - of_a_run
+
+
+def test_the_released_recipes_differ_in_start_and_noise_only():
+    recipes = [PRESETS[f"released_{trainer}"] for trainer in TRAINERS]
+    differ = {name for name in recipes[0] if len({str(recipe[name]) for recipe in recipes}) > 1}
+    assert differ == {"align_warmup", "align_noise"}
+
+
+def test_a_preset_in_a_mapping_can_be_overridden():
+    mapping = {"preset": "released_longlive", "align_weight": 0, "align_reference": {"2": 8}}
+    config = SaltConfig.from_mapping(mapping)
+    expected = dataclasses.replace(
+        SaltConfig.preset("released_longlive"), align_weight=0.0, align_reference={2: 8}
+    )
+    assert config == expected
+    assert mapping["preset"] == "released_longlive"  # the caller's mapping is as it was
+    assert SaltConfig.from_mapping({"preset": "paper"}) == SaltConfig.preset("paper")
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_released_yaml_of_a_trainer_is_its_preset(trainer):
+    settings = read_yaml(EXAMPLES / trainer / "released.yaml")
+    assert set(settings) == SETTINGS
+    assert SaltConfig.from_mapping(settings) == SaltConfig.preset(f"released_{trainer}")
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_setting_of_the_released_yaml_names_its_source(trainer):
+    for line in (EXAMPLES / trainer / "released.yaml").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert line.partition("#")[2].strip()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_salt_yaml_of_a_trainer_holds_every_setting_at_its_default(trainer):
+    settings = read_yaml(EXAMPLES / trainer / "salt.yaml")
+    assert set(settings) == SETTINGS
+    assert SaltConfig.from_mapping(settings) == SaltConfig()
+
+
+def gradient_on_v_s(config, t_s):
+    """The expected gradient of the weighted term w.r.t. v_s, for a velocity gap of one."""
+    count = 100_000
+    triple = shortcut_triple_sampler(
+        t_s.expand(count), step_schedule(8, 5.0), step_schedule(4, 5.0),
+        nearest=config.sc_nearest, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    v_s = torch.zeros(count, 1, dtype=torch.float64, requires_grad=True)
+    loss = semigroup_defect_loss(
+        lambda x, t: torch.ones_like(x), torch.zeros_like(v_s), triple, v_s=v_s,
+        weight=1 - triple.t_s if config.sc_time_weight == "clean" else None,
+        stop_grad=config.sc_stop_grad,
+    )  # fmt: skip
+    (config.sc_weight * loss).backward()
+    return -v_s.grad.sum().item() / 2
+
+
+def test_the_released_defect_term_pulls_as_hard_at_each_exit_as_the_release_does():
+    # 0.2 (1 - t_s) E[(t_m - t_e)(t_s - t_e)], worked out from the release's own step lists; and
+    # for the paper's equation E[(t_m - t_e)^2].
+    released = (0, 0.0002, 0.0004, 0.0068, 0.0087, 0.0195, 0.0195)
+    paper = (0.177, 0.215, 0.191, 0.243, 0.195, 0.283, 0.174)
+    exits = step_schedule(8, 5.0)[:7]
+    for name, expected in (("released_self_forcing", released), ("paper", paper)):
+        config = SaltConfig.preset(name)
+        measured = [gradient_on_v_s(config, t_s) for t_s in exits]
+        tolerance = 1e-4 if name != "paper" else 1.5e-3
+        assert measured == pytest.approx(expected, abs=tolerance)
+
+
+def test_the_released_alignment_is_for_two_steps_towards_four_in_every_such_plan():
+    scheduler = SaltConfig.preset("released_causal_forcing").scheduler(5.0)
+    for i in range(0, 5000, 5):  # the release's generator updates, in steps of its trainer
+        plan = scheduler.plan(i)
+        assert plan.use_align == (i >= 700 and plan.num_steps == 2)
+        assert plan.reference_steps == (4 if plan.use_align else None)
+        assert plan.use_sc == (plan.num_steps == 8)
+
+
+def test_the_clean_weight_leaves_a_start_at_pure_noise_without_any_effect():
+    triple = ShortcutTriple(*torch.tensor([[1.0], [0.75], [0.5]]), torch.tensor([True]))
+    v_s = torch.ones(1, 3, requires_grad=True)
+    loss = semigroup_defect_loss(
+        lambda x, t: 2 * x + 1, torch.ones(1, 3), triple, v_s=v_s, weight=1 - triple.t_s
+    )
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(v_s.grad, torch.zeros_like(v_s))
