@@ -54,10 +54,14 @@ class Examiner:
         self, config: Config, classifier: VideoClassifier, device: torch.device, seed: int
     ) -> None:
         self.config, self.device, self.seed = config, device, seed
-        self.judge = Judge(config, classifier)
+        self.judge = Judge(config, classifier, self.held_out(config.num_training_frames))
         self.text_encoder = DigitPrompts(device)
         self.digits = torch.arange(config.num_videos) % 10
         self.prompts = self.text_encoder(prompts_of(self.digits))
+
+    def held_out(self, num_frames: int) -> DigitVideos:
+        """Real videos that no student was trained on."""
+        return DigitVideos("held_out", num_frames, self.config.canvas)
 
     def _rng(self) -> torch.Generator:
         # The same state for every student and step count: same seed, same noise.
@@ -137,25 +141,29 @@ class Examiner:
             "defect": self._defect(generator),
             "videos": {k: videos[k][:SHOWN].clone() for k in COMPARED_STEPS},
         }
-        return found | {"long": self._long(generator)} if long else found
+        return found | {"long": self.stretches(self.rollout(generator))} if long else found
 
     def _defect(self, generator: VideoDiffusionWrapper) -> list[float]:
-        held_out = DigitVideos("held_out", self.config.num_training_frames, self.config.canvas)
+        held_out = self.held_out(self.config.num_training_frames)
         real, digits, _ = held_out.sample(self.config.num_pairs, torch.Generator().manual_seed(3))
         prompts = self.text_encoder(prompts_of(digits))
         return defects(
             generator, real.to(self.device), prompts, INFERENCE_STEPS, FINE_STEPS, self._rng()
         )
 
-    def _long(self, generator: VideoDiffusionWrapper) -> list[Quality]:
-        """Quality of each stretch as long as the training videos, in one rollout of `LONG`."""
-        frames = self.config.num_training_frames
+    def rollout(self, generator: VideoDiffusionWrapper) -> Tensor:
+        """Videos of `LONG` training lengths."""
         rng = self._rng()
-        videos = sample(
-            generator, self._noise(rng, LONG), self.prompts, INFERENCE_STEPS, rng, window=frames
+        noise = self._noise(rng, LONG)
+        frames = self.config.num_training_frames
+        return sample(generator, noise, self.prompts, INFERENCE_STEPS, rng, window=frames).cpu()
+
+    def stretches(self, videos: Tensor) -> list[Quality]:
+        """Quality of each stretch as long as the training videos, of a long rollout."""
+        frames = self.config.num_training_frames
+        real, _, _ = self.held_out(LONG * frames).sample(
+            4 * self.config.num_videos, torch.Generator().manual_seed(4)
         )
-        held_out = DigitVideos("held_out", LONG * frames, self.config.canvas)
-        real, _, _ = held_out.sample(4 * self.config.num_videos, torch.Generator().manual_seed(4))
         return [
             self.quality(stretch, real_features=self.judge.look(real_stretch)[0])
             for stretch, real_stretch in zip(videos.split(frames, 1), real.split(frames, 1))

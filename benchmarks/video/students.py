@@ -25,6 +25,7 @@ ALIGN_WARMUP_SHARE = 0.2
 # Spelled out: the tables stay what they are when a default changes.
 BASE = {
     "sc_weight": 1.0,
+    "sc_warmup": 0,
     "align_weight": 0.0,
     "align_margin": 0.1,
     "align_prob": 1.0,
@@ -43,7 +44,8 @@ ADVERSARY = {"adv_weight": 0.03, "adv_kind": "relativistic", "adv_lr": 1e-3}
 class Student:
     """A trainer's own grid of `train_steps`, other settings of it, and Salt's, if any.
 
-    `length`: of its training, in those of the preset. `whole_video`: the setting of the paper's
+    `length`: of its training, in those of the preset. `sc_start`: the share of it before the defect
+    term is on. `whole_video`: the setting of the paper's
     Table 4, the whole video in one chunk and without backward simulation; there `salt` has the
     weight of the defect term alone. Not `distilled`: the teacher's own weights.
     """
@@ -55,6 +57,7 @@ class Student:
     whole_video: bool = False
     distilled: bool = True
     length: int = 1
+    sc_start: float = 0.0
 
     def config(self, preset: Config, seed: int) -> Config:
         grid = tuple(1000 - 1000 * i // self.train_steps for i in range(self.train_steps))
@@ -76,6 +79,8 @@ class Student:
             "seed": config.seed,
             **self.salt,
         }
+        if self.sc_start:
+            settings["sc_warmup"] = round(self.sc_start * config.distill_steps)
         if settings["align_block"] == LAST:
             settings["align_block"] = config.num_layers - 1
         return SaltConfig(**settings)

@@ -74,18 +74,25 @@ class Study:
         found = run.remember(f"references-{VERSION}", lambda: examiner.references(teacher))
         return {"seed": seed, "training_seconds": seconds, **found}
 
-    def student(self, name: str, seed: int) -> Results:
-        """Trains and measures one student."""
-        student = STUDENTS[name]
+    def training(
+        self, name: str, student: Student, seed: int
+    ) -> tuple[Run, Trainer, SaltHandle | None]:
+        """What a student is trained with; its checkpoints are under `name`."""
         config = student.config(self.preset, seed)
         salt = student.salt_config(config)
         run = self._run(f"seed-{seed}/{name}", config, salt=salt)
-        examiner = Examiner(config, self.classifier(), self.device, seed)
         teacher, _ = self.teacher(seed)
         trainer = Trainer(config, teacher.state_dict(), self.device)
         # Saves memory that is not short here, for a third of the critic's time.
         trainer.model.fake_score.model.gradient_checkpointing = False
-        handle = attach(trainer, student, salt)
+        return run, trainer, attach(trainer, student, salt)
+
+    def student(self, name: str, seed: int) -> Results:
+        """Trains and measures one student."""
+        student = STUDENTS[name]
+        run, trainer, handle = self.training(name, student, seed)
+        config, salt = trainer.config, student.salt_config(trainer.config)
+        examiner = Examiner(config, self.classifier(), self.device, seed)
         gaps: list[Gap] = []
         adversarial = salt is not None and salt.adv_weight > 0
         companion = WithGaps(handle, gaps) if adversarial else handle
@@ -132,9 +139,8 @@ class Study:
         settings = config.as_dict()
         if keys is not None:
             settings = {key: settings[key] for key in keys}
-        if salt is not None:  # sweeps change no student, and came after the first students
-            salted = dataclasses.asdict(salt).items()
-            settings["salt"] = {k: v for k, v in salted if not k.startswith("sweep_")}
+        if salt is not None:
+            settings["salt"] = salted(salt)
         return Run(self.work / name, settings, self.device)
 
 
@@ -156,6 +162,14 @@ class WithGaps:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.handle.load_state_dict(state["handle"])
         self.gaps[:] = state["gaps"]
+
+
+def salted(salt: SaltConfig) -> Results:
+    """The settings that make a student: those that came after the first students are left out
+    where they change nothing."""
+    settings = dataclasses.asdict(salt).items()
+    later = ("sc_warmup", 0)
+    return {k: v for k, v in settings if not k.startswith("sweep_") and (k, v) != later}
 
 
 def attach(trainer: Trainer, student: Student, salt: SaltConfig | None) -> SaltHandle | None:

@@ -92,12 +92,19 @@ class Judge:
 
     The features are those of a classifier that has to know the digit and its motion, so that a
     wrong shape and a wrong movement both count; in pixel space a blurred video would win. The
-    frames are of held-out scans, so a student that only repeats the training scans gains nothing.
+    frames are of held-out scans, so a student that only repeats the training scans gains nothing;
+    of all of them, unless `held_out` has some.
     """
 
-    def __init__(self, config: Config, classifier: VideoClassifier) -> None:
+    def __init__(
+        self,
+        config: Config,
+        classifier: VideoClassifier,
+        held_out: DigitVideos | None = None,
+    ) -> None:
         self.classifier = classifier
-        held_out = DigitVideos("held_out", config.num_training_frames, config.canvas)
+        if held_out is None:
+            held_out = DigitVideos("held_out", config.num_training_frames, config.canvas)
         rng = torch.Generator().manual_seed(1)
         self.real, _, _ = held_out.sample(4 * config.num_videos, rng)
         self.real_features = self.look(self.real)[0]

@@ -23,7 +23,7 @@ class StepPlan:
         iteration: the iteration that the plan is for, from 0.
         num_steps: K, the rollout's step count.
         times: T(K), `[K + 1]`.
-        use_sc: whether the self-consistency term is on (K in `sc_steps`).
+        use_sc: whether the self-consistency term is on (K in `sc_steps`, after `sc_warmup`).
         use_align: whether the reference alignment is on.
         reference_steps: step count of the reference rollout; `None` without alignment.
         reference_times: its grid; `None` without alignment.
@@ -79,6 +79,7 @@ class MixedStepScheduler:
         probs: their probabilities; sum to 1.
         shift: time shift of all grids (see `shift_time`).
         sc_steps: step counts at which the self-consistency term is on.
+        sc_warmup: iterations before it may switch on.
         align_reference: low step count -> step count of its reference rollout, a larger multiple.
         align_warmup: iterations before the alignment may switch on.
         align_prob: probability of the alignment, after the warm-up, at the step counts that have
@@ -108,6 +109,7 @@ class MixedStepScheduler:
         *,
         shift: float = 1.0,
         sc_steps: Sequence[int] = (8,),
+        sc_warmup: int = 0,
         align_reference: Mapping[int, int] = {2: 4, 4: 8},
         align_warmup: int = 600,
         align_prob: float = 0.5,
@@ -121,6 +123,7 @@ class MixedStepScheduler:
         self.probs = _probabilities(probs, len(self.step_counts))
         self.shift = check_number("shift", shift, above=0.0)
         self.sc_steps = _counts("sc_steps", sc_steps)
+        self.sc_warmup = check_count("sc_warmup", sc_warmup, low=0)
         self.align_reference = _references(align_reference)
         self.align_warmup = check_count("align_warmup", align_warmup, low=0)
         self.align_prob = check_number("align_prob", align_prob, low=0.0)
@@ -157,7 +160,7 @@ class MixedStepScheduler:
             iteration=iteration,
             num_steps=num_steps,
             times=step_schedule(num_steps, self.shift),
-            use_sc=self._use_sc(num_steps),
+            use_sc=iteration >= self.sc_warmup and self._use_sc(num_steps),
             use_align=aligned,
             reference_steps=reference_steps,
             reference_times=self._grid(reference_steps),
@@ -194,7 +197,8 @@ class MixedStepScheduler:
         ours, theirs = self._settings(), state_dict["settings"]
         if not isinstance(theirs, Mapping):
             raise ValueError(f"state_dict['settings'] must be a mapping; got {describe(theirs)}")
-        theirs = {"first_chunk_steps": None, **theirs}  # a state from before that setting
+        # A state from before these settings.
+        theirs = {"first_chunk_steps": None, "sc_warmup": 0, **theirs}
         differ = [
             f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
             for name in {**ours, **theirs}
@@ -238,6 +242,7 @@ class MixedStepScheduler:
             "probs": list(self.probs),
             "shift": self.shift,
             "sc_steps": list(self.sc_steps),
+            "sc_warmup": self.sc_warmup,
             "align_reference": _pairs(self.align_reference),
             "align_warmup": self.align_warmup,
             "align_prob": self.align_prob,

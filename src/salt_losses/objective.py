@@ -20,8 +20,8 @@ from .presets import PRESETS
 @dataclasses.dataclass(frozen=True)
 class SaltConfig:
     """Every setting of a Salt run. The scheduler's are under the same names as there: see
-    `MixedStepScheduler` for `step_counts`, `probs`, `sc_steps`, `align_reference`, `align_warmup`,
-    `align_prob`, `inference_steps`, `seed` and `first_chunk_steps`.
+    `MixedStepScheduler` for `step_counts`, `probs`, `sc_steps`, `sc_warmup`, `align_reference`,
+    `align_warmup`, `align_prob`, `inference_steps`, `seed` and `first_chunk_steps`.
 
     Settings are kept as they were checked: tuples, plain numbers, a dict of its own. So a config
     from a YAML or JSON file equals, and hashes like, the same one from keywords, and
@@ -119,6 +119,7 @@ class SaltConfig:
     sc_stop_grad: str | None = None
     sc_time_weight: str | None = None
     sc_nearest: int | None = None
+    sc_warmup: int = 0
     align_at: str = "exit"
     align_noise: str = "shared"
     align_levels: tuple[float, float] = (0.0, 1.0)
@@ -247,6 +248,7 @@ class SaltConfig:
             self.probs,
             shift=own if self.shift is None else self.shift,
             sc_steps=self.sc_steps,
+            sc_warmup=self.sc_warmup,
             align_reference=self.align_reference,
             align_warmup=self.align_warmup,
             align_prob=self.align_prob,
@@ -319,8 +321,8 @@ def salt_loss(
 
 # Settings that the scheduler checks and keeps; not its shift, which may be left to the trainer.
 _SCHEDULERS = (
-    "step_counts", "probs", "sc_steps", "align_reference", "align_warmup", "align_prob",
-    "inference_steps", "seed", "first_chunk_steps",
+    "step_counts", "probs", "sc_steps", "sc_warmup", "align_reference", "align_warmup",
+    "align_prob", "inference_steps", "seed", "first_chunk_steps",
 )  # fmt: skip
 _CHOICES = {
     "sc_stop_grad": (None, "direct", "composed"),

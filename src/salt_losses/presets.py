@@ -40,6 +40,7 @@ _PAPER: dict[str, Any] = {
     "sc_stop_grad": None,  # eq. 8 has no constant endpoint,
     "sc_time_weight": None,  # no weight in time,
     "sc_nearest": None,  # and eq. 9 draws from all ends below t_s
+    "sc_warmup": 0,  # none is named
     "align_reference": {2: 4, 4: 8},  # sec. 3.3
     "align_warmup": 600,  # app. B, for Causal Forcing
     "align_prob": 0.5,  # ours: "stochastically"
@@ -59,6 +60,7 @@ _RELEASED: dict[str, Any] = {  # configs/mixed_sc_dmd_trd/*.yaml, where nothing 
     "sc_stop_grad": "composed",  # pipeline/sc_training.py: the call at t_m is without gradient
     "sc_time_weight": "clean",  # x (1 - t_s / 1000)
     "sc_nearest": 2,  # pipeline/sc_training.py
+    "sc_warmup": 0,  # there, and commented out
     "align_reference": {2: 4},  # model/sc_dmd.py: 4 towards 8 is there, and set to none
     "align_prob": 1.0,  # model/sc_dmd.py: whenever the exit is not the first step
     "align_weight": 0.1,  # mmd_weight

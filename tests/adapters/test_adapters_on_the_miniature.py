@@ -74,6 +74,21 @@ def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -
     assert len(steps) > 12
 
 
+def test_until_its_warm_up_ends_the_defect_term_is_not_there_at_all() -> None:
+    def run(until: int, **settings: Any) -> torch.Tensor:
+        trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+        calls = tiny.count_calls(trainer.model.generator)
+        with self_forcing.attached(trainer, replace(BUSY, align_weight=0.0, **settings)):
+            train(trainer, until)
+        parameters = [p.detach().flatten() for p in trainer.model.generator.parameters()]
+        return torch.cat([*parameters, torch.tensor([float(len(calls))])])
+
+    without = run(10, sc_weight=0.0)
+    assert torch.equal(run(10, sc_warmup=10), without)
+    assert not torch.equal(run(10, sc_warmup=5), without)
+    assert not torch.equal(run(10), run(10, sc_warmup=5))
+
+
 def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
     model = tiny.build_model()
     config = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1)

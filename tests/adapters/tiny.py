@@ -29,6 +29,13 @@ def weights(config: Any, seed: int) -> dict[str, torch.Tensor]:
     return {name: 0.2 * torch.randn(value.shape, generator=rng) for name, value in state.items()}
 
 
+def count_calls(network: torch.nn.Module) -> list[bool]:
+    """Grows with each call of `network`: whether it was one with gradient."""
+    calls: list[bool] = []
+    network.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    return calls
+
+
 def build_model() -> Any:
     model = build_trainer().model.eval()
     model.name = "tiny_video"

@@ -35,7 +35,9 @@ def plan_of(salt: SaltConfig, iterations: int = 300, trainer: Any = SELF_FORCING
 
 
 def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
-    salt = SaltConfig(align_weight=0.1, align_warmup=100, adv_weight=0.03, adv_step_counts=(2,))
+    salt = SaltConfig(
+        sc_warmup=150, align_weight=0.1, align_warmup=100, adv_weight=0.03, adv_step_counts=(2,)
+    )
     found = plan_of(salt)
     plans = list(map(salt.scheduler().plan, range(300)))
     updates = plans[::5]
@@ -45,7 +47,7 @@ def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
         of_k = [p for p in updates if p.num_steps == k]
         assert row["critic_updates"] == sum(p.num_steps == k for p in plans)
         assert row["generator_updates"] == len(of_k)
-        assert row["defect_updates"] == sum(p.use_sc for p in of_k)
+        assert row["defect_updates"] == sum(p.use_sc for p in of_k) < (len(of_k) or 1)
         assert row["align_updates"] == sum(p.use_align for p in of_k)
         assert row["adversary_updates"] == (len(of_k) if k == 2 else 0)
     assert sum(row["align_updates"] for row in found["step_counts"]) > 0
@@ -53,7 +55,7 @@ def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_calls_are_the_mean_over_all_exit_steps_of_what_was_counted(name: str) -> None:
-    salt = replace(SaltConfig.preset(name), align_warmup=20)
+    salt = replace(SaltConfig.preset(name), align_warmup=20, sc_warmup=30)
     found = plan_of(salt, 60)["calls"]["per_iteration"]
     blocks, total = SELF_FORCING.blocks, NONE
     plain = NONE
@@ -64,7 +66,8 @@ def test_the_calls_are_the_mean_over_all_exit_steps_of_what_was_counted(name: st
             exits, share = [e] * blocks, 1 / plan.num_steps
             total = total.plus(critic_update(exits), share)
             if generator:
-                update = generator_update(salt, plan.num_steps, reference, exits)
+                now = salt if iteration >= 30 else replace(salt, sc_weight=0.0)
+                update = generator_update(now, plan.num_steps, reference, exits)
                 total = total.plus(update, share)
         for e in range(4):
             plain = plain.plus(critic_update([e] * blocks), 1 / 4)
@@ -205,6 +208,8 @@ def test_settings_that_the_trainer_cannot_follow_are_wrong(
         ({"align_weight": 0.1}, "the alignment never switches on in 100 iterations"),
         ({"align_weight": 0.1, "align_warmup": 75}, "25 % of the run is after it"),
         ({"sc_steps": (16,)}, "the defect term is never on"),
+        ({"sc_warmup": 100}, "the defect term never switches on in 100 iterations"),
+        ({"sc_warmup": 75}, "sc_warmup is 75: 25 % of the run is after it"),
         ({"probs": (0.0, 0.5, 0.5)}, "K = 2 has probability 0"),
         ({"shift": 3.0}, "the trainer's table has 5"),
         ({"adv_weight": 0.1, "adv_warmup": 100}, "never reaches the student"),

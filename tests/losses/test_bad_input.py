@@ -444,6 +444,8 @@ MixedStepScheduler(align_reference={4: 2})
     ValueError: align_reference[4] must be a larger multiple of 4, so that the grids nest; got 2
 MixedStepScheduler(align_reference={"2": 4})
     TypeError: align_reference's key must be an integer; got '2' (str)
+MixedStepScheduler(sc_warmup=-1)
+    ValueError: sc_warmup must be at least 0; got -1
 MixedStepScheduler(align_warmup=-1)
     ValueError: align_warmup must be at least 0; got -1
 MixedStepScheduler(align_prob=1.5)
@@ -527,9 +529,9 @@ SaltConfig.from_mapping({"lambda_sc": 1.0})
     ValueError: unknown setting 'lambda_sc'; known are preset, step_counts, probs, shift,
     sc_steps, align_reference, align_warmup, align_prob, inference_steps, seed,
     first_chunk_steps, sc_weight, align_weight, align_margin, align_features, align_block,
-    sc_stop_grad, sc_time_weight, sc_nearest, align_at, align_noise, align_levels, adv_weight,
-    adv_against, adv_step_counts, adv_kind, adv_features, adv_blocks, adv_levels, adv_lr,
-    adv_penalty, adv_sigma, adv_warmup, adv_updates, sweep_every, sweep_prompts
+    sc_stop_grad, sc_time_weight, sc_nearest, sc_warmup, align_at, align_noise, align_levels,
+    adv_weight, adv_against, adv_step_counts, adv_kind, adv_features, adv_blocks, adv_levels,
+    adv_lr, adv_penalty, adv_sigma, adv_warmup, adv_updates, sweep_every, sweep_prompts
 SaltConfig.from_mapping({"sc_wieght": 1.0})
     ValueError: unknown setting 'sc_wieght'; did you mean 'sc_weight'?
 SaltConfig.from_mapping({"preset": "released"})
@@ -619,6 +621,8 @@ SaltConfig(adv_penalty=INF)
     ValueError: adv_penalty must be a finite number of at least 0; got inf
 SaltConfig(adv_sigma=0)
     ValueError: adv_sigma must be a finite number above 0; got 0
+SaltConfig(sc_warmup=0.5)
+    TypeError: sc_warmup must be an integer; got 0.5 (float)
 SaltConfig(adv_warmup=1.5)
     TypeError: adv_warmup must be an integer; got 1.5 (float)
 SaltConfig(adv_updates=0)

@@ -109,7 +109,7 @@ def through_torch(state):
 def test_a_resumed_run_gets_the_plans_it_would_have_had(carry):
     settings = {
         "seed": 2, "align_warmup": 5, "shift": 3, "align_reference": {4: 8, 2: 4},
-        "first_chunk_steps": {4: 8, 2: 8},
+        "first_chunk_steps": {4: 8, 2: 8}, "sc_warmup": 20,
     }  # fmt: skip
     run = MixedStepScheduler(**settings)
     for _ in range(13):
@@ -133,6 +133,7 @@ OTHER_SETTINGS = {
     "probs": (0.4, 0.2, 0.4),
     "shift": 5.0,
     "sc_steps": (4, 8),
+    "sc_warmup": 5,
     "align_reference": {2: 8},
     "align_warmup": 0,
     "align_prob": 0.25,
@@ -156,14 +157,15 @@ def test_a_state_from_another_setting_is_refused_by_name_and_changes_nothing(nam
         assert scheduler.state_dict() == before
 
 
-def test_a_state_from_before_first_chunks_had_steps_of_their_own_loads_where_they_have_none():
+@pytest.mark.parametrize(("name", "then"), [("first_chunk_steps", None), ("sc_warmup", 0)])
+def test_a_state_from_before_a_setting_loads_where_it_is_as_it_was_then(name, then):
     state = MixedStepScheduler().state_dict() | {"iteration": 5}
-    del state["settings"]["first_chunk_steps"]
+    del state["settings"][name]
     scheduler = MixedStepScheduler()
     scheduler.load_state_dict(state)
     assert scheduler.iteration == 5
-    with pytest.raises(ValueError, match=r"first_chunk_steps \(state: None, here: 8\)"):
-        MixedStepScheduler(first_chunk_steps=8).load_state_dict(state)
+    with pytest.raises(ValueError, match=rf"{name} \(state: {then}, here: 8\)"):
+        MixedStepScheduler(**{name: 8}).load_state_dict(state)
 
 
 def test_all_settings_that_differ_are_named():
@@ -205,6 +207,16 @@ def test_the_self_consistency_term_is_on_at_its_step_counts_only():
         plans = [scheduler.step() for _ in range(200)]
         assert all(plan.use_sc == (plan.num_steps in sc_steps) for plan in plans)
         assert {plan.num_steps for plan in plans} == {2, 4, 8}
+
+
+def test_the_self_consistency_term_waits_for_its_warm_up_and_moves_no_other_plan():
+    scheduler, without = (MixedStepScheduler(sc_warmup=n, align_warmup=0) for n in (90, 0))
+    plans = [scheduler.plan(i) for i in range(200)]
+    assert not any(plan.use_sc for plan in plans[:90])
+    assert any(without.plan(i).use_sc for i in range(90))
+    assert plans[90:] == [without.plan(i) for i in range(90, 200)]
+    kept = [(p.num_steps, p.use_align) for p in plans]
+    assert kept == [(p.num_steps, p.use_align) for p in map(without.plan, range(200))]
 
 
 def test_the_alignment_waits_for_its_warm_up():

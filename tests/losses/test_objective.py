@@ -98,7 +98,7 @@ def test_the_configs_scheduler_has_its_settings():
     settings = {
         "step_counts": (1, 3, 6), "probs": (0.1, 0.2, 0.7), "shift": 2.0, "sc_steps": (6,),
         "align_reference": {3: 6}, "align_warmup": 4, "align_prob": 0.9, "inference_steps": 3,
-        "seed": 11, "first_chunk_steps": {1: 3, 6: 12},
+        "seed": 11, "first_chunk_steps": {1: 3, 6: 12}, "sc_warmup": 6,
     }  # fmt: skip
     expected = MixedStepScheduler(**settings).state_dict()
     assert SaltConfig(**settings).scheduler().state_dict() == expected
@@ -133,7 +133,7 @@ OTHER = SaltConfig(
     step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, sc_steps=(3, 6),
     align_reference={3: 6, 1: 4}, align_warmup=4, align_prob=0.9, inference_steps=3, seed=11,
     sc_weight=2.0, align_weight=0.3, align_margin=0.2, align_features="real_score", align_block=20,
-    sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, align_at="input",
+    sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, sc_warmup=9, align_at="input",
     align_noise="own", align_levels=(0.1, 0.2), adv_weight=0.03, adv_against="more_steps",
     adv_step_counts=(1, 3), adv_kind="hinge", adv_features="real_score", adv_blocks=(1, 0),
     first_chunk_steps={3: 6, 1: 4}, adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0,

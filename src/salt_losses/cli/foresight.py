@@ -38,6 +38,7 @@ def foresee(
         return {"problems": problems}
     plans = [salt.scheduler(trainer.shift).plan(i) for i in range(iterations)]
     updates = plans[:: trainer.update_every]
+    defects = Counter(p.num_steps for p in updates if p.use_sc and salt.sc_weight > 0)
     aligned = Counter(p.num_steps for p in updates if p.use_align and salt.align_weight > 0)
     of_critic = Counter(p.num_steps for p in plans)
     of_generator = Counter(p.num_steps for p in updates)
@@ -49,7 +50,7 @@ def foresee(
             "probability": prob,
             "critic_updates": of_critic[k],
             "generator_updates": of_generator[k],
-            "defect_updates": of_generator[k] if wants_defect(salt, k) else 0,
+            "defect_updates": defects[k],
             "defect_blocks": expected_triples(counted, k, trainer.blocks) / trainer.blocks
             if wants_defect(salt, k)
             else 0.0,
@@ -66,7 +67,7 @@ def foresee(
         "seed": salt.seed,
         "step_counts": steps,
         "grids": grids,
-        "calls": _calls(counted, trainer, of_critic, of_generator, aligned, iterations),
+        "calls": _calls(counted, trainer, of_critic, of_generator, defects, aligned, iterations),
         "memory": [
             item._asdict() for item in extra_memory(salt, trainer, generator, teacher, tokens)
         ],
@@ -103,6 +104,7 @@ def _calls(
     trainer: Trainer,
     of_critic: Counter[int],
     of_generator: Counter[int],
+    defects: Counter[int],
     aligned: Counter[int],
     iterations: int,
 ) -> dict[str, Any]:
@@ -116,6 +118,10 @@ def _calls(
             calls = calls.plus(expected_critic_update(settings, steps, blocks), of_critic[k])
             update = expected_generator_update(settings, steps, None, blocks)
             calls = calls.plus(update, of_generator[k])
+            if settings is not None and settings.sc_weight > 0:  # not before its warm-up ends
+                without = dataclasses.replace(settings, sc_weight=0.0)
+                saved = update.plus(expected_generator_update(without, steps, None, blocks), -1)
+                calls = calls.plus(saved, defects[k] - of_generator[k])
             if settings is not None and aligned[k]:
                 reference = expected_generator_update(
                     settings, k, settings.align_reference[k], blocks
@@ -182,6 +188,8 @@ def _notes(
             f"sc_weight is {salt.sc_weight:g}, and the defect term is never on: none of sc_steps "
             f"{list(salt.sc_steps)} is among step_counts {list(salt.step_counts)}"
         )
+    if defects:
+        notes += _warmup_notes("sc_warmup", salt.sc_warmup, "the defect term", iterations)
     if salt.align_weight > 0:
         notes += _alignment_notes(salt, iterations, steps)
     if salt.adv_weight > 0:
@@ -224,12 +232,13 @@ def _alignment_notes(salt: SaltConfig, iterations: int, steps: list[dict[str, An
             f"align_weight is {salt.align_weight:g}, and the alignment is never on: no step count "
             f"of align_reference is among step_counts {list(salt.step_counts)}"
         ]
-    if salt.align_warmup >= iterations:
-        return [
-            f"align_warmup is {salt.align_warmup}: the alignment never switches on in "
-            f"{iterations} iterations"
-        ]
-    if salt.align_warmup > iterations / 2:
-        share = 100 * (iterations - salt.align_warmup) / iterations
-        return [f"align_warmup is {salt.align_warmup}: {share:.0f} % of the run is after it"]
+    return _warmup_notes("align_warmup", salt.align_warmup, "the alignment", iterations)
+
+
+def _warmup_notes(setting: str, warmup: int, term: str, iterations: int) -> list[str]:
+    if warmup >= iterations:
+        return [f"{setting} is {warmup}: {term} never switches on in {iterations} iterations"]
+    if warmup > iterations / 2:
+        share = 100 * (iterations - warmup) / iterations
+        return [f"{setting} is {warmup}: {share:.0f} % of the run is after it"]
     return []

@@ -105,8 +105,8 @@ def check_supported(
 
 
 _SUPPORTED = {
-    "step_counts", "probs", "shift", "sc_steps", "align_reference", "align_warmup", "align_prob",
-    "inference_steps", "seed", "sc_weight", "align_weight", "align_margin", "align_features",
-    "align_block", "sc_stop_grad", "sc_time_weight", "sc_nearest", "align_at", "align_noise",
-    "align_levels",
+    "step_counts", "probs", "shift", "sc_steps", "sc_warmup", "align_reference", "align_warmup",
+    "align_prob", "inference_steps", "seed", "sc_weight", "align_weight", "align_margin",
+    "align_features", "align_block", "sc_stop_grad", "sc_time_weight", "sc_nearest", "align_at",
+    "align_noise", "align_levels",
 }  # fmt: skip
