@@ -97,7 +97,7 @@ def test_the_sentence_says_what_is_decided_and_what_is_not() -> None:
     )
     assert "; undecided at 2 steps." in tables.sentence(some, SALT, BASELINE)
     few = tables.sentence(results(5), SALT, BASELINE)
-    assert "better" not in few
+    assert few.startswith("Salt against DMD-4, 5 seeds: too few for a verdict, which needs 6.")
     assert "at the end worse everywhere" in tables.sentence(results(6), BASELINE, SALT)
     without = tables.sentence(results(6, (BASELINE, SALT)), SALT, "mixed")
     assert without.endswith("no seed has both yet.")
@@ -108,6 +108,7 @@ def test_the_answers_table_has_both_students_their_difference_and_its_mark() -> 
     assert len(lines) == 2 + 6
     assert "| Fréchet distance, 6 seeds |" in lines[0]
     assert "| -0.053 ± 0.001, 6 of 6 |" in lines[4]
+    assert lines[4].endswith("| -0.105 ± 0.002, 6 of 6 |")  # the deviation is twice the distance
     assert "| +0.000 ± 0.000, 0 of 6 ~ |" in lines[7]
 
 
@@ -153,6 +154,17 @@ def test_a_page_is_filled_where_it_says_so_and_nowhere_else() -> None:
         "<!-- end -->\nafter\n"
     )
     assert pages.filled(filled, results(3)) == filled
+
+
+def test_only_the_pages_that_are_out_of_date_are_written(tmp_path: Path) -> None:
+    for page in pages.PAGES:
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text("no block\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- decide: answer -->\n<!-- end -->\n")
+    assert pages.refresh(tmp_path, results(6)) == [readme]
+    assert "Salt against DMD-4, 6 seeds" in readme.read_text()
+    assert pages.refresh(tmp_path, results(6)) == []
 
 
 def test_the_documents_show_the_recorded_results() -> None:

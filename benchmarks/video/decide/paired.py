@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest, t
 
 LEVEL = 0.05  # how often a test of no difference may call it one, two-sided
+FEWEST = 6  # seeds: fewer signs are never one-sided enough, 2 / 2^5 > LEVEL
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Paired:
     def decided(self) -> bool:
         """Both: zero is outside the interval, and the signs alone would be too one-sided for it.
 
-        The signs need no normal distribution, and six seeds at least."""
+        The signs need no normal distribution, and `FEWEST` seeds."""
         n = len(self.differences)
         low, high = self.interval if n > 1 else (0.0, 0.0)
         ours = self.lower if self.mean < 0 else sum(d > 0 for d in self.differences)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.report import markdown, spread
-from benchmarks.video.decide.paired import Paired, paired
+from benchmarks.video.decide.paired import FEWEST, Paired, paired
 from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
 from benchmarks.video.measures import COMPARED_STEPS, LONG, STEPS
 
@@ -52,6 +52,11 @@ def distances(when: str) -> dict[str, Measure]:
     }
 
 
+def answers(when: str) -> dict[str, Measure]:
+    """The columns of the first table."""
+    return {**distances(when), "deviation, 8 steps": quality(when, "deviation", 8)}
+
+
 def seeds_with(results: Results, names: Sequence[str]) -> list[int]:
     """The seeds of which all these students are done."""
     return sorted(seed for seed, records in results.items() if set(names) <= set(records))
@@ -72,11 +77,11 @@ def cell(found: Sequence[float], digits: int = 4) -> str:
 
 
 def answer_table(results: Results) -> str:
-    """DMD against Salt, and the difference."""
+    """DMD against Salt, and the difference: distances, and how saturated samples are."""
     seeds = seeds_with(results, (BASELINE, SALT))
     rows = []
     for when, title in WHEN.items():
-        columns = distances(when)
+        columns = answers(when)
         rows += [
             [
                 f"{STUDENTS[name].label}, {title}",
@@ -85,8 +90,8 @@ def answer_table(results: Results) -> str:
             for name in (BASELINE, SALT)
         ]
         differences = (compare(results, SALT, BASELINE, m) for m in columns.values())
-        rows.append(["difference, better on", *map(short, differences)])
-    return markdown([f"Fréchet distance, {number(len(seeds))}", *distances("end")], rows)
+        rows.append(["difference, lower on", *map(short, differences)])
+    return markdown([f"Fréchet distance, {number(len(seeds))}", *answers("end")], rows)
 
 
 def short(difference: Paired) -> str:
@@ -101,6 +106,11 @@ def sentence(results: Results, name: str, other: str) -> str:
     title = f"{STUDENTS[name].label} against {STUDENTS[other].label}"
     if n == 0:
         return f"{title}: no seed has both yet."
+    if n < FEWEST:
+        return (
+            f"{title}, {number(n)}: too few for a verdict, which needs {FEWEST}. The table says "
+            "which way they point."
+        )
     parts = []
     for when, place in WHEN.items():
         found = {c: compare(results, name, other, m) for c, m in distances(when).items()}
