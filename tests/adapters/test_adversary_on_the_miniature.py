@@ -286,7 +286,8 @@ def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
-    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0), step=5)
+    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0))
+    trainer.step = 5
     trainer.save()
     handle, _ = recorded(tmp_path, step=5)
     assert handle.plan.iteration == 5
