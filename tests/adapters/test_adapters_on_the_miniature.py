@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,35 @@ def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
     # At 4 of 8 steps the last one still admits a triple; without sc_steps there is no term.
     for sc_steps in ((4, 8), ()):
         self_forcing.attach(model, SaltConfig(sc_steps=sc_steps)).detach()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1},
+            r"sc_steps to .*\[2\]",
+        ),
+        ({"step_counts": (4,), "probs": (1.0,)}, r"defect term never comes on: .*set sc_steps to"),
+        ({"align_weight": 0.1, "align_prob": 0.0}, "align_prob is 0"),
+        ({"align_weight": 0.1}, "align_warmup is 600: .* the run's 100 iterations"),
+    ],
+)
+def test_a_term_that_never_comes_on_is_said_when_salt_is_attached(
+    settings: dict[str, Any], message: str
+) -> None:
+    trainer = tiny.build_trainer()
+    trainer.config = SimpleNamespace(max_iters=100)
+    with pytest.warns(UserWarning, match=f"Self Forcing: .*{message}"):
+        self_forcing.attach(trainer, SaltConfig(**settings)).detach()
+
+
+def test_settings_that_have_an_effect_are_attached_in_silence() -> None:
+    asd = {"step_counts": (1, 2), "probs": (0.5, 0.5), "sc_steps": (), "first_chunk_steps": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for config in (SaltConfig(), SaltConfig(**asd), SaltConfig.preset("paper"), BUSY):
+            self_forcing.attach(tiny.build_trainer(), config).detach()
 
 
 @pytest.mark.parametrize(("name", "value"), [("manual_generator_backward", True), ("sp_size", 2)])

@@ -76,6 +76,7 @@ def test_what_never_happens_is_said_with_the_setting_to_change(case):
 EFFECTIVE = {
     "the defaults": ({}, {"own_steps": 4, "iterations": 3000}),
     "no term": ({"sc_weight": 0}, {}),
+    "no step count with the term": ({"sc_steps": ()}, {}),
     "the default sc_steps and eight among others": (
         {"step_counts": (2, 8), "probs": (0.5, 0.5)},
         {"own_steps": 2},

@@ -62,7 +62,7 @@ def no_effect(
 
 
 def _defect(config: SaltConfig, counts: list[int], last_step_only: bool) -> Iterator[str]:
-    if config.sc_weight == 0:
+    if config.sc_weight == 0 or not config.sc_steps:  # switched off, one way or the other
         return
     on = [k for k in counts if k in config.sc_steps and k > 1]
     never = f"sc_weight is {config.sc_weight:g}, and the defect term never comes on"

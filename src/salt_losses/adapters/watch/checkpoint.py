@@ -61,7 +61,7 @@ def take_up(handle: SaltHandle, trainer: Any, folder: Path) -> str:
     found = from_rank_0(lambda: _find(trainer, folder))
     # A trainer that has a count from another run's checkpoint begins a new stage. One that counts
     # from 0 (Self Forcing) has no other way to resume than to start from a checkpoint.
-    new_stage = trainer.step > 0 and not found.own
+    new_stage = trainer.step > 0 and not found.own and found.checkpoint is not None
     if found.state is not None and not new_stage:
         where = Path(str(found.checkpoint)) / STATE
         has_head = _continue(handle, where, found.state)
