@@ -97,11 +97,17 @@ class Pixels:
         return [x[:1].expand(3, -1, -1, -1).repeat_interleave(4, 1) for x in latents]
 
 
-def config(kind: str, salt: dict | None, folder: Path, **settings: Any) -> dict[str, Any]:
-    """The framework's own for Wan 2.1 1.3B, made small; `settings` by their dotted names with __
-    for a dot, below `training` where they name no section."""
+def own_config(kind: str) -> dict[str, Any]:
+    """The framework's for Wan 2.1 1.3B."""
     path = checkout() / "configs" / "train" / "dmd" / f"{KINDS[kind]}.yaml"
-    found = yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text())
+
+
+def config(
+    kind: str, salt: dict | None, folder: Path, base: dict | None = None, **settings: Any
+) -> dict[str, Any]:
+    """The framework's own, or another, made small; `settings` by their names with __ for a dot."""
+    found = own_config(kind) if base is None else base
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"prompt {i}\n" for i in range(8)))
