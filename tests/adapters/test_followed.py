@@ -26,11 +26,12 @@ MIXED = SaltConfig(
 )
 
 
-@pytest.fixture(
-    params=[self_forcing, longlive, causal_forcing], ids=lambda a: a.__name__.rpartition(".")[2]
-)
+ADAPTERS = {"self_forcing": self_forcing, "longlive": longlive, "causal_forcing": causal_forcing}
+
+
+@pytest.fixture(params=[*ADAPTERS])
 def adapter(request: pytest.FixtureRequest) -> Any:
-    return request.param
+    return ADAPTERS[request.param]
 
 
 @pytest.fixture
@@ -84,13 +85,17 @@ def test_a_rollout_of_other_timesteps_is_an_error_though_their_number_is_right(
 ) -> None:
     with_own_list(pipeline_class, [1000.0, 940.0, 800.0, 600.0], counts_like_salt=True)
     model = on(device)
+
+    def several() -> None:
+        for seed in range(10):  # the first step is at 1000 in both lists
+            torch.manual_seed(seed)
+            getattr(model, loss)(**losses(model, device))
+
     with (
         adapter.attached(model, replace(MIXED, step_counts=(4,), probs=(1.0,))),
         pytest.raises(RuntimeError, match=r"expected at timestep .*does not follow the step list"),
     ):
-        for seed in range(10):  # the first step is at 1000 in both lists
-            torch.manual_seed(seed)
-            getattr(model, loss)(**losses(model, device))
+        several()
 
 
 @pytest.mark.parametrize("device", DEVICES)

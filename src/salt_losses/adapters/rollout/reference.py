@@ -34,7 +34,7 @@ class Reference:
     """Accompanies one rollout of the student.
 
     Args:
-        pipeline: the trainer's.
+        pipeline: the trainer's; below taps, its generator must be the trainer's own now.
         lists: how it is given its steps.
         steps: the reference's step list `[K']`.
         first_steps: that of its first chunk; `None`: the student's, where the trainer has one.
@@ -62,6 +62,7 @@ class Reference:
         self.output: Tensor | None = None
         self.frames: list[bool] = []
         self._pipeline, self._lists, self._streaming = pipeline, lists, streaming
+        self._generator = untapped(pipeline.generator)
         self._steps, self._config, self._seed = steps, config, seed
         self._first_steps = first_steps
         self._blocks: list[Block] = []
@@ -179,7 +180,7 @@ class Reference:
             if self._first_steps is not None:
                 patches.set(pipeline, FIRST_LIST, self._first_steps)
             patches.set(pipeline, "generate_and_sync_list", next_exits)
-            patches.set(pipeline, "generator", Tap(untapped(pipeline.generator), calls))
+            patches.set(pipeline, "generator", Tap(self._generator, calls))
             if self._config.align_noise == "shared":
                 streams.set_state(device, self._stream)
             else:
