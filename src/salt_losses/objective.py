@@ -86,7 +86,8 @@ class SaltConfig:
         adv_sigma: size of the penalty's perturbation.
         adv_warmup: iterations before the term reaches the student. The discriminator is trained
             from the first.
-        adv_updates: updates of the discriminator in each of the generator's.
+        adv_updates: updates of the discriminator at each loss call of the generator. Where
+            gradients are accumulated over n calls, it has n times as many in one of its updates.
         sweep_every: iterations from one step sweep to the next, of a run that is recorded
             (`adapters.record`); 0: none. The training is the same with and without.
         sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.

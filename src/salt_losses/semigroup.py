@@ -25,7 +25,7 @@ from ._checks import (
 from ._random import check_generator
 from .flow import euler_step
 from .sampling import VelocityFn, consistency_step, velocity_at
-from .shortcut import SAME_TIME, ShortcutTriple
+from .shortcut import SAME_TIME, ShortcutTriple, check_finer
 
 
 def semigroup_defect_loss(
@@ -244,7 +244,8 @@ def semigroup_defect(
 
     Raises:
         TypeError, ValueError: an unknown solver, grids that are empty or not strictly decreasing,
-            a generator on another device.
+            a training grid of fewer points than the inference grid (they are swapped), a generator
+            on another device.
 
     Example:
         >>> import torch
@@ -260,6 +261,7 @@ def semigroup_defect(
         raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
     times = grid_floats("inference_times", inference_times)
     fine = grid_floats("train_times", train_times)
+    check_finer(len(fine), len(times))
 
     x, intervals = noise, []
     for t_s, t_e in zip(times, times[1:]):

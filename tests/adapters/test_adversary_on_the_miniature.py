@@ -353,6 +353,18 @@ def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
     assert handle.plan.iteration == 5
 
 
+def test_under_accumulation_the_head_is_updated_at_each_loss_call() -> None:
+    model = build().model
+    steps: list[int] = []
+    config = replace(CONFIG, adv_updates=3)
+    with self_forcing.attached(model, config) as handle:
+        handle._adversary.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        for _ in range(2):  # of one update
+            model.generator_loss(**tiny.loss_inputs(model))[0].backward()
+        assert len(steps) == 2 * 3
+        assert handle.plan.iteration == 0
+
+
 # What it refuses.
 
 

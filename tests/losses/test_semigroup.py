@@ -329,6 +329,18 @@ def test_a_velocity_that_is_not_finite_leaves_the_gradient_of_all_else_as_it_is(
         torch.testing.assert_close(gradient, result(torch.zeros_like(row), ~row)[1])
 
 
+def test_several_gradients_at_once_are_those_one_by_one():
+    x, parameter = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
+
+    def loss():
+        return our_loss(x, parameter, B_TRIPLE, None, None, "none", with_v_s=False)
+
+    upstream = torch.eye(3, dtype=torch.float64)
+    one_by_one = torch.stack([torch.autograd.grad(loss(), parameter, u)[0] for u in upstream])
+    at_once = torch.autograd.grad(loss(), parameter, upstream, is_grads_batched=True)[0]
+    torch.testing.assert_close(at_once, one_by_one)
+
+
 class LatentOps(TorchDispatchMode):
     """The operators that read or write a tensor of the latent's size, views aside."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._checks import moved
 from ..objective import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
@@ -71,7 +72,7 @@ class Defect:
         clean = self._config.sc_time_weight == "clean"
         if clean and not self._lockstep and bool((t_s == 1).all()):
             return  # what 1 - t_s makes of it
-        triple = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
+        triple = ShortcutTriple(*(moved(u, x_s.device) for u in triple))
         self._terms.append(
             semigroup_defect_loss(
                 lambda x, _: velocity(x, triple.t_m),  # float32 would not be the grid's number

@@ -20,7 +20,7 @@ class StepLists:
         """`own`: the trainer's list; `scheduler`: with its table of `timesteps` and its `shift`."""
         self._own = own
         warped = own.is_floating_point()
-        self._table = scheduler.timesteps.double().cpu() if warped else None
+        self._table = scheduler.timesteps.cpu().double() if warped else None
         self.shift = float(scheduler.shift) if warped else 1.0
 
     def timesteps(self, times: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class StepLists:
                 f"a grid of {len(steps)} steps is too fine for the trainer's timesteps: "
                 "two of its points coincide there"
             )
-        return steps.to(self._own)
+        return steps.to(self._own.dtype).to(self._own.device)
 
     def times(self, times: Tensor) -> list[float]:
         """The same grid, as the noise levels that the trainer will really use."""
