@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.report import cell, machine_name, markdown
 from benchmarks.two_dimensions.evaluation import STEPS, evaluate
-from benchmarks.two_dimensions.report import Record, defects, distances, overall, undecided
+from benchmarks.two_dimensions.report import Record, defects, distances, overall
 from benchmarks.two_dimensions.students import Distillation, Setting
 from benchmarks.two_dimensions.study import Study
 from benchmarks.two_dimensions.teacher import LEVELS, SHIFT, TOY, Scale, levels

@@ -141,7 +141,13 @@ def config(
 
 
 def build(
-    kind: str, salt: dict | None, folder: Path, *, seed: int = 0, resume: Any = None, **settings: Any
+    kind: str,
+    salt: dict | None,
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: Any = None,
+    **settings: Any,
 ) -> Any:
     """A trainer of the framework's, or ours, by its own `main`'s steps; set up."""
     from lightx2v_train.data import build_data

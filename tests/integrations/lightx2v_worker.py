@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -58,6 +59,9 @@ def main(kind: str, wrapping: str, out: Path) -> None:
     def trained(self: Any) -> None:
         train(self)
         for role, model in (("student", self.model), ("fake", self.fake_model)):
+            for module in model.transformer.modules():
+                if isinstance(module, FSDPModule):  # `root_reshard` is off
+                    module.reshard()
             for name, parameter in model.transformer.named_parameters():
                 whole = parameter.detach()
                 sharded = isinstance(whole, DTensor)

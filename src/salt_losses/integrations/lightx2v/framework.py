@@ -8,9 +8,9 @@ from pathlib import Path
 from .._hooks import check_hooks
 
 __all__ = [
+    "TRAINER_REGISTER",
     "CausalForcingFlowMatchScheduler",
     "DmdCheckpointManager",
-    "TRAINER_REGISTER",
     "VideoArDmdTrainer",
     "VideoDmdTrainer",
     "get_sequence_parallel_world_size",

@@ -43,6 +43,7 @@ class _SaltTrainer(Alignment):
         self._tap: RolloutTap | None = None
         self._defect: Defect | None = None
         self._target: Target | None = None
+        self._generated: Tensor | None = None
         shift = self._salt.scheduler.shift
         first = {first_chunk_count(settings.first_chunk_steps, k) for k in settings.step_counts}
         for count in {*settings.step_counts, settings.inference_steps} | first:
@@ -140,7 +141,7 @@ class _SaltTrainer(Alignment):
             sc = cast(Defect, self._defect).loss()
             sc = dmd.new_zeros(()) if sc is None else sc
         if salt.wants_align:
-            align = self._alignment(self._generated, conditions[0])
+            align = self._alignment(cast(Tensor, self._generated), conditions[0])
         loss = salt.objective(dmd, sc, align)
         self._defect = self._target = self._generated = None
         return {**result, "loss": loss, **{k: torch.as_tensor(v) for k, v in salt.metrics.items()}}
