@@ -21,7 +21,7 @@ class Trend:
     Attributes:
         state: `"better"`, `"worse"` or `"as it was"`.
         first, best, now: its values.
-        since: the iteration of the best sweep, after which it became worse.
+        since: the iteration of the last sweep as good as the best, after which it became worse.
         of: the step counts.
     """
 
@@ -171,8 +171,10 @@ def _trend(
     rose = now - goods[0] > max(2 * apart, least(values[0]))
     state = "worse" if goods[best] - now > enough else "better" if rose else "as it was"
     present = statistics.median(values[-LAST:])
-    since = pairs[best][0].iteration
-    return Trend(measure, state, values[0], values[best], present, since, of(pairs[-1][0]))
+    # The last that is as good as the best one: it may have been so for long.
+    since = max(i for i, g in enumerate(goods) if goods[best] - g <= apart / 2)
+    iteration, counts = pairs[since][0].iteration, of(pairs[-1][0])
+    return Trend(measure, state, values[0], values[best], present, iteration, counts)
 
 
 def _counts(sweep: Sweep) -> list[int]:

@@ -9,7 +9,8 @@ from .advice import ADVICE, NOT_FINITE
 from .judge import WINDOW
 from .measures import AGREEMENT, DEFECT, DEVIATION, HEALTH, TERMS, Measure
 from .read import Run
-from .verdict import WORD, Finding, Verdict
+from .verdict import Verdict
+from .words import Finding
 
 
 def verdict(found: Sequence[Verdict], anchors: set[str]) -> str:
@@ -36,7 +37,7 @@ def _of_run(v: Verdict, anchors: set[str]) -> str:
     )
     items = "".join(_item(finding, anchors) for finding in v.findings)
     return (
-        f'<article class="verdict {v.state}"><h2>{escape(v.name)}: {WORD[v.state]}</h2>'
+        f'<article class="verdict {v.state}"><h2>{escape(v.name)}: {v.word}</h2>'
         f"<p>{escape(v.headline)}</p>{f'<ul>{items}</ul>' if items else ''}{from_where}</article>"
     )
 
@@ -45,9 +46,8 @@ def _item(finding: Finding, anchors: set[str]) -> str:
     title = escape(finding.title)
     if finding.key in anchors:
         title = f'<a href="#{escape(finding.key)}">{title}</a>'
-    word = {"well": "well", "wrong": "wrong", "unsure": "not decided"}[finding.state]
     return (
-        f'<li class="{finding.state}"><span class="mark">{word}</span>'
+        f'<li class="{finding.state}"><span class="mark">{finding.mark}</span>'
         f"<span>{title} {escape(finding.told)}</span></li>"
     )
 
