@@ -8,10 +8,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..objective import SaltConfig
 from .errors import CommandError
+
+if TYPE_CHECKING:
+    from ..objective import SaltConfig
 
 NEEDS_YAML = (
     "reading {path} needs PyYAML: pip install 'salt-losses[cli]' (or pyyaml). "
@@ -46,6 +48,8 @@ def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[
     A setting that is refused is put aside and the others are tried without it. What is said of them
     then, but rests on the one put aside, is left out.
     """
+    from ..objective import SaltConfig  # needs torch, which reading a file does not
+
     rest = dict(mapping)
     problems: list[tuple[str, str]] = []
     names = {field.name for field in dataclasses.fields(SaltConfig)} | {"preset"}

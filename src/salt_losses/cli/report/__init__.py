@@ -13,8 +13,6 @@ from .page import page
 from .read import read_runs
 from .verdict import as_json, as_text, verdicts
 
-HELP = "how a run goes: a verdict in words, and one HTML file that shows why"
-
 DESCRIPTION = """\
 Says how a run goes, or several, from their log folders: which numbers are out of their range, since
 when, and what to change; whether more steps look better or worse than fewer; alarms. It writes one
