@@ -26,6 +26,7 @@ BLOCK = re.compile(r"<pre>.*?</pre>", re.DOTALL)
 NAMED = re.compile(
     r"((?<=\w)\.(?=[A-Za-z_]+[^<]*<)|<span class=.[po].>[.(]+</span>)(?=<span class=.n|\w)"
 )
+BETWEEN = re.compile(r"(?<=[./(,=])(?=[^\s)])")
 HYPHENATED = re.compile(r"[\w.]*-[\w.-]*\w(?![^<]*>)(?!;)")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 
@@ -67,7 +68,7 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 def _breakable(code: re.Match[str]) -> str:
     """A line may end between names."""
-    return f"<code>{_whole(re.sub(r'(?<=[./(,=])(?=[^ )])', '<wbr>', code[1]))}</code>"
+    return f"<code>{_whole(BETWEEN.sub('<wbr>', code[1]))}</code>"
 
 
 def _whole(text: str) -> str:
