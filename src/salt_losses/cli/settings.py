@@ -15,10 +15,7 @@ from .errors import CommandError
 if TYPE_CHECKING:
     from ..objective import SaltConfig
 
-NEEDS_YAML = (
-    "reading {path} needs PyYAML: pip install 'salt-losses[cli]' (or pyyaml). "
-    "A JSON file needs nothing"
-)
+NEEDS_YAML = "reading {path} needs PyYAML: pip install pyyaml. A JSON file needs nothing"
 # As omegaconf reads a number, with which the trainers do: YAML 1.1 takes 1e-5 for a word.
 FLOAT = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+"
 
