@@ -1,4 +1,5 @@
-"""What the site needs beyond MkDocs: the repository's pages outside docs/, and no network.
+"""What the site needs beyond MkDocs: the repository's pages outside docs/, no network, and names
+and tables that a narrow screen does not break.
 
 A file's place on the site is its place in the repository, less `docs/`; README.md is the front
 page. Links are written as they work in the repository, and turned to the site here.
@@ -6,6 +7,7 @@ page. Links are written as they work in the repository, and turned to the site h
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 from pathlib import Path
@@ -18,6 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/*/README.md"]
 LINK = re.compile(r"(?<=\]\()[^)\s#:]+(?=[#)])")
 LOADED = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=\W?(?:https?:)?//[^>]*>")
+
+CODE = re.compile(r"<code>([^<]*)</code>")  # inline, or a block that is not coloured
+BLOCK = re.compile(r"<pre>.*?</pre>", re.DOTALL)
+NAMED = re.compile(
+    r"((?<=\w)\.(?=[A-Za-z_]+[^<]*<)|<span class=.[po].>[.(]+</span>)(?=<span class=.n|\w)"
+)
+BETWEEN = re.compile(r"(?<=[./(,=])(?=[^\s)])")
+HYPHENATED = re.compile(r"[\w.]*-[\w.-]*\w(?![^<]*>)(?!;)")
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -43,11 +54,43 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(turned, markdown)
 
 
+def on_page_content(content: str, **_: Any) -> str:
+    content = TABLE.sub(lambda table: _labelled(table[0]), CODE.sub(_breakable, content))
+    return BLOCK.sub(lambda block: _whole(NAMED.sub(r"\1<wbr>", block[0])), content)
+
+
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     for tag in LOADED.findall(output):
         if 'rel="canonical"' not in tag:
             raise PluginError(f"{page.file.src_uri} loads from the network: {tag}")
     return output
+
+
+def _breakable(code: re.Match[str]) -> str:
+    """A line may end between names."""
+    return f"<code>{_whole(BETWEEN.sub('<wbr>', code[1]))}</code>"
+
+
+def _whole(text: str) -> str:
+    """It may not end after the hyphens of `--help`."""
+    return HYPHENATED.sub(lambda name: f"<span class=whole>{name[0]}</span>", text)
+
+
+def _labelled(table: str) -> str:
+    """Each cell with its column's name, which a phone shows beside it."""
+    names = [
+        html.unescape(re.sub(r"<[^>]+>", "", name)).strip()
+        for name in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)
+    ]
+    cells = 0
+
+    def labelled(cell: re.Match[str]) -> str:
+        nonlocal cells
+        name, cells = names[cells % len(names)], cells + 1
+        of = f' data-of="{html.escape(name)}"' if name else ""
+        return f"<td{cell[1]}{of}><div>{cell[2]}</div></td>"
+
+    return re.sub(r"<td([^>]*)>(.*?)</td>", labelled, table, flags=re.DOTALL)
 
 
 def _add(files: Files, path: Path | None, config: Any) -> None:

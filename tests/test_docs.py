@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from salt_losses import SaltConfig, step_schedule
+from salt_losses import SaltConfig, step_schedule, velocity_to_x0
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -65,7 +65,8 @@ class Generator(nn.Module):
 def _(names: Names) -> Iterator[None]:
     generator = names["generator"] = Generator()
     names |= {"x_s": torch.randn(2, 8), "t_s": torch.ones(2), "text": None}
-    names |= {"dmd": torch.zeros(()), "rng": torch.Generator().manual_seed(0)}
+    names |= {"dmd_of": lambda x0, text: x0.square().mean() * 0}
+    names |= {"rng": torch.Generator().manual_seed(0)}
     yield
     assert generator.calls == 2
     assert float(generator.layer.weight.grad.abs().sum()) > 0
@@ -154,14 +155,53 @@ def _(names: Names) -> Iterator[None]:
 
 @runs("Before and after, in a loop of your own")
 def _(names: Names) -> Iterator[None]:
-    generator = names["generator"] = Generator()
-    names |= {"x_s": torch.randn(2, 8), "t_s": torch.ones(2), "text": None}
-    names |= {"rng": torch.Generator().manual_seed(0)}
-    names["dmd_of"] = lambda x, v, t: v.square().mean()
+    generator = Generator()
+    names |= {"x_s": torch.randn(2, 8), "t_s": torch.ones(2), "text": None, "velocity": generator}
+    names |= {"rng": torch.Generator().manual_seed(0), "velocity_to_x0": velocity_to_x0}
+    names |= {"train_times": step_schedule(8), "inference_times": step_schedule(4)}
+    names["dmd_of"] = lambda x0, text: x0.square().mean()
     yield
     assert generator.calls == 1
     yield
     assert generator.calls == 3
+
+
+LOOP = ROOT / "examples" / "own_loop" / "own_loop.py"
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("README.md", "Before and after, in a loop of your own"),
+        ("docs/start.md", "Add the defect term to a DMD step"),
+    ],
+)
+def test_the_pages_quote_the_loop_that_runs(page: str, heading: str) -> None:
+    loop = [line.strip() for line in LOOP.read_text().splitlines()]
+    blocks = dict(code(ROOT / page))[heading]
+    (block,) = (b for b in blocks if "semigroup_defect_loss(" in b)
+    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
+    quoted = lines[lines.index("v_s = velocity(x_s, t_s)") :]
+    start = loop.index(quoted[0])
+    assert loop[start : start + len(quoted)] == quoted
+    assert quoted[-1] == "(dmd + 1.0 * sc).backward()"
+
+
+def test_the_loop_has_as_many_lines_as_the_readme_says_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    text = LOOP.read_text()
+    count = sum(bool(line.strip()) for line in text.splitlines())
+    assert f"that loop whole: {count} lines" in (ROOT / "README.md").read_text()
+    short = re.sub(r"range\(\d+\)", "range(8)", text)
+    assert short.count("range(8)") == 2
+    monkeypatch.chdir(tmp_path)
+    names: Names = {"__name__": "own_loop"}
+    exec(compile(short, "own_loop.py", "exec"), names)
+    assert list(names["samples"]) == ["data", "1 step", "2 steps", "4 steps", "8 steps"]
+    assert all(points.isfinite().all() for points in names["samples"].values())
+    assert (tmp_path / "own_loop.png").stat().st_size > 10_000
 
 
 @runs("A discriminator beside a trainer")

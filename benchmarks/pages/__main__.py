@@ -40,9 +40,7 @@ def recorded(config: Config, salt: SaltConfig, teacher: dict[str, Any], log: Pat
     """A run whose log goes to `log`."""
     torch.manual_seed(config.seed)
     trainer: Any = Trainer(config, teacher, torch.device("cpu"))
-    # What `record` asks of a trainer, and this one has no use for.
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(log), True, True
-    trainer.save = lambda: None
+    trainer.output_path = str(log)
     with self_forcing.attached(trainer, salt) as handle:
         record(handle, trainer)
         trainer.train(config.distill_steps)

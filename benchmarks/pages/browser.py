@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,8 +81,7 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", features=features)
         self.send("Page.navigate", url=page.resolve().as_uri())
-        while self.evaluate("document.readyState + location.protocol") != "completefile:":
-            pass
+        self.wait("document.readyState + location.protocol === 'completefile:'")
 
     def size(self, width: int, height: int) -> None:
         self.send(
@@ -98,6 +98,13 @@ class Browser:
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"]["exception"]["description"])
         return result["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        """Until the expression is true."""
+        end = time.monotonic() + SECONDS
+        while not self.evaluate(script):
+            if time.monotonic() > end:
+                raise RuntimeError(f"after {SECONDS} s it is not true that {script}")
 
     def screenshot(self, path: Path) -> None:
         """What is in sight, as PNG."""

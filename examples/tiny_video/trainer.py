@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checkpoint import save
 from .config import Config
 from .data import NULL_PROMPT, DigitVideos, prompts_of
 from .dmd import DMD
@@ -31,7 +33,14 @@ def prompted_videos(config: Config, device: torch.device) -> Iterator[Batch]:
 
 
 class Trainer:
-    """Trains the generator every `dfake_gen_update_ratio` steps, and the critic at every step."""
+    """Trains the generator every `dfake_gen_update_ratio` steps, and the critic at every step.
+
+    Attributes:
+        output_path: where `save` puts checkpoints, and `salt_losses.adapters.record` a run's log.
+    """
+
+    output_path = "outputs"
+    is_main_process = disable_wandb = True
 
     def __init__(self, config: Config, teacher: dict[str, Tensor], device: torch.device) -> None:
         self.config, self.device, self.step = config, device, 0
@@ -96,6 +105,14 @@ class Trainer:
         pairs = zip(self.generator_ema.parameters(), self.model.generator.parameters())
         for average, parameter in pairs:
             average.lerp_(parameter, 1 - self.config.ema_weight)
+
+    def save(self) -> None:
+        """The networks, as Self Forcing lays them down. The demo resumes from another file, which
+        has all else too (`checkpoint`)."""
+        folder = Path(self.output_path) / f"checkpoint_model_{self.step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("generator", "generator_ema", "critic")
+        save({name: self._parts()[name].state_dict() for name in names}, folder / "model.pt")
 
     def _parts(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,8 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
-        """From a YAML file; `changes` go over it (`salt.` and a name: one of Salt's settings)."""
+        """From a YAML file; the command line's `changes` go over it (`salt.` and a name: one of
+        Salt's settings)."""
         try:
             mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -171,7 +173,8 @@ class Config:
         try:
             return cls.from_mapping(mapping)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{path}: {error}") from error
+            place = _given_by(changes or {}, str(error)) or str(path)
+            raise type(error)(f"{place}: {error}") from error
 
     def plans(self) -> MixedStepScheduler:
         """The plan of each iteration."""
@@ -200,6 +203,18 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("guidance_scale", "weight_decay"), (0, _HUGE)),
     **dict.fromkeys(("beta1", "beta2", "ema_decay"), (0, 0.999999)),
 }
+
+
+def _given_by(changes: Mapping[str, Any], message: str) -> str | None:
+    """The argument that an error is about: the setting it begins with, calls unknown, or names."""
+    unknown = re.match(r"unknown setting (['\"])(.*?)\1", message)
+    subject = unknown[2] if unknown else re.split(r"\W", message, maxsplit=1)[0]
+    mentioned = {word for word in re.findall(r"\w+", message) if "_" in word}
+    for names in ({subject}, mentioned):
+        for key, value in changes.items():
+            if names & {key, key.removeprefix("salt.")}:
+                return f"--{key}" if key in ("model", "data", "out") else f"--set {key}={value}"
+    return None
 
 
 def _typed(name: str, wanted: str, value: Any) -> Any:

@@ -6,24 +6,28 @@ package owns no optimizer, no video model, no device placement and no distribute
 the trainer's.
 """
 
-from .adversarial import (
-    adversarial_discriminator_loss,
-    adversarial_generator_loss,
-    finite_difference_penalty,
-)
-from .alignment import rollout_align_loss
-from .discriminator import DiscriminatorHead
-from .dmd import critic_loss, dmd_grad, dmd_loss, guide
-from .features import feature_tap
-from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
-from .kv_cache import detached_alias
-from .mixed_step import MixedStepScheduler, StepPlan
-from .objective import SaltConfig, salt_loss
-from .relational import relational_align_loss
-from .sampling import backward_simulation, consistency_sample, euler_sample
-from .schedule import shift_time, step_schedule
-from .semigroup import SemigroupDefect, semigroup_defect, semigroup_defect_loss
-from .shortcut import ShortcutTriple, shortcut_triple_sampler
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adversarial import (
+        adversarial_discriminator_loss,
+        adversarial_generator_loss,
+        finite_difference_penalty,
+    )
+    from .alignment import rollout_align_loss
+    from .discriminator import DiscriminatorHead
+    from .dmd import critic_loss, dmd_grad, dmd_loss, guide
+    from .features import feature_tap
+    from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
+    from .kv_cache import detached_alias
+    from .mixed_step import MixedStepScheduler, StepPlan
+    from .objective import SaltConfig, salt_loss
+    from .relational import relational_align_loss
+    from .sampling import backward_simulation, consistency_sample, euler_sample
+    from .schedule import shift_time, step_schedule
+    from .semigroup import SemigroupDefect, semigroup_defect, semigroup_defect_loss
+    from .shortcut import ShortcutTriple, shortcut_triple_sampler
 
 __version__ = "0.1.0"
 
@@ -60,3 +64,35 @@ __all__ = [
     "velocity_to_x0",
     "x0_to_velocity",
 ]
+
+_MODULES = (
+    "adversarial",
+    "alignment",
+    "discriminator",
+    "dmd",
+    "features",
+    "flow",
+    "kv_cache",
+    "mixed_step",
+    "objective",
+    "relational",
+    "sampling",
+    "schedule",
+    "semigroup",
+    "shortcut",
+)
+
+if not TYPE_CHECKING:  # for a type checker a name that is not above is a mistake
+
+    def __getattr__(name: str) -> object:
+        """The names above are there when the first of them is asked for: the command's help, which
+        is in this package too, needs no torch."""
+        if name not in __all__ and name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        for module in _MODULES:
+            found = vars(importlib.import_module(f"{__name__}.{module}"))
+            globals().update({public: found[public] for public in __all__ if public in found})
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

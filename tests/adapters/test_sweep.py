@@ -252,6 +252,9 @@ def test_the_numbers_are_those_of_the_librarys_own_sampler_and_defect(tmp_path: 
             defects += [defect] if k == 4 else []
     one, four = (torch.cat(made) for made in videos.values())
     assert found["agreement"]["1-4"] == pytest.approx(concordance(one, four), abs=1e-5)
+    spread = four.double().var((0, 1, 3, 4), correction=0).sqrt().mean()
+    assert found["deviation"]["4"] == pytest.approx(float(spread), rel=1e-5)
+    assert set(found["deviation"]) == {"1", "2", "4", "8"}
     expected = torch.stack(defects).mean(0)
     assert found["defect"]["per_interval"] == pytest.approx(expected.tolist(), rel=1e-3)
     assert found["defect"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-3)

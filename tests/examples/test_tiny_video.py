@@ -23,6 +23,9 @@ from examples.tiny_video.pipeline import CachedVideo, sample
 from examples.tiny_video.teacher import TeacherTrainer
 from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import DigitPrompts, VideoDiffusionWrapper
+from salt_losses import SaltConfig
+from salt_losses.adapters import record, self_forcing
+from salt_losses.cli import main as report
 
 CPU = torch.device("cpu")
 TOY = PRESETS["smoke"]
@@ -180,6 +183,24 @@ def test_the_generator_moves_once_in_dfake_gen_update_ratio_steps() -> None:
     trainer.train(6, record)
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True, False, False, True, False, False]
+
+
+def test_an_adapter_and_record_take_the_miniature_as_it_is(tmp_path: Path) -> None:
+    trainer = new_trainer(dfake_gen_update_ratio=1)
+    trainer.output_path = str(tmp_path)
+    with self_forcing.attached(trainer, SaltConfig()) as handle:
+        record(handle, trainer)
+        trainer.train(2)
+        trainer.save()
+    assert (tmp_path / "salt_metrics.jsonl").read_text().count("\n") == 2
+    checkpoint = tmp_path / "checkpoint_model_000002"
+    assert (checkpoint / "salt.json").is_file()
+    states = torch.load(checkpoint / "model.pt", weights_only=True)
+    again = new_trainer()
+    again.model.generator.load_state_dict(states["generator"])
+    again.model.fake_score.load_state_dict(states["critic"])
+    assert report(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "salt_report.html").is_file()
 
 
 def test_without_backward_simulation_both_losses_see_noised_real_videos() -> None:

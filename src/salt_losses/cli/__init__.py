@@ -4,12 +4,20 @@ what a run has left behind (`report`). `import salt_losses` does not import it."
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from . import check, plan, report
+from .. import __version__
 from .errors import CommandError
+
+# A command's module is imported when it is asked for, as `plan`'s needs torch.
+COMMANDS = {
+    "plan": "what settings will do in a run, how often, and what it costs",
+    "check": "whether a checkout is a trainer that Salt can be attached to",
+    "report": "how a run goes: a verdict in words, and one HTML file that shows why",
+}
 
 DESCRIPTION = """\
 Salt (arXiv 2604.03118) beside a trainer of few-step video diffusion.
@@ -32,8 +40,8 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (see `EXIT_CODES`)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser(given).parse_args(given)
     try:
         return int(options.run(options))
     except CommandError as error:
@@ -44,22 +52,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: list[str]) -> argparse.ArgumentParser:
+    """With the arguments of the command that is given."""
     parser = argparse.ArgumentParser(
         prog="salt-losses",
         description=DESCRIPTION,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"salt-losses {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module in (("plan", plan), ("check", check), ("report", report)):
+    chosen = next((argument for argument in given if not argument.startswith("-")), None)
+    for name, what in COMMANDS.items():
         command = commands.add_parser(
             name,
-            help=module.HELP,
-            description=module.DESCRIPTION,
+            help=what,
             epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        if name == chosen:
+            module = importlib.import_module(f"{__name__}.{name}")
+            command.description = module.DESCRIPTION
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser

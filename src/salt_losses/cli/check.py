@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import CommandError
-from .seams import Group, look
 from .source import Checkout, Class
 
-HELP = "whether a checkout is a trainer that Salt can be attached to"
+if TYPE_CHECKING:
+    from .seams import Group
 
 DESCRIPTION = """\
 Whether a checkout is a trainer that Salt's adapters know, at which commit, and whether every place
@@ -89,6 +89,8 @@ def examine(root: Path) -> dict[str, Any]:
         "adapter": f"salt_losses.adapters.{adapter}",
         "tested_commit": TESTED[adapter],
     }
+    from .seams import look  # needs torch, which the help does not
+
     for model in models:
         groups = look(checkout, trainer, model)
         result["models"].append(
@@ -167,6 +169,8 @@ def _text(found: dict[str, Any]) -> str:
         return "\n".join([*lines, *(f"  {hint}" for hint in found["hints"]), *_broken(found)])
     at = f"at {commit[:7]}" if commit else "of unknown commit"
     tested = found["tested_commit"]
+    from .seams import Group
+
     known = (
         "the commit that Salt was tested with"
         if commit == tested

@@ -15,8 +15,6 @@ from .plan_text import as_text
 from .settings import check_settings, line_of, read_file
 from .trainers import TRAINERS, Trainer, replaced, with_config
 
-HELP = "what settings will do in a run, how often, and what it costs"
-
 DESCRIPTION = """\
 What Salt's settings will do in a run, before it starts: how often each step count K and each term
 occurs (the plans are a function of the seed, so these are the run's own), the grids as the

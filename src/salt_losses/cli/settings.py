@@ -8,15 +8,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..objective import SaltConfig
 from .errors import CommandError
 
-NEEDS_YAML = (
-    "reading {path} needs PyYAML: pip install 'salt-losses[cli]' (or pyyaml). "
-    "A JSON file needs nothing"
-)
+if TYPE_CHECKING:
+    from ..objective import SaltConfig
+
+NEEDS_YAML = "reading {path} needs PyYAML: pip install pyyaml. A JSON file needs nothing"
 # As omegaconf reads a number, with which the trainers do: YAML 1.1 takes 1e-5 for a word.
 FLOAT = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+"
 
@@ -46,6 +45,8 @@ def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[
     A setting that is refused is put aside and the others are tried without it. What is said of them
     then, but rests on the one put aside, is left out.
     """
+    from ..objective import SaltConfig  # needs torch, which reading a file does not
+
     rest = dict(mapping)
     problems: list[tuple[str, str]] = []
     names = {field.name for field in dataclasses.fields(SaltConfig)} | {"preset"}

@@ -41,6 +41,31 @@ def test_changes_go_over_the_file_and_into_salt():
     assert (config.lr, config.salt.sc_weight, config.salt.step_counts) == (1e-5, 0.5, (8,))
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"itterations": 3}, "--set itterations=3: unknown setting 'itterations'"),
+        ({"salt.sc_wieght": 1}, "--set salt.sc_wieght=1: unknown setting 'sc_wieght'"),
+        ({"lr": -1}, "--set lr=-1: lr must be"),
+        ({"iterations": 5, "sample_steps": [0]}, "--set sample_steps=[0]: sample_steps must"),
+        ({"salt.step_counts": [2, 4]}, "--set salt.step_counts=[2, 4]: probs must"),
+        ({"model": 3}, "--model: model must be str"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_not_laid_at_the_files_door(changes, place):
+    with pytest.raises((TypeError, ValueError)) as error:
+        Config.load(FOLDER / "t2v_1.3b.yaml", changes)
+    assert str(error.value).startswith(place)
+
+
+def test_a_mistake_in_the_file_is_the_files_whatever_is_changed(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**PATHS, "itterations": 3}))
+    with pytest.raises(ValueError, match="unknown setting") as error:
+        Config.load(path, {"iterations": 5, "salt.sc_weight": 0.5})
+    assert str(error.value).startswith(f"{path}: unknown setting 'itterations'")
+
+
 def test_a_number_that_yaml_takes_for_text_is_read():
     assert Config.from_mapping({**PATHS, **yaml.safe_load("lr: 1e-6")}).lr == 1e-6
 

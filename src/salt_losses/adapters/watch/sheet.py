@@ -52,7 +52,7 @@ def _say_once() -> None:
         _warned = True
         warnings.warn(
             "pillow is not installed: step sweeps are saved as tensors alone (sweep.pt: step "
-            "count -> uint8 [N, F, H, W, 3]); pip install 'salt-losses[examples]'",
+            "count -> uint8 [N, F, H, W, 3]); pip install pillow",
             stacklevel=2,
         )
 

@@ -29,7 +29,7 @@ from ..family.seams import SWEEP, SeamCheck
 from .as_before import as_before, on_device
 from .averages import averaged
 from .sheet import write
-from .sweep_measures import PathDefect, concordance
+from .sweep_measures import PathDefect, concordance, deviation
 
 STEP_COUNTS = (1, 2, 4, 8)
 PIPELINE = "CausalInferencePipeline"
@@ -132,6 +132,7 @@ class Sweeps:
                 f"{a}-{b}": concordance(rollouts.latents[a], rollouts.latents[b])
                 for a, b in combinations(self._steps, 2)
             },
+            "deviation": {str(k): deviation(latents) for k, latents in rollouts.latents.items()},
             "defect": {
                 "times": self._times,
                 "per_interval": rollouts.defect,

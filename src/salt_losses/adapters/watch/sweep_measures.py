@@ -82,3 +82,9 @@ def concordance(a: Tensor, b: Tensor) -> float:
     differences = (a.double() - b.double()).square().mean(over)
     tiny = torch.finfo(torch.float64).tiny
     return float((1 - differences / apart.clamp(min=tiny)).mean())
+
+
+def deviation(latents: Tensor) -> float:
+    """Of `[N, F, C, H, W]` latents per channel, the mean over channels: it grows where samples
+    saturate, and shrinks where they wash out."""
+    return float(latents.double().std((0, 1, 3, 4), correction=0).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -10,24 +11,30 @@ from pathlib import Path
 from ..errors import CommandError
 from .page import page
 from .read import read_runs
-
-HELP = "one HTML file with a run's curves, sweeps, settings and alarms"
+from .verdict import as_json, as_text, verdicts
 
 DESCRIPTION = """\
-One self-contained HTML file of one run or several, from their log folders: the terms and the health
-numbers with a curve for each step count K, healthy ranges shaded, the contact sheets of the step
-sweeps under a slider, settings and what differs between the runs, and alarms. It opens anywhere,
-without a network; it prints, reads on a phone, and follows the reader's light or dark.
+Says how a run goes, or several, from their log folders: which numbers are out of their range, since
+when, and what to change; whether more steps look better or worse than fewer; alarms. It writes one
+self-contained HTML file that shows why: the terms and the health numbers with a curve for each step
+count K, healthy ranges shaded, the contact sheets of the step sweeps under a slider, settings and
+what differs between the runs, and what each number means. It opens anywhere, without a network; it
+prints, reads on a phone, and follows the reader's light or dark.
+
+Exit code 1: an alarm, a number out of its range at the end of the log, or a log of which no line
+could be read.
 
 A run may still be going: a last line that is half written is left out, and the file says when the
 log grew last. Run it again for newer numbers.
 
 A log folder is what a trainer's --logdir names. salt_metrics.jsonl must be there; salt_run.json,
-salt_alarms.jsonl and salt_sweeps/ are shown where they are.
+salt_alarms.jsonl and salt_sweeps/ are shown where they are. A run's folder of the Wan recipe, with
+log.jsonl and config.yaml, is read too.
 
 examples:
   salt-losses report logs/salt
-  salt-losses report logs/plain logs/salt --output compare.html"""
+  salt-losses report logs/plain logs/salt --output compare.html
+  salt-losses report logs/salt --json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="at most so many contact sheets of each run, evenly over time; default 40",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the verdict as JSON instead of text"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,12 +64,17 @@ def run(options: argparse.Namespace) -> int:
     runs = read_runs(options.logdir)
     several = len(runs) > 1
     output = options.output or (Path() if several else options.logdir[0]) / "salt_report.html"
-    text = page(runs, time.time(), options.sweeps)
+    found = verdicts(runs)
+    text = page(runs, time.time(), options.sweeps, found)
     part = output.with_name(output.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
         os.replace(part, output)
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None
-    print(f"{output} ({len(text) / 1e6:.1f} MB)")
-    return 0
+    if options.json:
+        print(json.dumps({"report": str(output), **as_json(runs, found)}, indent=1))
+    else:
+        print(as_text(found))
+        print(f"{output} ({len(text) / 1e6:.1f} MB)")
+    return int(any(v.wrong for v in found))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 
-from .axes import number
+from .judge import healthy_range, said
 from .measures import Measure, Range
 from .read import Run
 from .series import Series, of_step_count, series, step_counts
@@ -61,22 +60,23 @@ def card(
     curves = [s for _, group, _ in panels for s in group]
     if not curves:
         return ""
-    healthy = _healthy(measure, [run for _, _, runs in panels for run in runs])
+    healthy = healthy_range(measure, [run for _, _, runs in panels for run in runs])
     y_range = bounds(curves, healthy)
     lost = sum(s.lost for s in curves)
     notes = [escape(measure.note)]
     if healthy is not None:
-        notes.append(f"Shaded: healthy, {_range(healthy)}.")
+        notes.append(f"Shaded: healthy, {said(healthy)}.")
+        if y_range is not None and (beyond := _beyond(healthy, y_range)):
+            notes.append(f'<strong class="bad">{beyond}.</strong>')
     if lost:
-        notes.append(f'<strong class="bad">Not finite in {lost} updates.</strong>')
+        updates = "update" if lost == 1 else "updates"
+        notes.append(f'<strong class="bad">Not finite in {lost} {updates}.</strong>')
     drawn = []
     if y_range is not None:
-        beyond = outside(curves, y_range)
-        if beyond:
-            are = "update lies" if beyond == 1 else "updates lie"
-            notes.append(
-                f"{beyond} {are} outside and {'is' if beyond == 1 else 'are'} at the edge."
-            )
+        edge = outside(curves, y_range)
+        if edge:
+            are = "update lies" if edge == 1 else "updates lie"
+            notes.append(f"{edge} {are} outside and {'is' if edge == 1 else 'are'} at the edge.")
         for name, group, runs in panels:
             marks = [float(a["iteration"]) for run in runs for a in run.alarms]
             drawn.append(
@@ -101,17 +101,11 @@ def card(
     )
 
 
-def _healthy(measure: Measure, runs: Sequence[Run]) -> Range | None:
-    if measure.healthy is None or not measure.above_first:
-        return measure.healthy
-    firsts = [next((x[measure.key] for x in run.lines if measure.key in x), 0.0) for run in runs]
-    low, high = measure.healthy
-    raised = max([0.0, *filter(math.isfinite, firsts)])
-    return low, None if high is None else high + raised
-
-
-def _range(healthy: Range) -> str:
+def _beyond(healthy: Range, y_range: tuple[float, float, bool]) -> str:
+    """What a reader of the figure would miss: a range none of which is in view."""
     low, high = healthy
-    if low is None or high is None:
-        return f"above {number(low)}" if low is not None else f"below {number(high or 0.0)}"
-    return f"{number(low)} to {number(high)}"
+    if high is not None and high <= y_range[0]:
+        return "All of it lies below this view"
+    if low is not None and low >= y_range[1]:
+        return "All of it lies above this view"
+    return ""

@@ -15,6 +15,7 @@ class Measure(NamedTuple):
         axis: what the axis says, with its unit.
         note: how to read it.
         healthy: lowest and highest healthy value, `None`: open.
+        origin: where these are from, and on which scale they hold.
         above_first: the first logged value takes the place of 0 in it, if it is higher.
     """
 
@@ -23,6 +24,7 @@ class Measure(NamedTuple):
     axis: str
     note: str
     healthy: Range | None = None
+    origin: str = ""
     above_first: bool = False
 
 
@@ -68,11 +70,23 @@ TERMS = (
     Measure(
         "salt/adv_penalty", "The discriminator's penalty", "squared slope", "Before its weight."
     ),
+    # The Wan recipe's, which logs no health.
+    Measure(
+        "critic/loss",
+        "The critic's loss",
+        "squared velocity",
+        "Flow matching on the student's own samples, of its last update in the iteration.",
+    ),
+    Measure("student/norm", "The student's gradient", "norm", "Before it is clipped."),
+    Measure("critic/norm", "The critic's gradient", "norm", "Before it is clipped."),
 )
 
-# The healthy ranges are docs/health.md's: the limit that it names (the ratio above 1, the lag above
-# 0), or else what its run that went well stayed within, rounded. Of a miniature: where a trainer's
-# latents have another scale (motion, losses, norms) it gives none.
+# What docs/health.md's run that went well stayed within, rounded. It gives no range where a
+# trainer's latents have another scale: motion, losses, norms.
+MINIATURE = (
+    "of one run of a miniature that went well (300 generator updates, one seed, 2, 4 and 8 steps), "
+    "in units of this run's own first updates"
+)
 HEALTH = (
     Measure(
         "salt/health/dmd_norm",
@@ -92,6 +106,7 @@ HEALTH = (
         "ratio",
         "The size of the defect term's gradient to that of DMD's.",
         (None, 1.0),
+        "by definition, on any scale: at 1 the term pulls as hard as DMD",
     ),
     Measure(
         "salt/health/sc_cosine",
@@ -99,6 +114,8 @@ HEALTH = (
         "cosine",
         "Above 0 the two pull the same way, below 0 against each other.",
         (-0.1, None),
+        "of one run of a miniature that went well (300 generator updates, one seed); a cosine has "
+        "no scale",
     ),
     Measure(
         "salt/health/critic_loss",
@@ -112,6 +129,8 @@ HEALTH = (
         "log ratio",
         "Running mean of the logarithm of the critic's error to the teacher's.",
         (None, 0.0),
+        "by definition, on any scale: at 0 the critic knows the student's videos as well as the "
+        "teacher does; a critic smaller than the teacher is compared to its own first value",
         above_first=True,  # a critic that is smaller than the teacher starts above 0
     ),
     Measure(
@@ -120,6 +139,7 @@ HEALTH = (
         "first deviations",
         "Per channel, against the first updates.",
         (None, 0.4),
+        MINIATURE,
     ),
     Measure(
         "salt/health/latent_std_ratio",
@@ -127,6 +147,7 @@ HEALTH = (
         "ratio to the first",
         "Falls where samples collapse, rises where they saturate.",
         (0.7, 1.4),
+        MINIATURE,
     ),
     Measure(
         "salt/health/motion",
@@ -146,4 +167,25 @@ HEALTH = (
         "blocks",
         "Of a rollout. Where there are none the defect term has nothing to say.",
     ),
+)
+
+# Of the step sweeps.
+AGREEMENT = Measure(
+    "sweep/agreement",
+    "Cross-step agreement",
+    "concordance",
+    "Of the latents at two step counts from the same noise. 1: they are the same, 0: unrelated.",
+)
+DEFECT = Measure(
+    "sweep/defect",
+    "Defect per interval",
+    "relative defect",
+    "The semigroup defect along the inference path (eq. 16), for each interval of its grid.",
+)
+DEVIATION = Measure(
+    "sweep/deviation",
+    "Deviation by step count",
+    "standard deviation",
+    "Of the latents per channel. Where the curves part, more steps saturate or wash out what fewer "
+    "do not.",
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CommandError
+from . import other_logs
 
 METRICS, ALARMS, RUN, SWEEPS = (
     "salt_metrics.jsonl",
@@ -51,6 +52,7 @@ class Run:
         lines: one for each generator update, in order.
         written: when the log grew last, in seconds since 1970.
         remarks: what was left out of it, and why.
+        unread: how many lines could not be read.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Run:
     alarms: list[dict[str, Any]] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    unread: int = 0
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
@@ -78,23 +81,29 @@ def read_runs(folders: list[Path]) -> list[Run]:
 def _read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise CommandError(f"{folder} is no folder")
-    log = folder / METRICS
+    log, wan = folder / METRICS, other_logs.is_wan(folder)
     if not log.is_file():
-        inner = sorted(p.parent for p in folder.glob(f"*/{METRICS}"))
-        hint = f"; {', '.join(map(str, inner))} has" if inner else ""
-        raise CommandError(f"{folder} has no {METRICS}, which a recorded run writes{hint}")
+        if not wan:
+            raise CommandError(other_logs.what_is_missing(folder, METRICS))
+        log = folder / other_logs.WAN
     run = Run(folder.name, folder, [], log.stat().st_mtime)
-    run.lines = _one_per_update(_read_lines(log, run.remarks), run.remarks)
+    lines, run.unread = _read_lines(log, run.remarks)
+    if log.name == other_logs.WAN:
+        lines = list(map(other_logs.renamed, lines))
+        run.about = {"trainer": "examples/wan"}
+        run.settings = other_logs.wan_settings(folder, run.remarks)
+    run.lines = _one_per_update(lines, log.name, run.remarks)
     if (folder / ALARMS).is_file():
-        run.alarms = _read_lines(folder / ALARMS, run.remarks)
+        run.alarms, _ = _read_lines(folder / ALARMS, run.remarks)
     starts = _read_settings(run)
     run.sweeps = _read_sweeps(folder / SWEEPS, run.remarks)
     _cut(run, starts)
     return run
 
 
-def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
-    """The lines that are JSON objects with an iteration. The last one may be half written."""
+def _read_lines(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """The lines that are JSON objects with an iteration, and how many are none. The last one may be
+    half written."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -116,10 +125,10 @@ def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
             lines.append(value)
     if damaged:
         remarks.append(f"{path.name}: {_count(damaged, 'line')} could not be read")
-    return lines
+    return lines, damaged
 
 
-def _one_per_update(lines: list[dict[str, Any]], remarks: list[str]) -> list[Line]:
+def _one_per_update(lines: list[dict[str, Any]], log: str, remarks: list[str]) -> list[Line]:
     """A run that went back to a checkpoint has some iterations twice: the later ones count. Where
     gradients are accumulated an update has several lines: their mean counts."""
     kept: list[list[Line]] = []
@@ -138,10 +147,17 @@ def _one_per_update(lines: list[dict[str, Any]], remarks: list[str]) -> list[Lin
         kept.append([numbers])
     if replaced:
         remarks.append(
-            f"{METRICS}: the run went back to a checkpoint; {_count(replaced, 'update')} that it "
+            f"{log}: the run went back to a checkpoint; {_count(replaced, 'update')} that it "
             "then made again are shown once"
         )
-    return [_mean(group) for group in kept]
+    means = [_mean(group) for group in kept]
+    broken = sum(not all(map(math.isfinite, line.values())) for line in means)
+    if broken:
+        has = "has a number that is" if broken == 1 else "have numbers that are"
+        remarks.append(
+            f"{log}: {_count(broken, 'update')} {has} not finite; these numbers are not drawn"
+        )
+    return means
 
 
 def _mean(group: list[Line]) -> Line:

@@ -102,7 +102,15 @@ def _healthy(y: Axis, healthy: Range | None) -> str:
     top = TOP if high is None else y(high)
     bottom = HEIGHT - BOTTOM if low is None else y(low)
     if bottom - top < 1:  # beyond what is drawn
-        return ""
+        below = high is not None and high <= y.low
+        if not below and not (low is not None and low >= y.high):
+            return ""
+        arrow, at = (
+            ("\N{DOWNWARDS ARROW}", HEIGHT - BOTTOM - 5)
+            if below
+            else ("\N{UPWARDS ARROW}", TOP + 11)
+        )
+        return f'<text class="beyond" x="{LEFT + 5}" y="{at}">{arrow} healthy range</text>'
     return (
         f'<rect class="healthy" x="{LEFT}" y="{top:.1f}" width="{WIDTH - RIGHT - LEFT}" '
         f'height="{bottom - top:.1f}"/>'

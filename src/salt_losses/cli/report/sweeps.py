@@ -9,22 +9,10 @@ from html import escape
 from pathlib import Path
 
 from .figures import COLORS, card, x_range
-from .measures import Measure
+from .measures import AGREEMENT, DEFECT, DEVIATION
 from .read import Run, Sweep
 from .series import Series, series
 
-AGREEMENT = Measure(
-    "sweep/agreement",
-    "Cross-step agreement",
-    "concordance",
-    "Of the latents at two step counts from the same noise. 1: they are the same, 0: unrelated.",
-)
-DEFECT = Measure(
-    "sweep/defect",
-    "Defect per interval",
-    "relative defect",
-    "The semigroup defect along the inference path (eq. 16), for each interval of its grid.",
-)
 WEIGHTS = {"student": "the present weights", "ema": "the averaged weights (EMA)"}
 
 
@@ -104,7 +92,7 @@ def _data(path: Path | None) -> str:
 
 def _figures(run: Run, named: bool) -> list[str]:
     figures = []
-    for measure, curves_of in ((AGREEMENT, _agreement), (DEFECT, _defect)):
+    for measure, curves_of in ((AGREEMENT, _agreement), (DEFECT, _defect), (DEVIATION, _deviation)):
         for weights in dict.fromkeys(sweep.weights for sweep in run.sweeps):
             curves = curves_of([s for s in run.sweeps if s.weights == weights])
             which = [run.name] * named + (["EMA"] if weights == "ema" else [])
@@ -146,6 +134,16 @@ def _defect(sweeps: list[Sweep]) -> list[Series]:
         ]
         curves.append((label, i, values))
     return _curves(curves)
+
+
+def _deviation(sweeps: list[Sweep]) -> list[Series]:
+    counts = sorted({int(k) for s in sweeps for k in s.numbers.get("deviation") or {}})
+    return _curves(
+        [
+            (f"{k}", i, [(s, (s.numbers.get("deviation") or {}).get(str(k))) for s in sweeps])
+            for i, k in enumerate(counts)
+        ]
+    )
 
 
 def _curves(curves: list[tuple[str, int, list[tuple[Sweep, float | None]]]]) -> list[Series]:

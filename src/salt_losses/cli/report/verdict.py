@@ -1,0 +1,152 @@
+"""How a run goes, in words and for a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .judge import WINDOW, Number, judged
+from .measures import HEALTH, TERMS
+from .read import Run
+from .steps import Steps, Term, more_steps, term
+from .words import Finding, count, of_alarm, of_number, of_steps, of_term
+
+WORD = {"well": "all is well", "wrong": "something is wrong", "unsure": "too little to judge by"}
+
+
+@dataclass
+class Verdict:
+    """
+    Attributes:
+        state: `"well"`, `"wrong"` or `"unsure"`.
+        word: the state in a few words.
+        headline: why.
+        findings: what is wrong first.
+    """
+
+    name: str
+    state: str
+    word: str
+    headline: str
+    findings: list[Finding]
+    numbers: list[Number] = field(default_factory=list)
+    steps: Steps | None = None
+    term: Term | None = None
+
+    @property
+    def wrong(self) -> bool:
+        return self.state == "wrong"
+
+
+def verdicts(runs: Sequence[Run]) -> list[Verdict]:
+    return [_verdict(run, list(runs)) for run in runs]
+
+
+def _verdict(run: Run, runs: list[Run]) -> Verdict:
+    found = [n for m in (*HEALTH, *TERMS) if (n := judged(run, m)) is not None]
+    steps, worth = more_steps(run), term(run, runs)
+    ranged = [n for n in found if n.healthy is not None]
+    alarms = [of_alarm(alarm) for alarm in run.alarms]
+    wrong = [n for n in found if n.state == "wrong"]
+    known = [n for n in ranged if n.state != "unsure"]
+    if not run.lines:
+        state = "wrong" if run.unread else "unsure"
+    else:
+        state = "wrong" if wrong or alarms else "well" if known else "unsure"
+    word, headline = WORD[state], _headline(run, wrong, ranged, known, len(alarms))
+    if steps is not None and steps.state == "worse":
+        headline += f" More steps look worse than fewer since iteration {steps.since}."
+        if state != "wrong":  # the samples decide
+            state, word = "unsure", "look at the samples"
+    findings = alarms + [of_number(n) for n in [*wrong, *(n for n in ranged if n not in wrong)]]
+    if steps is not None:
+        findings.append(of_steps(steps, run, len(runs) > 1))
+    if worth is not None:
+        findings.append(of_term(worth))
+    return Verdict(run.name, state, word, headline, findings, found, steps, worth)
+
+
+def _headline(
+    run: Run, wrong: list[Number], ranged: list[Number], known: list[Number], alarms: int
+) -> str:
+    if not run.lines:
+        if run.unread:
+            return f"No line of the log could be read; there are {run.unread}."
+        return "No generator update is logged yet."
+    broken = [n for n in wrong if n.side == "not finite"]
+    out = [n for n in wrong if n.side != "not finite"]
+    parts = []
+    if alarms:
+        parts.append(f"{count(alarms, 'alarm')}.")
+    if broken:
+        names = ", ".join(n.measure.title for n in broken)
+        parts.append(f"{names}: not finite since iteration {min(n.since or 0 for n in broken)}.")
+    if out:
+        names = "; ".join(f"{n.measure.title}, since iteration {n.since}" for n in out)
+        are = "is" if len(out) == 1 else "are"
+        parts.append(f"{len(out)} of {count(len(ranged), 'number')} {are} out of range: {names}.")
+    elif known:
+        parts.append(
+            f"All {len(known)} numbers that have a range are in it."
+            if len(known) > 1
+            else "The one number that has a range is in it."
+        )
+    elif ranged:
+        parts.append(f"No step count has {WINDOW} generator updates yet: too few to judge by.")
+    else:
+        parts.append("The log has no number with a healthy range: nothing to judge it by.")
+    return " ".join(parts)
+
+
+def as_json(runs: Sequence[Run], found: Sequence[Verdict]) -> dict[str, Any]:
+    return {
+        "wrong": any(v.wrong for v in found),
+        "runs": [
+            {
+                "name": run.name,
+                "folder": str(run.folder),
+                "updates": len(run.lines),
+                "last_iteration": int(run.lines[-1]["iteration"]) if run.lines else None,
+                "verdict": v.state,
+                "word": v.word,
+                "headline": v.headline,
+                "findings": [dataclasses.asdict(f) for f in v.findings],
+                "numbers": [_plain_number(n) for n in v.numbers],
+                "steps": _plain(v.steps),
+                "term": _plain(v.term),
+                "alarms": _plain(run.alarms),
+                "left_out": run.remarks,
+            }
+            for run, v in zip(runs, found)
+        ],
+    }
+
+
+def _plain_number(n: Number) -> dict[str, Any]:
+    return {**(_plain(n) or {}), "measure": n.measure.key}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN, and a measure is known by its key."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {k: v.key if k == "measure" else _plain(v) for k, v in fields.items()}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_text(found: Sequence[Verdict]) -> str:
+    """For a terminal: the headline, and what is wrong or not known. What is well is counted."""
+    lines = []
+    for v in found:
+        lines.append(f"{v.name}: {v.word}. {v.headline}")
+        lines += [
+            f"  - {f.title} {f.told}" for f in v.findings if f.state != "well" or not f.origin
+        ]
+    return "\n".join(lines)

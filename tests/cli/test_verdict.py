@@ -1,0 +1,318 @@
+"""The verdict of `salt-losses report`: a run that goes wrong is called so, since when and why."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from salt_losses.cli import main
+from salt_losses.cli.report.advice import ADVICE, advice
+from salt_losses.cli.report.judge import WINDOW, judged
+from salt_losses.cli.report.measures import HEALTH, TERMS
+from salt_losses.cli.report.page import page
+from salt_losses.cli.report.read import Run, read_runs
+from salt_losses.cli.report.verdict import Verdict, verdicts
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = (2, 4, 8)
+WELL = {
+    "salt/sc_loss": 0.01,
+    "salt/health/sc_ratio": 0.2,
+    "salt/health/sc_cosine": 0.05,
+    "salt/health/critic_lag": -0.1,
+    "salt/health/latent_mean_shift": 0.1,
+    "salt/health/latent_std_ratio": 1.0,
+    "salt/health/triples": 7.0,
+}
+Values = Callable[[int, int], dict[str, float]]
+
+
+def write(folder: Path, of: Values = lambda i, k: {}, updates: int = 90) -> Path:
+    """A log that is well but for what `of(update, step count)` says."""
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(updates):
+        k = STEPS[i % 3]
+        numbers = {"salt/num_steps": float(k), "salt/dmd_loss": 0.5, **WELL, **of(i, k)}
+        lines.append(json.dumps({"iteration": 5 * i, **numbers}) + "\n")
+    (folder / "salt_metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+def sweeps(folder: Path, of: Callable[[int], dict[str, Any]], count: int = 8) -> None:
+    for i in range(count):
+        inner = folder / "salt_sweeps" / f"iteration_{100 * i:06d}"
+        inner.mkdir(parents=True)
+        numbers = {"iteration": 100 * i, "weights": "student", "step_counts": [1, 2, 4, 8]}
+        (inner / "sweep.json").write_text(json.dumps({**numbers, **of(i)}))
+
+
+def read(folder: Path) -> Run:
+    return read_runs([folder])[0]
+
+
+def verdict(*folders: Path) -> Verdict:
+    return verdicts(read_runs(list(folders)))[0]
+
+
+def of(found: Verdict, title: str) -> Any:
+    return next(f for f in found.findings if f.title == title)
+
+
+def test_a_run_whose_numbers_are_in_range_is_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path / "run")
+    found = verdict(log)
+    assert found.state == "well"
+    assert found.headline == "All 5 numbers that have a range are in it."
+    assert main(["report", str(log)]) == 0
+    assert "run: all is well. All 5 numbers" in capsys.readouterr().out
+
+
+def test_a_defect_term_that_is_too_strong_is_wrong_since_the_first_update(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/sc_ratio": 3 + 3 * (i % 2)})
+    found = verdict(log)
+    assert found.state == "wrong"
+    assert found.headline == "1 of 5 numbers is out of range: Defect to DMD, since iteration 0."
+    assert "above its range (below 1) since iteration 0" in of(found, "Defect to DMD").text
+    assert of(found, "Defect to DMD").change == "lower sc_weight in proportion"
+    assert main(["report", str(log)]) == 1
+    out = capsys.readouterr().out
+    assert "something is wrong" in out
+    assert "lower sc_weight in proportion" in out
+    text = (log / "salt_report.html").read_text()
+    assert '<a href="#salt/health/sc_ratio">Defect to DMD</a>' in text
+    assert 'id="salt/health/sc_ratio"' in text
+
+
+@pytest.mark.parametrize("start", [30, 45, 60])
+def test_a_number_is_out_since_the_update_at_which_it_left(tmp_path: Path, start: int) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/latent_std_ratio": 1 + (i >= start)})
+    found = of(verdict(log), "Deviation of the latents")
+    assert found.state == "wrong"
+    assert f"since iteration {5 * start}" in found.text
+
+
+def test_a_step_count_that_alone_is_out_is_named(tmp_path: Path) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/critic_lag": 0.3 * (k == 8) - 0.1})
+    found = of(verdict(log), "The critic's lag")
+    assert "is 0.2 at K = 8, above its range" in found.text
+
+
+def test_single_updates_outside_are_nothing(tmp_path: Path) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/sc_ratio": 5.0 if i % 4 else 0.1})
+    assert verdict(log).state == "wrong"  # three in four
+    log = write(tmp_path / "other", lambda i, k: {"salt/health/sc_ratio": 0.1 if i % 4 else 5.0})
+    assert verdict(log).state == "well"  # one in four
+
+
+def test_a_number_that_is_back_in_its_range_is_well_and_says_when_it_was_out(
+    tmp_path: Path,
+) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/sc_ratio": 5.0 if i < 36 else 0.2})
+    found = verdict(log)
+    assert found.state == "well"
+    number = judged(read(log), next(m for m in HEALTH if m.key == "salt/health/sc_ratio"))
+    assert number is not None
+    assert number.back is not None
+    start, end = number.back
+    assert start == 0
+    assert 5 * 35 <= end < 5 * (36 + 3 * WINDOW)
+    assert f"out from iteration {start} to {end}, and is back" in of(found, "Defect to DMD").text
+
+
+def test_too_few_updates_are_not_judged(tmp_path: Path) -> None:
+    few = 3 * (WINDOW - 1)
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/sc_ratio": 9.0}, updates=few)
+    found = verdict(log)
+    assert found.state == "unsure"
+    assert "too few to judge by" in found.headline
+    assert main(["report", str(log)]) == 0
+    log = write(tmp_path / "one", lambda i, k: {"salt/health/sc_ratio": 9.0}, updates=few + 3)
+    assert verdict(log).state == "wrong"
+
+
+def test_numbers_that_are_not_finite_are_wrong_and_are_counted_as_left_out(
+    tmp_path: Path,
+) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/dmd_loss": math.nan if i >= 50 else 0.5})
+    found = verdict(log)
+    assert found.state == "wrong"
+    assert found.headline.startswith("DMD: not finite since iteration 250.")
+    left_out = "40 updates have numbers that are not finite; these numbers are not drawn"
+    assert f"salt_metrics.jsonl: {left_out}" in read(log).remarks
+    once = write(tmp_path / "once", lambda i, k: {"salt/dmd_loss": math.nan if i == 50 else 0.5})
+    assert verdict(once).state == "well"
+    assert "1 update has a number that is not finite" in read(once).remarks[0]
+
+
+def test_an_alarm_is_wrong_whatever_the_numbers_are(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    alarm = {"iteration": 100, "cause": "critic", "message": "the critic has run away"}
+    (log / "salt_alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    found = verdict(log)
+    assert found.state == "wrong"
+    assert found.headline.startswith("1 alarm. All 5")
+    assert "at iteration 100: the critic has run away" in found.findings[0].text
+    assert main(["report", str(log)]) == 1
+
+
+def test_a_log_that_is_all_garbage_is_wrong_and_an_empty_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path / "run", updates=0)
+    assert main(["report", str(log)]) == 0
+    assert "No generator update is logged yet" in capsys.readouterr().out
+    (log / "salt_metrics.jsonl").write_bytes(b"\x00garbage\n[1]\nmore\n")
+    assert main(["report", str(log)]) == 1
+    assert "No line of the log could be read; there are 3." in capsys.readouterr().out
+
+
+def test_a_program_reads_the_verdict_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(i: int, k: int) -> dict[str, float]:
+        return {"salt/health/sc_ratio": 4.0, "salt/adv_gap": math.nan}
+
+    logs = [write(tmp_path / "bad", wrong), write(tmp_path / "good")]
+    output = tmp_path / "both.html"
+    assert main(["report", *map(str, logs), "--json", "-o", str(output)]) == 1
+    out = capsys.readouterr().out
+    told = json.loads(out, parse_constant=pytest.fail)  # JSON has no NaN
+    assert told["report"] == str(output)
+    assert told["wrong"] is True
+    bad, good = told["runs"]
+    assert (bad["verdict"], good["verdict"]) == ("wrong", "well")
+    numbers = {n["measure"]: n for n in bad["numbers"]}
+    ratio = numbers["salt/health/sc_ratio"]
+    assert ratio["state"] == "wrong"
+    assert (ratio["value"], ratio["since"], ratio["healthy"]) == (4.0, 0, [None, 1.0])
+    assert numbers["salt/adv_gap"]["side"] == "not finite"
+    assert good["updates"] == 90
+    assert "left_out" in good
+
+
+def falling(i: int) -> dict[str, Any]:
+    """Better up to the fourth sweep, and worse from then on."""
+    agreement = 0.5 + 0.1 * i if i <= 3 else 0.8 - 0.08 * (i - 3)
+    return {
+        "agreement": {"4-8": agreement},
+        "defect": {"per_interval": [0.02 + abs(i - 3) / 50]},
+        "deviation": {"4": 1.0, "8": 1.0},
+    }
+
+
+def rising(i: int) -> dict[str, Any]:
+    return {"agreement": {"4-8": 0.5 + 0.05 * i}, "defect": {"per_interval": [0.2 - 0.02 * i]}}
+
+
+def test_sweeps_say_since_when_more_steps_look_worse(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    sweeps(log, falling)
+    found = verdict(log)
+    told = of(found, "More steps against fewer")
+    assert told.text.startswith("look worse since iteration 300.")
+    assert "(best, 0.8, at iteration 300, now " in told.text
+    assert (found.state, found.word) == ("unsure", "look at the samples")
+    assert found.headline.endswith("More steps look worse than fewer since iteration 300.")
+    assert main(["report", str(log)]) == 0  # the numbers are well: the samples decide
+
+
+def test_sweeps_that_get_better_or_are_few_or_jitter_are_not_called_worse(tmp_path: Path) -> None:
+    log = write(tmp_path / "better")
+    sweeps(log, rising)
+    assert of(verdict(log), "More steps against fewer").text.startswith("look better than at the")
+    log = write(tmp_path / "few")
+    sweeps(log, falling, count=3)
+    assert "is not judged: there are 3 sweeps" in of(verdict(log), "More steps against fewer").text
+    log = write(tmp_path / "jitter")
+    sweeps(log, lambda i: {"agreement": {"4-8": 0.7 + 0.1 * (i % 2)}})
+    assert of(verdict(log), "More steps against fewer").state == "unsure"
+
+
+def test_more_steps_that_saturate_look_worse(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    sweeps(log, lambda i: {"deviation": {"4": 1.0, "8": 1 + 0.1 * max(0, i - 2)}})
+    told = of(verdict(log), "More steps against fewer").text
+    assert "look worse since iteration 200." in told  # the last one as good as the first
+    assert "The ratio of deviations of 4 and 8 steps has become worse (best, 1," in told
+
+
+def test_whether_the_term_is_worth_its_cost_is_told_by_a_run_without_it(tmp_path: Path) -> None:
+    salt, plain = write(tmp_path / "salt"), write(tmp_path / "plain")
+    lines = [json.loads(line) for line in (plain / "salt_metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if k != "salt/sc_loss"} for line in lines]
+    (plain / "salt_metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in kept))
+    sweeps(salt, rising)
+    alone = of(verdict(salt), "The defect term").text
+    assert "one more generator call for each of 7 chunks in 100 % of the updates" in alone
+    assert "a run without it tells" in alone
+    sweeps(plain, lambda i: {"agreement": {"4-8": 0.5}, "defect": {"per_interval": [0.2]}})
+    found = verdict(salt, plain)
+    assert found.term is not None
+    assert found.term.state == "worth it"
+    assert "Beside plain without it, at iteration 700: defect 0.06 against 0.2" in (
+        of(found, "The defect term").text
+    )
+    assert verdicts(read_runs([plain, salt]))[0].term is None
+
+
+def test_a_term_that_changes_nothing_is_not_worth_its_cost(tmp_path: Path) -> None:
+    runs = [write(tmp_path / name) for name in ("salt", "plain")]
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc_weight": 0}}))
+    for log in runs:
+        sweeps(log, lambda i: {"agreement": {"4-8": 0.5}, "defect": {"per_interval": [0.2]}})
+    found = verdict(*runs)
+    assert found.term is not None
+    assert found.term.state == "not worth it"
+    assert "leave the term out" in of(found, "The defect term").change
+
+
+def test_a_range_that_lies_outside_its_chart_is_said_there(tmp_path: Path) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/sc_ratio": 30 + i / 90})
+    text = page(read_runs([log]), 1e9, 40)
+    card = text[text.index('id="salt/health/sc_ratio"') :].split("</figure>")[0]
+    assert "All of it lies below this view." in card
+    assert "healthy range</text>" in card
+    other = text[text.index('id="salt/health/latent_std_ratio"') :].split("</figure>")[0]
+    assert "this view" not in other
+    assert "healthy range</text>" not in other
+
+
+def test_the_page_has_where_the_ranges_are_from_and_its_own_help(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    text = page(read_runs([log]), 1e9, 40)
+    assert "of one run of a miniature that went well" in text
+    assert "docs/health.md" not in text
+    helped = text[text.index('id="help"') :]
+    logged = [m for m in (*TERMS, *HEALTH) if m.key in {**WELL, "salt/dmd_loss": 0}]
+    assert re.findall("<dt>(.*?)</dt>", helped) == [m.title.replace("'", "&#x27;") for m in logged]
+    assert "lower sc_weight in proportion" in helped
+
+
+def test_every_range_has_its_origin_and_what_to_change_on_each_side() -> None:
+    for measure in (m for m in HEALTH if m.healthy is not None):
+        low, high = measure.healthy or (None, None)
+        assert measure.origin
+        assert low is None or advice(measure.key, "below")
+        assert high is None or advice(measure.key, "above")
+
+
+def test_the_help_speaks_of_every_number_that_the_docs_say_how_to_change() -> None:
+    health = (ROOT / "docs" / "health.md").read_text()
+    table = health[health.index("\n## What to change\n") :].split("\n## ", 2)[1]
+    first_cells = re.findall(r"^\| ([^|]*`[^|]*) \|", table, re.MULTILINE)
+    named = {name for cell in first_cells for name in re.findall(r"^`(\w+)`", cell)}
+    assert named == {a.key.removeprefix("salt/health/") for a in ADVICE} - {
+        "dmd_norm",  # they stand second in a row
+        "latent_mean_shift",
+    }

@@ -1,0 +1,84 @@
+"""What a release says of itself: one address, links that work on a package index, true badges."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import salt_losses
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = (ROOT / "pyproject.toml").read_text()
+URL = re.findall(r'^Repository = "(.*)"$', PROJECT, re.MULTILINE)[0]
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "CITATION.cff",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_projects_address_is_the_one_in_pyproject(path: Path) -> None:
+    for line in path.read_text().splitlines():
+        for address in re.findall(r"(?:git\+|git clone |repository-code: )(https?://\S+)", line):
+            theirs = re.match(r"https://github\.com/[\w-]+/", address)  # a trainer's
+            assert address.rstrip("'") == URL or (theirs and "git clone" in line)
+        assert "pip install salt-losses" not in line, "there is no release on an index"
+        assert not re.search(r"pip install ['\"]?salt-losses\[\w+\](?! @ git)", line)
+
+
+def test_the_badges_say_what_pyproject_says() -> None:
+    said = {
+        "python": re.findall(r'^requires-python = "(.*)"$', PROJECT, re.MULTILINE)[0],
+        "torch": re.findall(r'"torch(>=[\d.]+)"', PROJECT)[0],
+        "license": re.findall(r'^license = "(.*)"$', PROJECT, re.MULTILINE)[0],
+    }
+    readme = (ROOT / "README.md").read_text()
+    for name, value in said.items():
+        text = (ROOT / "docs" / "figures" / "badges" / f"{name}.svg").read_text()
+        assert f">{value.replace('>', '&gt;')}</text>" in text
+        assert f"(docs/figures/badges/{name}.svg)" in readme
+
+
+def test_the_citation_has_the_version_and_the_papers_number() -> None:
+    readme = (ROOT / "README.md").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    bibtex = readme[readme.index("```bibtex") :]
+    assert f"{{{salt_losses.__version__}}}" in bibtex
+    number = re.findall(r"arXiv:(\d+\.\d+)", citation)[0]
+    assert f"arXiv:{number}" in bibtex
+    authors = re.findall(r"family-names: (\w+), given-names: (\w+)", citation.split("- type")[1])
+    names = re.findall(r"author\s*= \{(.*?)\}", bibtex, re.DOTALL)[0].replace("\n", " ")
+    assert [" ".join(name.split()) for name in names.split(" and ")] == [
+        f"{family}, {given}" for family, given in authors
+    ]
+
+
+def build_hook() -> Any:
+    pytest.importorskip("hatchling", reason="hatchling, which builds the package, is not installed")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hatch_build"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_package_index_shows_links_that_lead_somewhere() -> None:
+    hook = build_hook()
+    text = hook.absolute((ROOT / "README.md").read_text(), URL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    for link in links:
+        assert link.startswith("https://")
+        if link.startswith(f"{URL}/"):
+            kind, _, place = link.removeprefix(f"{URL}/").split("/", 2)
+            assert (ROOT / place.partition("#")[0]).exists()
+            assert (kind == "raw") == place.endswith((".png", ".svg"))
