@@ -99,9 +99,11 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         Called without gradient, it returns the parent's alone.
         """
         salt, compute = self._salt, super().compute_student_loss
-        if not (salt.wants_sc and torch.is_grad_enabled()):
+        if salt.config.sc_weight == 0 or not torch.is_grad_enabled():
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
         salt.begin(salt.scheduler.iteration)
+        if not salt.wants_sc:
+            return cast("dict[str, Tensor]", compute(*args, **kwargs))
         grid = _grid(self.config)
         stride = (len(grid) - 1) // salt.config.inference_steps
         triples = salt.generator("triples")
