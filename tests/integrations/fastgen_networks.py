@@ -127,6 +127,20 @@ def encode_image(pixels: Tensor) -> Tensor:
     return pixels.mean((2, 3))[:, :1, None].expand(-1, 257, TEXT_DIM)
 
 
+class Discriminator(torch.nn.Module):
+    """The least that FastGen asks of one: a logit for each block's features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_indices = {1}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.head = torch.nn.Linear(1, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.head(features[0].flatten(1).mean(1, keepdim=True))
+
+
 class Loader:
     """Endless batches of pixels and embedded texts, as FastGen's loaders yield them."""
 
