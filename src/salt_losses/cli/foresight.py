@@ -182,6 +182,13 @@ def _notes(
             f"sc_weight is {salt.sc_weight:g}, and the defect term is never on: none of sc_steps "
             f"{list(salt.sc_steps)} is among step_counts {list(salt.step_counts)}"
         )
+    finest = max(salt.step_counts)
+    strangers = [k for k in sorted(salt.step_counts) if finest % k]
+    if strangers:
+        notes.append(
+            f"step_counts {list(salt.step_counts)} do not nest: {finest} is no multiple of "
+            f"{' or '.join(map(str, strangers))}, whose levels are not among those of {finest}"
+        )
     if salt.align_weight > 0:
         notes += _alignment_notes(salt, iterations, steps)
     if salt.adv_weight > 0:
