@@ -192,6 +192,13 @@ def _notes(
         )
     if defects:
         notes += _warmup_notes("sc_warmup", salt.sc_warmup, "the defect term", iterations)
+    finest = max(salt.step_counts)
+    strangers = [k for k in sorted(salt.step_counts) if finest % k]
+    if strangers:
+        notes.append(
+            f"step_counts {list(salt.step_counts)} do not nest: {finest} is no multiple of "
+            f"{' or '.join(map(str, strangers))}, whose levels are not among those of {finest}"
+        )
     if salt.align_weight > 0:
         notes += _alignment_notes(salt, iterations, steps)
     if salt.adv_weight > 0:

@@ -83,12 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     trainer = _trainer(options)
-    salt, problems = _settings(options)
+    salt, problems, notes = _settings(options)
     if salt is not None:
         foreseen = foresee(
             salt, trainer, options.iterations, options.generator, options.teacher, options.tokens
         )
         problems += foreseen.pop("problems")
+        foreseen["notes"] = notes + foreseen.get("notes", [])
     if problems:
         _report(problems, options.json)
         return 1
@@ -114,18 +115,22 @@ def _trainer(options: argparse.Namespace) -> Trainer:
     return replaced(trainer, given, "the command line")
 
 
-def _settings(options: argparse.Namespace) -> tuple[SaltConfig | None, list[dict[str, Any]]]:
+def _settings(
+    options: argparse.Namespace,
+) -> tuple[SaltConfig | None, list[dict[str, Any]], list[str]]:
+    """The settings, what is wrong with them, and what is worth a note."""
     if options.preset is not None:
-        return SaltConfig.preset(options.preset), []
+        return SaltConfig.preset(options.preset), [], []
     if options.file is None:
-        return SaltConfig(), []
+        return SaltConfig(), [], []
     mapping, text = read_file(options.file)
     salt, problems = check_settings(mapping)
     located = [
         {"file": str(options.file), "line": line_of(text, key), "setting": key, "problem": message}
         for key, message in problems
     ]
-    return salt, sorted(located, key=lambda p: p["line"] or 0)
+    empty = f"{options.file.name} sets nothing, which means the defaults (docs/settings.md)"
+    return salt, sorted(located, key=lambda p: p["line"] or 0), [] if mapping else [empty]
 
 
 def _report(problems: list[dict[str, Any]], as_json: bool) -> None:
