@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 T = TypeVar("T")
@@ -24,8 +24,16 @@ def in_all(work: Callable[..., T], *arguments: object) -> T:
         errors.append(error)
     found = gather_object(errors)
     if found:
+        finish()
         raise errors[0] if errors else found[0]
     return result
+
+
+def finish() -> None:
+    """Before the last process group goes: gloo's thread may still hold a tensor of Python's, and
+    where it needs the lock of the interpreter while this thread waits for it, both wait for good.
+    """
+    PartialState().wait_for_everyone()
 
 
 def in_main(accelerator: Accelerator, work: Callable[..., object], *arguments: object) -> None:

@@ -27,7 +27,7 @@ from .distil import Distillation, Draws
 from .pretrained import load_transformer
 from .roles import TRAINED, Roles
 from .samples import Samples
-from .together import in_all, in_main
+from .together import finish, in_all, in_main
 
 # Updates without a finite gradient, one after the other, before a run stops.
 MOST_SKIPPED = 20
@@ -104,6 +104,7 @@ class Trainer:
                     self.save()
                 if config.sample_every and (last or self.iteration % config.sample_every == 0):
                     self._sample()
+        finish()
         self.accelerator.end_training()
 
     def _log(self, path: Path, numbers: dict[str, float]) -> None:
@@ -171,6 +172,7 @@ class Trainer:
             f"is left out; its data {f'is not finite in {bad}' if bad else 'is finite'}"
         )
         if self.skipped_in_a_row == MOST_SKIPPED:
+            finish()
             there = checkpoint.checkpoints(self.config.out)
             raise FloatingPointError(
                 f"the gradients of {MOST_SKIPPED} updates, one after the other, were not finite; "
