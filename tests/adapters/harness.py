@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 PACKAGES = {
     "model", "pipeline", "utils", "wan", "trainer", "demo_utils",
-    "wan_utils", "wan_trainer", "algorithms", "sp",
+    "wan_utils", "wan_trainer", "algorithms", "sp", "wan_5b",
 }  # fmt: skip
 FRAMES, CHANNELS, HEIGHT, WIDTH = 21, 16, 4, 4
 FRAME_TOKENS = HEIGHT * WIDTH // 4  # patches of 2 x 2
@@ -49,6 +49,7 @@ class Trainer:
         overrides: settings on top.
         folders: of the checkout, to import from; the first one holds the trainer.
         tiny: sizes of the tiny Wan that are not `stand_ins.TINY`.
+        real_frame_tokens: of the real Wan.
     """
 
     variable: str
@@ -56,6 +57,7 @@ class Trainer:
     overrides: dict[str, Any]
     folders: tuple[str, ...] = (".",)
     tiny: dict[str, int] = field(default_factory=dict)
+    real_frame_tokens: int = REAL_FRAME_TOKENS
 
 
 TRAINERS = {
@@ -103,7 +105,17 @@ FORKS = {
         tiny={"dim": NUM_LAYERS * 128, "num_heads": NUM_LAYERS},
     ),
 }
-KNOWN = TRAINERS | FORKS
+# Rollouts by a solver, which follow no step list.
+SOLVERS = {
+    "longlive2": Trainer(
+        "SALT_LONGLIVE2",
+        "train_dmd.yaml",
+        {"image_or_video_shape": [1, 32, CHANNELS, HEIGHT, WIDTH], "adapter": None},
+        tiny={"dim": 48, "num_heads": 2},
+        real_frame_tokens=880,
+    )
+}
+KNOWN = TRAINERS | FORKS | SOLVERS
 
 # In one process, where it does not shard, FSDP of torch 2.4 with `use_orig_params` raises "Cannot
 # writeback ..." in the pass after one that left parameters without a gradient, or left them with
@@ -141,7 +153,7 @@ def activate(name: str, *, process_group: bool = True) -> None:
         if str(root) in _modules:
             sys.modules.update(_modules[str(root)])
         else:
-            _import_trainer(root / KNOWN[name].folders[0])
+            _import_trainer(root / KNOWN[name].folders[0], KNOWN[name].real_frame_tokens)
         cpu = torch.device("cpu")
         stack.enter_context(mock.patch.object(torch.cuda, "current_device", lambda: cpu))
         if process_group and not dist.is_initialized():
@@ -178,14 +190,19 @@ def _single_process_group():
             dist.destroy_process_group()
 
 
-def _import_trainer(root: Path) -> None:
+def _import_trainer(root: Path, frame_tokens: int) -> None:
     for name in ("diffusers.models.modeling_utils", "peft"):  # they probe for packages: first
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # LongLive 2.0 imports it, and transformers 5 has it not
+        x_clip = importlib.import_module("transformers.models.x_clip.modeling_x_clip")
+        vars(x_clip).setdefault("x_clip_loss", None)
     sys.modules["wandb"] = stand_ins.recording_wandb()
-    wan = types.ModuleType("wan")  # its __init__ imports inference code that needs a GPU box
-    wan.__path__ = [str(root / "wan")]
-    sys.modules["wan"] = wan
+    of_5b = (root / "wan_5b").is_dir()  # LongLive 2.0's
+    network = "wan_5b" if of_5b else "wan"
+    wan = types.ModuleType(network)  # its __init__ imports inference code that needs a GPU box
+    wan.__path__ = [str(root / network)]
+    sys.modules[network] = wan
     finder = stand_ins.AbsentPackages()
     sys.meta_path.append(finder)
     writer = sys.modules.setdefault(
@@ -195,12 +212,17 @@ def _import_trainer(root: Path) -> None:
         with (
             mock.patch.object(torch, "compile", lambda function=None, **kwargs: function),
             mock.patch.object(torch.cuda, "current_device", lambda: 0),
+            mock.patch.dict(os.environ, {"LLV2_TRITON_ROPE": "0", "LLV2_TRITON_ADALN": "0"}),
         ):
             ours = "wan_" if (root / "wan_utils").is_dir() else ""  # minWM's names
-            wrapper = importlib.import_module(f"{ours}utils.wan_wrapper")
-            for module in [m for n, m in sys.modules.items() if n.startswith("wan.modules.")]:
+            wrapper = importlib.import_module(f"{ours}utils.wan_{'5b_' * of_5b}wrapper")
+            inside = f"{network}.modules."
+            for module in [m for n, m in sys.modules.items() if n.startswith(inside)]:
                 for name in {"flash_attention", "attention"} & set(vars(module)):
                     setattr(module, name, stand_ins.attention)
+                if of_5b and hasattr(module, "flex_attention"):  # its critic's is causal
+                    module.flex_attention = stand_ins.flex_attention
+                    module.create_block_mask = stand_ins.create_block_mask
             wrapper.WanTextEncoder, wrapper.WanVAEWrapper = stand_ins.TextEncoder, stand_ins.VAE
             for name in ("WanModel", "CausalWanModel", "CausalWanModelInfinity"):
                 if hasattr(wrapper, name):
@@ -211,15 +233,15 @@ def _import_trainer(root: Path) -> None:
         sys.meta_path.remove(finder)
         if isinstance(writer, stand_ins.AbsentModule):
             del sys.modules["torch.utils.tensorboard"]
-    _shrink_after_init(wrapper.WanDiffusionWrapper)
+    _shrink_after_init(wrapper.WanDiffusionWrapper, frame_tokens)
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("pipeline."):
             for thing in vars(module).values():
                 if isinstance(thing, type) and thing.__name__.endswith("TrainingPipeline"):
-                    _shrink_after_init(thing)
+                    _shrink_after_init(thing, frame_tokens)
 
 
-def _shrink_after_init(thing: type) -> None:
+def _shrink_after_init(thing: type, frame_tokens: int) -> None:
     """Real sizes to tiny ones. On the class, so that instances hold nothing of the harness."""
     if "_salt_original_init" in vars(thing) or "__init__" not in vars(thing):
         return
@@ -228,7 +250,7 @@ def _shrink_after_init(thing: type) -> None:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         thing._salt_original_init(self, *args, **kwargs)
         if getattr(self, "seq_len", None) is not None:
-            self.seq_len = self.seq_len // REAL_FRAME_TOKENS * FRAME_TOKENS
+            self.seq_len = self.seq_len // frame_tokens * FRAME_TOKENS
         if getattr(self, "tokens_per_frame", None) == REAL_FRAME_TOKENS:  # One-Forcing's wrapper
             self.tokens_per_frame = FRAME_TOKENS
         if getattr(self, "frame_seq_length", None) == REAL_FRAME_TOKENS:
@@ -263,9 +285,12 @@ def load_config(name: str, **overrides: Any) -> Any:
         "use_one_logger": False,
         "auto_resume": True,
     }
+    own = OmegaConf.load(configs / KNOWN[name].config)
+    if name in SOLVERS:  # in sections, which its script spreads out
+        own = importlib.import_module("utils.config").normalize_config(own)
     return OmegaConf.merge(
         OmegaConf.load(defaults) if defaults.is_file() else {},
-        OmegaConf.load(configs / KNOWN[name].config),
+        own,
         OmegaConf.create(ours | KNOWN[name].overrides | overrides),
     )
 
@@ -311,9 +336,15 @@ def choose_weights(
 
 def conditions(model: Any) -> dict[str, dict[str, Tensor]]:
     """`conditional_dict` and `unconditional_dict`."""
+    prompts = ["a cat on a bicycle"]
+    shots = hasattr(model.args, "multi_shot_rope_offset")
+    if shots:  # a prompt for each block, and a second shot
+        prompts = [*prompts, "the cat from below", "a dog in a boat", "the dog swims"]
     with torch.no_grad():
-        conditional = model.text_encoder(text_prompts=["a cat on a bicycle"])
+        conditional = model.text_encoder(text_prompts=prompts)
         unconditional = model.text_encoder(text_prompts=["blurry"])
+    if shots:  # LongLive 2.0's trainer puts it there
+        conditional["scene_cut_mask"] = [False, False, True, False]
     if getattr(model.generator, "use_camera", False):  # minWM's trainer puts it there
         frames = model.args.image_or_video_shape[1]
         views = torch.eye(4).repeat(1, frames, 1, 1)

@@ -14,10 +14,13 @@ import sys
 import types
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask as _create_block_mask
+from torch.nn.attention.flex_attention import create_mask
 
 HEADS, HEAD_DIM = 12, 128  # the caches of all three trainers fix these
 TEXT_LEN, TEXT_DIM = 8, 16
@@ -104,6 +107,22 @@ def attention(
         attn_mask=mask, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale,
     )  # fmt: skip
     return out.transpose(1, 2)
+
+
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, block_mask: Any = None) -> Tensor:
+    """`[B, heads, L, D]` attention under the mask of a `BlockMask`; PyTorch's own has no gradient
+    on a CPU."""
+    mask = None
+    if block_mask is not None:
+        lengths = query.shape[2], key.shape[2]
+        mask = create_mask(block_mask.mask_mod, None, None, *lengths, device="cpu")
+        mask = mask | ~mask.any(-1, keepdim=True)  # padding, which sees nothing
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def create_block_mask(*args: Any, _compile: bool = False, **kwargs: Any) -> Any:
+    """PyTorch's own; compiling it takes minutes."""
+    return _create_block_mask(*args, **kwargs)
 
 
 class SmallWeights:
