@@ -12,16 +12,16 @@ from torch import Tensor
 
 from benchmarks.report import spread
 from benchmarks.video.decide.measures import RANGE, from_text
-from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
-from benchmarks.video.decide.tables import (
+from benchmarks.video.decide.records import (
     Results,
     far_out,
-    number,
     progress,
     quality,
     seeds_with,
     values,
 )
+from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
+from benchmarks.video.decide.tables import number
 from benchmarks.video.measures import COMPARED_STEPS, LONG, STEPS
 
 CURVES = (BASELINE, "mixed", SALT)
