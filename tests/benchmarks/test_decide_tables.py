@@ -26,7 +26,9 @@ def test_a_difference_has_its_mean_its_standard_error_and_the_seeds_on_each_side
     assert (found.mean, found.lower) == (-0.25, 3)
     assert found.error == pytest.approx(0.4330127)
     assert found.interval == pytest.approx((-0.25 - 3.182446 * 0.4330127, 1.128040), abs=1e-4)
-    assert str(found) == "-0.2500 ± 0.4330, 3 of 4 ~"
+    assert found.text() == "-0.2500 ± 0.4330, 3 of 4 ~"
+    assert found.text(1) == "-0.2 ± 0.4, 3 of 4 ~"
+    assert paired([1.0], [2.0]).text() == "-1.0000, 1 of 1 ~"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,7 @@ def test_every_block_is_made_of_results_that_are_there(tmp_path: Path) -> None:
             text = block(results(6, names))
             assert text.strip(), name
             assert "nan" not in text, name
+            assert "nan" not in block(results(1, names)), name
     assert write(tmp_path, results(6), (8, 16))
     for stem in ("frames", "training"):
         assert (tmp_path / f"decide_{stem}.png").stat().st_size > 5_000

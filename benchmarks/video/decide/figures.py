@@ -26,7 +26,7 @@ from benchmarks.video.measures import COMPARED_STEPS, LONG, STEPS
 
 CURVES = (BASELINE, "mixed", SALT)
 # Of a record's frames.
-ROWS = {"8 steps": STEPS.index(8), f"{LONG} x the length": len(STEPS) + LONG - 1}
+ROWS = {"8 steps": STEPS.index(8), f"{LONG} lengths": len(STEPS) + LONG - 1}
 # Real videos are between black and white.
 COLOURS = ((0.0, "deepskyblue"), (0.25, "black"), (0.75, "white"), (0.9, "red"), (1.0, "darkred"))
 
@@ -43,7 +43,7 @@ def write(folder: Path, results: Results, canvas: tuple[int, int]) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     made = {"training": training(pyplot, results), "frames": frames(pyplot, results, canvas)}
     for stem, figure in made.items():
-        figure.savefig(folder / f"decide_{stem}.png", dpi=110)
+        figure.savefig(folder / f"decide_{stem}.png", dpi=110, bbox_inches="tight")
         pyplot.close(figure)
     return True
 

@@ -39,7 +39,8 @@ def compare(results: Results, name: str, other: str, measure: Measure) -> Paired
 
 
 def cell(found: Sequence[float], digits: int = 4) -> str:
-    return f"{statistics.fmean(found):.{digits}f} ± {spread(list(found)):.{digits}f}"
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return f"{mean} ± {spread(list(found)):.{digits}f}" if len(found) > 1 else mean
 
 
 def answer_table(results: Results) -> str:
@@ -56,14 +57,8 @@ def answer_table(results: Results) -> str:
             for name in (BASELINE, SALT)
         ]
         differences = (compare(results, SALT, BASELINE, m) for m in columns.values())
-        rows.append(["difference, lower on", *map(short, differences)])
+        rows.append(["difference, lower on", *(d.text(3) for d in differences)])
     return markdown([f"Fréchet distance, {number(len(seeds))}", *answers("end")], rows)
-
-
-def short(difference: Paired) -> str:
-    mark = "" if difference.decided else " ~"
-    of = f"{difference.lower} of {len(difference.differences)}"
-    return f"{difference.mean:+.3f} ± {difference.error:.3f}, {of}{mark}"
 
 
 def sentence(results: Results, name: str, other: str) -> str:
@@ -137,7 +132,7 @@ def pairs_table(results: Results, when: str) -> str:
     rows = [
         [
             f"{STUDENTS[name].label} less {STUDENTS[other].label}",
-            *(str(compare(results, name, other, m)) for m in columns.values()),
+            *(compare(results, name, other, m).text() for m in columns.values()),
         ]
         for name, other in PAIRS
         if seeds_with(results, (name, other))
