@@ -61,7 +61,24 @@ def test_seeds_share_no_teacher_no_noise_and_no_training(toy: Path) -> None:
         assert first[name]["progress"] != second[name]["progress"]
 
 
-def test_the_best_is_chosen_by_one_side_and_reported_by_the_other(toy: Path) -> None:
+def test_one_side_chooses_the_best_update_and_the_other_has_no_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, best = [0, 0], (4, 9)
+
+    def progress(self: Side, _: Any) -> Any:
+        calls[self.half] += 1
+        distance = float(calls[self.half] != best[self.half])
+        return {k: {"distance": distance} for k in (2, 4, 8)}
+
+    monkeypatch.setattr(Side, "progress", progress)
+    Decision(Study(TOY, tmp_path / ".work", CPU), tmp_path).seed(0, ["dmd-4"])
+    record = read(tmp_path)[0]["dmd-4"]
+    assert record["best"]["updates"] == record["progress"][3]["updates"] == 2
+    assert record["progress"][8]["updates"] == 3
+
+
+def test_the_best_update_is_reported_by_the_side_that_did_not_choose_it(toy: Path) -> None:
     for records in read(toy).values():
         for name in STUDENTS:
             best, steps = records[name]["best"], ("2", "4", "8")
@@ -98,10 +115,9 @@ def test_deviation_is_a_multiple_of_real_videos() -> None:
 
 
 def test_frames_come_back_from_text() -> None:
-    frames = torch.rand(len(STEPS) + LONG, 10, 8, 16) * 2 - 1
-    torch.testing.assert_close(
-        from_text(in_text(frames), (8, 16)), (frames.double() + 1) / 2, atol=1 / 255, rtol=0
-    )
+    frames = torch.rand(len(STEPS) + LONG, 10, 8, 16) * 5 - 2.5
+    found = from_text(in_text(frames), (8, 16))
+    torch.testing.assert_close(found, frames.double().clamp(-2, 2), atol=2 / 255, rtol=0)
 
 
 def test_a_student_goes_on_from_the_one_without_a_term_as_if_trained_from_the_start(

@@ -155,9 +155,13 @@ class Distillation(Trains):
         x0 = velocity_to_x0(x_s, v_s, t_s)
         # A mean over all students, made a sum of the students' means.
         loss = len(net) * dmd_loss(x0, self.direction(x0.detach()))
-        if plan.use_sc:
-            loss = loss + (self.weights * self.defect(plan, x_s, t_s, v_s)).sum()
-        self.descend_generator(loss)
+        self.descend_generator(loss + self.regularizer(plan, x_s, t_s, v_s))
+
+    def regularizer(self, plan: StepPlan, x_s: Tensor, t_s: Tensor, v_s: Tensor) -> Tensor | float:
+        """The sum of the students' own, weighted; from what the exit step has."""
+        if not plan.use_sc:
+            return 0.0
+        return (self.weights * self.defect(plan, x_s, t_s, v_s)).sum()
 
     def descend_generator(self, loss: Tensor) -> None:
         descend(self.optimizers["generator"], loss)

@@ -90,7 +90,6 @@ def student_config(train_steps: int, sc_weight: float, seed: int, size: Size) ->
         probs=(1.0,),
         sc_weight=sc_weight,
         align_reference={},
-        seed=seed,
     )
     return Config(
         model="",
@@ -194,7 +193,7 @@ class Study:
             "fake_score": distillation.critic_loss,
         }
         ema = EMAModel(parameters["student"], decay=config.ema_decay)
-        plans = config.salt.scheduler(config.shift)
+        plans = config.plans()
         videos = clips(config.batch_size, seed, "student")
         for iteration in tqdm(range(self.size.updates), desc=f"{name} {seed}"):
             for update in range(1 + config.critic_updates):

@@ -1,6 +1,7 @@
 """The run's folder, and checkpoints that a killed run resumes from exactly.
 
-config.yaml, log.jsonl                        settings; a line of numbers for each iteration
+config.yaml, data.yaml                        settings of the run, and of its data
+log.jsonl                                     a line of numbers for each iteration
 samples/000100/0-4.mp4                        video 0 at 4 steps
 checkpoints/000100/student, ema, fake_score   in diffusers' form: a LoRA for
                                               `load_lora_weights`, or a transformer's folder
@@ -27,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from .config import Config
 from .roles import Roles
 
+CONFIG_FILE, DATA_FILE = "config.yaml", "data.yaml"
 LORA_FILE, TRAINING_FILE = "pytorch_lora_weights.safetensors", "training.pt"
 # What may change when a run is resumed: nothing of it touches what is trained.
 FREE = {"data", "out", "iterations", "save_every", "keep_checkpoints", "sample_every"}
@@ -157,19 +159,21 @@ def read_for(config: Config, identity: dict[str, Any]) -> tuple[Path, dict[str, 
     found = checkpoints(config.out)
     if not found:
         return None
-    there = yaml.safe_load((Path(config.out) / "config.yaml").read_text())
+    there = yaml.safe_load((Path(config.out) / CONFIG_FILE).read_text())
     refuse_other_settings(found[-1], there, config.as_dict(), FREE)
     training = torch.load(found[-1] / TRAINING_FILE, map_location="cpu", weights_only=True)
     refuse_other_settings(found[-1], training["identity"], identity, set())
     return found[-1], training
 
 
-def write_config(config: Config) -> None:
+def write_config(config: Config, data: dict[str, Any]) -> None:
+    """The run's settings, and those of its data, which may be gone when the student is sampled."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-    os.replace(temporary, out / "config.yaml")
+    for name, values in ((CONFIG_FILE, config.as_dict()), (DATA_FILE, data)):
+        temporary = out / f"{name}.tmp"
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+        os.replace(temporary, out / name)
 
 
 def refuse_other_settings(

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from salt_losses import SaltConfig
+from salt_losses import MixedStepScheduler, SaltConfig
 
 # What the authors of LoRA trainers for Wan adapt: all projections of a block.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -29,29 +29,37 @@ class Config:
         out: the run's folder (see `checkpoint`).
         roles: `"lora"`: teacher, student and fake score are one frozen base, the latter two with a
             LoRA each. `"full"`: three copies.
-        lora_rank, lora_alpha, lora_targets: both LoRAs'; the update is `alpha / rank * B A`.
-        weights: dtype of what is frozen, `"bfloat16"` or `"float32"`. What is trained is float32;
-            its matmuls are in what accelerate's `mixed_precision` says.
+        lora_rank, lora_alpha, lora_targets: both LoRAs'; the update is `alpha / rank * B A`. Not
+            used with `roles: full`.
+        weights: dtype of what is frozen, `"bfloat16"` or `"float32"`, and of the student's pipeline
+            when it is sampled. What is trained is float32; its matmuls are in what accelerate's
+            `mixed_precision` says.
         gradient_checkpointing: recompute each block in backward.
         iterations: of the generator; each has one update of the student, then `critic_updates`.
         batch_size: videos for one process and one backward.
-        gradient_accumulation_steps: backwards for one update.
+        gradient_accumulation_steps: backwards for one update; accelerate's own is left out.
+        critic_updates: of the fake score after each of the student.
         lr, lr_critic: of AdamW; `None`: the critic's is the student's.
+        beta1, beta2, weight_decay, max_grad_norm: of both optimizers.
         guidance_scale: of the teacher, `cond + scale * (cond - uncond)`: 1 less than the scale in
             diffusers. At 0 the unconditional call is not made.
-        shift: of the student's grid.
+        shift: of the student's grid, in training and in sampling; `salt.shift` is left out.
         score_shift, score_levels: noise levels at which the scores are compared and the critic is
             trained: uniform, shifted, clamped.
         backward_simulation: `x_s` from the student's own rollout, rather than a noised video.
-        salt: settings of the terms and of mixed steps (`salt_losses.SaltConfig`); eq. 10 is
-            `step_counts: [8], probs: [1.0]`.
-        ema_decay: of the student's average, which is what is sampled and kept.
+        salt: settings of the defect term and of mixed steps (`salt_losses.SaltConfig`); eq. 10 is
+            `step_counts: [8], probs: [1.0]`. What belongs to rollouts with a KV cache, to a
+            discriminator or to the adapters' sweeps is refused, and the `align_` and `adv_`
+            settings beside a weight of 0 are not used.
+        ema_decay: of the student's average, which is what is sampled and kept; at iteration n at
+            most `(1 + n) / (10 + n)`.
         save_every, keep_checkpoints: iterations between checkpoints, and how many stay.
-        sample_every, sample_steps, sample_count: iterations between samples (0: none); step counts;
-            videos, the first ones of the data, from the same seeds each time.
+        sample_every, sample_steps, sample_count: iterations between samples (0: none, and the other
+            two are not used); step counts; videos, the first ones of the data, from the same seeds
+            each time.
         log_with: accelerate's trackers, `["wandb"]`, `["tensorboard"]`; `log.jsonl` is always kept.
         num_workers: of the data loader.
-        seed: of every draw.
+        seed: of every draw, the plans' too; `salt.seed` is left out.
     """
 
     model: str
@@ -114,6 +122,10 @@ class Config:
                 "score_levels must be two rising noise levels between 0 and 1; "
                 f"got {list(self.score_levels)}"
             )
+        for name, instead in _ELSEWHERE.items():
+            value = getattr(self.salt, name)
+            if value != getattr(SaltConfig, name):
+                raise ValueError(f"salt.{name} must be left out here: {instead}; got {value!r}")
         if self.salt.align_weight or self.salt.adv_weight:
             raise ValueError(
                 "salt.align_weight and salt.adv_weight must be 0 here: the alignment is for "
@@ -164,11 +176,23 @@ class Config:
             place = _given_by(changes or {}, str(error)) or str(path)
             raise type(error)(f"{place}: {error}") from error
 
+    def plans(self) -> MixedStepScheduler:
+        """The plan of each iteration."""
+        return dataclasses.replace(self.salt, seed=self.seed).scheduler(self.shift)
+
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
 
+# Settings of Salt that the recipe has by another name, or cannot follow.
+_ELSEWHERE = {
+    "shift": "the grid of training and of sampling has `shift`",
+    "seed": "every draw has `seed`",
+    "first_chunk_steps": "a video is one chunk",
+    "sweep_every": "the same seeds are sampled every `sample_every` iterations",
+    "sweep_prompts": "samples have the data's first prompts",
+}
 _HUGE = 10**9
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("lora_rank", "iterations", "batch_size", "critic_updates"), (1, _HUGE)),

@@ -38,7 +38,7 @@ class EncodedData(Dataset[dict[str, Tensor]]):
         if missing:
             raise ValueError(
                 f"{self.folder / MANIFEST} names {len(missing)} missing file(s): {missing[0]}. "
-                "Take their lines out and run encode again to make them anew"
+                "Run encode again: it makes them anew"
             )
         self.negative = self._padded(self._load(NEGATIVE)["text"])
 
@@ -57,16 +57,23 @@ class EncodedData(Dataset[dict[str, Tensor]]):
                 )
         return sample | {"text": self._padded(sample["text"])}
 
+    def images(self) -> list[str]:
+        """Sources that are no videos, and have no `latents`."""
+        return [entry["source"] for entry in self.entries if not entry.get("video", True)]
+
     def fingerprint(self) -> str:
-        """Of the samples and their order."""
-        text = json.dumps([entry["file"] for entry in self.entries])
+        """Of the samples, their order, and what they were made with, wherever the model lies."""
+        settings = {name: value for name, value in self.settings.items() if name != "model"}
+        text = json.dumps([settings, [entry["file"] for entry in self.entries]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _load(self, name: str) -> dict[str, Tensor]:
         try:
             return load_file(self.folder / name)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
+            raise ValueError(
+                f"{self.folder / name} cannot be read: {error}. Delete it and run encode again"
+            ) from error
 
     def _padded(self, text: Tensor) -> Tensor:
         """As diffusers pads: zeros after the prompt's end."""
@@ -75,7 +82,13 @@ class EncodedData(Dataset[dict[str, Tensor]]):
         )
 
 
-def read_manifest(folder: Path) -> list[dict[str, str]]:
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch of what all of them have: where an image is among videos, no latents."""
+    names = set.intersection(*(set(sample) for sample in samples))
+    return {name: torch.stack([s[name] for s in samples]) for name in sorted(names)}
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """A line that was cut off by a kill counts for nothing; encode makes its sample again."""
     path = folder / MANIFEST
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []

@@ -193,6 +193,7 @@ def evaluate(options: argparse.Namespace) -> str:
     for student in students.values():
         check_comparable(student, first)
     tasks, steps, grids = tasks_of(options, first), sorted(set(options.steps)), defect_steps(first)
+    first.check(tasks)
     pairs = [(index, seed) for index in range(len(tasks)) for seed in options.seeds]
     sheets: dict[tuple[int, int], dict[str, np.ndarray]] = {pair: {} for pair in pairs}
     numbers = {}

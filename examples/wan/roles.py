@@ -48,7 +48,7 @@ class Roles(nn.Module):
         config: `roles`, the LoRAs' settings, `gradient_checkpointing` and `seed` are read.
 
     Raises:
-        ValueError: `base` has an adapter of one of the names already, or no module of
+        ValueError: `base` has an adapter of one of the names already, or no module of one of the
             `lora_targets`.
     """
 
@@ -146,6 +146,10 @@ def add_loras(base: WanTransformer3DModel, config: Config) -> None:
             f"the transformer has an adapter named {sorted(taken)[0]!r} already; load it without "
             f"adapters: {list(TRAINED)} are made here"
         )
+    modules = [f".{name}" for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+    for target in config.lora_targets:  # peft leaves out what it does not find
+        if not any(name.endswith(f".{target}") for name in modules):
+            raise ValueError(f"lora_targets must name linear layers of the model; got {target!r}")
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two: meant
         torch.manual_seed(config.seed)

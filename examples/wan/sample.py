@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ import torch
 from diffusers.utils import export_to_video
 from tqdm import tqdm
 
-from .encode import read_prompts
 from .student import SAMPLERS, Student, Task
+from .table import read_prompts
 
 VBENCH_VIDEOS = 5  # of each prompt; VBench wants 25 for temporal_flickering
 
@@ -43,7 +45,8 @@ def read_tasks(path: Path, kind: str) -> list[Task]:
 def write_video(frames: Any, path: Path, fps: int) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
+    # Not longer than a name that VBench wants may be; its own, for each of several processes.
+    temporary = path.with_name(f".{os.getpid()}{path.suffix}")
     export_to_video(list(frames), str(temporary), fps=fps)
     temporary.replace(path)
 
@@ -54,18 +57,19 @@ def plan(options: argparse.Namespace, kind: str) -> list[tuple[Path, Task, int, 
     tasks += [Task(prompt, options.image) for prompt in options.prompt]
     if not tasks:
         raise ValueError("name a --prompt or a file of --prompts")
+    if options.image and not options.prompt:
+        raise ValueError("--image is for a --prompt; files of --prompts have images beside them")
     out: Path = options.out
     if options.vbench:
         if len(options.steps) > 1:
             raise ValueError(f"--vbench wants one number of --steps; got {options.steps}")
-        for task in tasks:
-            if "/" in task.prompt:
-                raise ValueError(f"VBench names files by prompts, and this has a /: {task.prompt}")
-        return [
+        videos = [
             (out / f"{task.prompt}-{i}.mp4", task, options.steps[0], options.seed + i)
             for task in tasks
             for i in range(options.count)
         ]
+        check_names(out, videos)
+        return videos
     every = [
         (index, i, task, steps)
         for index, task in enumerate(tasks)
@@ -80,6 +84,50 @@ def plan(options: argparse.Namespace, kind: str) -> list[tuple[Path, Task, int, 
         (out / f"{index}-{options.seed + i}-{steps}.mp4", task, steps, options.seed + i)
         for index, i, task, steps in every
     ]
+
+
+def check_names(out: Path, videos: list[tuple[Path, Task, int, int]]) -> None:
+    """Raises ValueError where a prompt cannot be the name of a file in `out`."""
+    folder = next(f for f in (out.resolve(), *out.resolve().parents) if f.is_dir())
+    most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    for file, task, _, _ in videos:
+        if "/" in task.prompt:
+            raise ValueError(f"VBench names files by prompts, and this has a /: {task.prompt}")
+        if len(os.fsencode(file.name)) > most:
+            raise ValueError(
+                f"VBench names files by prompts, and {most} bytes is the most that a name may have "
+                f"there: {file.name} has {len(os.fsencode(file.name))}"
+            )
+
+
+def check_folder(options: argparse.Namespace, student: Student) -> None:
+    """Refuses videos of other settings among those that VBench's folder has; beside it, as VBench
+    takes all that is in it for videos, `OUT.json` says which they are.
+
+    Raises:
+        ValueError: the folder was made with other settings.
+    """
+    here = {
+        "checkpoint": str(student.checkpoint.resolve()),
+        "weights": options.weights,
+        "model": student.config.model,
+        "sampler": options.sampler,
+        "steps": options.steps[0],
+        "seed": options.seed,
+    }
+    out = options.out.resolve()
+    record = out.with_name(f"{out.name}.json")
+    if record.is_file() and any(out.glob("*.mp4")):
+        there = json.loads(record.read_text())
+        differ = [
+            f"{name} ({there.get(name)!r} there, {value!r} now)"
+            for name, value in here.items()
+            if there.get(name) != value
+        ]
+        if differ:
+            raise ValueError(f"{options.out} has videos of other settings: {', '.join(differ)}")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(here, indent=2) + "\n")
 
 
 def add_student_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
             offload=options.offload,
         )
         videos = plan(options, student.kind.name)
+        student.check(dict.fromkeys(task for _, task, _, _ in videos))
+        if options.vbench:
+            check_folder(options, student)
         for file, task, steps, seed in tqdm(videos, desc="sample", unit="video"):
             if options.vbench and file.is_file():
                 continue

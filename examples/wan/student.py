@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -23,9 +24,10 @@ from torch import nn
 
 from salt_losses.integrations.diffusers import on_training_grid
 
-from .checkpoint import LORA_FILE, latest
+from .checkpoint import CONFIG_FILE, DATA_FILE, LORA_FILE, latest
 from .config import Config
-from .encode import Format, read_frames
+from .data import SETTINGS
+from .media import Format, read_frames
 from .pretrained import DTYPES, read_kind
 
 SAMPLERS = {"consistency": FlowMatchLCMScheduler, "euler": FlowMatchEulerDiscreteScheduler}
@@ -52,7 +54,7 @@ class Student:
         config: the run's settings.
         kind: of the model.
         checkpoint: its folder.
-        format: what it was trained for; where the encoded data is gone, the default one.
+        format: what it was trained for.
 
     Raises:
         ValueError: no run, no checkpoint, or one that does not fit the run or the model.
@@ -68,16 +70,14 @@ class Student:
         device: str = "cpu",
         offload: bool = False,
     ) -> None:
-        if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run} is no folder of a run: it has no config.yaml")
-        self.config = Config.load(run / "config.yaml", {} if model is None else {"model": model})
+        if not (run / CONFIG_FILE).is_file():
+            raise ValueError(f"{run} is no folder of a run: it has no {CONFIG_FILE}")
+        self.config = Config.load(run / CONFIG_FILE, {} if model is None else {"model": model})
         self.kind = read_kind(self.config.model)
         self.checkpoint = checkpoint or latest(run)
         self._folder, self._device, self._offload = self.checkpoint / weights, device, offload
         check_fits(self._folder, self.config)
-        settings = Path(self.config.data) / "settings.json"
-        there = json.loads(settings.read_text()) if settings.is_file() else {}
-        self.format = Format(**{k: there.get(k, v) for k, v in asdict(Format()).items()})
+        self.format = format_of(run, self.config)
 
     def sample(
         self,
@@ -112,6 +112,15 @@ class Student:
             output_type=output_type,
             **image,
         ).frames[0]
+
+    def check(self, tasks: Iterable[Task]) -> None:
+        """Reads every image, so that none stops the work after an hour of others.
+
+        Raises:
+            ValueError: one that cannot be read, one too many, or none where one is wanted.
+        """
+        for task in tasks:
+            self._image(task)
 
     def _image(self, task: Task) -> dict[str, Image.Image]:
         model = self.config.model
@@ -151,6 +160,19 @@ class Student:
         else:
             pipeline.to(self._device)
         return pipeline
+
+
+def format_of(run: Path, config: Config) -> Format:
+    """Of the data that a run was trained on: by the run itself, as the data may have changed since.
+
+    Raises:
+        ValueError: neither the run nor its data says.
+    """
+    for path in (run / DATA_FILE, Path(config.data) / SETTINGS):
+        if path.is_file():
+            there = yaml.safe_load(path.read_text())
+            return Format(**{field.name: there[field.name] for field in fields(Format)})
+    raise ValueError(f"{run} does not say what it was trained for: it has no {DATA_FILE}")
 
 
 def check_fits(folder: Path, config: Config) -> None:

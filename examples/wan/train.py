@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,22 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from salt_losses import StepPlan
 
 from . import checkpoint
+from .batches import Batch, Batches
+from .checks import check_accelerator, check_data
 from .config import Config
-from .data import EncodedData, Order, stream
+from .data import EncodedData, stream
 from .distil import Distillation, Draws
-from .pretrained import load_transformer, read_kind, vae_facts
+from .pretrained import load_transformer
 from .roles import TRAINED, Roles
 from .samples import Samples
+
+# Updates without a finite gradient, one after the other, before a run stops.
+MOST_SKIPPED = 20
 
 
 class Trainer:
@@ -41,6 +46,7 @@ class Trainer:
                 DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
             ],
         )
+        check_accelerator(self.accelerator, config)
         self.data = EncodedData(config.data)
         check_data(self.data, config)
         # What two runs must share to be one: a batch's draws depend on its place in these.
@@ -52,7 +58,7 @@ class Trainer:
         found = checkpoint.read_for(config, self.identity)
         self.accelerator.wait_for_everyone()  # before one of them writes
         if self.accelerator.is_main_process:
-            checkpoint.write_config(config)
+            checkpoint.write_config(config, self.data.settings)
         self.roles = Roles(load_transformer(config.model, config.weights), config)
         optimizers = [
             torch.optim.AdamW(
@@ -67,16 +73,17 @@ class Trainer:
         self.optimizers = dict(zip(TRAINED, optimizers))
         student = list(self.roles.trained("student").values())
         self.ema = EMAModel(student, decay=config.ema_decay)
-        self.iteration = 0
+        self.iteration = self.skipped = self.skipped_in_a_row = 0
         if found:
             self._resume(*found)
+        self._say(self._beginning(found))
 
-        self.plans = config.salt.scheduler(config.shift)
+        self.plans = config.plans()
         self.distillation = Distillation(
             wrapped, config, self.data.negative, self.data.settings["shapes"]["latents"]
         )
         self.samples = Samples(config, self.data, self.accelerator)
-        self.batches = iter(self._loader())
+        self.batches = Batches(config, self.data, self.accelerator, self.iteration)
 
     def train(self) -> None:
         config, main = self.config, self.accelerator.is_main_process
@@ -94,8 +101,10 @@ class Trainer:
                 bar.set_postfix({k: f"{v:.3g}" for k, v in numbers.items() if "norm" not in k})
                 self.accelerator.log(numbers, step=self.iteration)
                 if main:
+                    # JSON has no NaN.
+                    row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
                     with log.open("a") as file:
-                        file.write(json.dumps({"iteration": self.iteration, **numbers}) + "\n")
+                        file.write(json.dumps({"iteration": self.iteration, **row}) + "\n")
                 last = self.iteration == config.iterations
                 if last or self.iteration % config.save_every == 0:
                     self.save()
@@ -105,7 +114,7 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One iteration; its numbers, averaged over processes."""
-        plan = self.plans.plan(self.iteration)
+        plan, skipped_before = self.plans.plan(self.iteration), self.skipped
         logs = self._update("student", plan, 0)
         self.ema.step(self.roles.trained("student").values())
         for update in range(1, 1 + self.config.critic_updates):
@@ -114,18 +123,20 @@ class Trainer:
         names = sorted(logs)
         values = torch.stack([logs[name].float().to(self.accelerator.device) for name in names])
         values = self.accelerator.reduce(values, "mean").tolist()
-        return {"steps": plan.num_steps, **dict(zip(names, values))}
+        skipped = self.skipped - skipped_before
+        return {"steps": plan.num_steps, "skipped": skipped, **dict(zip(names, values))}
 
     def _update(self, role: str, plan: StepPlan, update: int) -> dict[str, Tensor]:
-        accelerator, optimizer = self.accelerator, self.optimizers[role]
+        accelerator = self.accelerator
         loss_of = {
             "student": self.distillation.student_loss,
             "fake_score": self.distillation.critic_loss,
         }[role]
         total: dict[str, Tensor] = {}
-        count = self.config.gradient_accumulation_steps
-        for part in range(count):
-            batch = {k: v.to(accelerator.device) for k, v in next(self.batches).items()}
+        batches = self.batches.read()
+        count = len(batches)
+        for part, (_, batch) in enumerate(batches):
+            batch = {k: v.to(accelerator.device) for k, v in batch.items()}
             draws = self._draws(update, part)
             with accelerator.accumulate(self.distillation.roles), self.roles.enter(role):
                 loss, logs = loss_of(batch, plan, draws)
@@ -134,12 +145,37 @@ class Trainer:
                     norm = accelerator.clip_grad_norm_(
                         self.roles.trained(role).values(), self.config.max_grad_norm
                     )
-                    total[f"{role}_norm"] = checkpoint.full(norm)
-                optimizer.step()
-                optimizer.zero_grad()
+                    total[f"{role}_norm"] = norm = checkpoint.full(norm)
+                    self._take(role, norm, batches)
             for name, value in logs.items():
                 total[name] = total.get(name, 0) + value / count
         return total
+
+    def _take(self, role: str, norm: Tensor, batches: list[Batch]) -> None:
+        """The update, unless its gradient is not finite: AdamW would keep a NaN for good.
+
+        Gradient and norm are averaged over processes, so all of them do the same.
+        """
+        optimizer = self.optimizers[role]
+        finite = bool(norm.isfinite())
+        if finite or self.accelerator.scaler is not None:  # float16's scaler skips by itself
+            optimizer.step()
+        optimizer.zero_grad()
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if finite:
+            return
+        self.skipped += 1
+        bad = ", ".join(self.batches.not_finite(batches))
+        self._say(
+            f"iteration {self.iteration + 1}: the gradient of {role} is not finite, and its update "
+            f"is left out; its data {f'is not finite in {bad}' if bad else 'is finite'}"
+        )
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            there = checkpoint.checkpoints(self.config.out)
+            raise FloatingPointError(
+                f"the gradients of {MOST_SKIPPED} updates, one after the other, were not finite; "
+                f"none changed the weights. The last checkpoint: {there[-1] if there else 'none'}"
+            )
 
     def _draws(self, update: int, part: int) -> Draws:
         """A batch's draws depend on its place in the update, not on the process that has it."""
@@ -149,18 +185,19 @@ class Trainer:
         seed = self.config.seed
         return Draws(stream(seed, *where, batch, device=device), stream(seed, *where))
 
-    def _loader(self) -> DataLoader:
-        config, accelerator = self.config, self.accelerator
-        updates = 1 + config.critic_updates
-        order = Order(
-            len(self.data),
-            config.batch_size,
-            config.seed,
-            first=self.iteration * updates * config.gradient_accumulation_steps,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
+    def _beginning(self, found: tuple[Path, dict[str, Any]] | None) -> str:
+        """What is found and how it is shared out, in a line."""
+        accelerator = self.accelerator
+        start = f"goes on from {found[0]}" if found else "a new run"
+        return (
+            f"{self.config.out}: {start}; {len(self.data)} samples; "
+            f"{accelerator.distributed_type.value} on {accelerator.num_processes} process(es), "
+            f"{accelerator.device.type}, mixed precision {accelerator.mixed_precision}"
         )
-        return DataLoader(self.data, batch_sampler=order, num_workers=config.num_workers)
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stderr)
 
     def save(self) -> None:
         """A checkpoint of now. All processes gather, the main one writes."""
@@ -195,23 +232,6 @@ class Trainer:
             self.samples.write(self.distillation.roles, self.iteration)
         finally:
             self.ema.restore(student)
-
-
-def check_data(data: EncodedData, config: Config) -> None:
-    """Raises ValueError where the data was made for another model."""
-    kind, settings = read_kind(config.model), data.settings
-    wanted = {"kind": kind.name, "image_embedding": kind.image_embedding}
-    for name, value in wanted.items():
-        if settings[name] != value:
-            raise ValueError(
-                f"{config.data} was encoded for another model ({settings['model']}): {name} must "
-                f"be {value!r}; got {settings[name]!r}"
-            )
-    if settings["vae"] != vae_facts(config.model)["fingerprint"]:
-        raise ValueError(
-            f"{config.data} holds latents of another VAE ({settings['model']}'s) than that of "
-            f"{config.model}: encode the videos again"
-        )
 
 
 def _whole(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -265,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command resumes.", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{config.out}: checkpoints, log.jsonl, samples")

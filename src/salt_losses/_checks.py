@@ -13,6 +13,9 @@ from torch import Tensor
 
 Times: TypeAlias = "float | Tensor"
 
+# Types of devices that have no float64.
+NO_FLOAT64 = ("mps",)
+
 
 def describe(value: object) -> str:
     """`value` as an error message shows it: no contents of tensors, however deep they hide."""
@@ -109,19 +112,34 @@ def check_count(name: str, value: object, *, low: int = 1) -> int:
     return int(value)
 
 
+def moved(t: Tensor, device: torch.device) -> Tensor:
+    """Times on a device, in float32 where it has no float64: cast before it sees them.
+
+    From the CPU the host need not wait: the driver copies the few bytes before it returns.
+    """
+    if t.dtype == torch.float64 and device.type in NO_FLOAT64:
+        t = t.float()
+    return t.to(device, non_blocking=t.device.type == "cpu")
+
+
 def as_times(name: str, t: object, x: Tensor, x_name: str = "x") -> Tensor:
     """`t` as a tensor `[B]` or `[B, F]` on the device of `x`, its values checked where readable.
 
-    A float becomes `[B]` in float64, so that differences of times stay exact until they meet `x`.
+    A float becomes `[B]` in float64, so that differences of times stay exact until they meet `x`;
+    so does a 0-dim tensor, a point of a grid, in its own dtype.
     """
     if is_number(t):
         if not 0.0 <= float(t) <= 1.0:
             raise ValueError(f"{name} must be a noise level in [0, 1]; got {t!r}")
-        # MPS and other devices without float64 hold times in float32.
-        dtype = torch.float32 if x.device.type == "mps" else torch.float64
+        dtype = torch.float32 if x.device.type in NO_FLOAT64 else torch.float64
         return torch.full(x.shape[:1], float(t), dtype=dtype, device=x.device)
     if not isinstance(t, Tensor) or not t.is_floating_point():
         raise TypeError(f"{name} must be a float or a floating-point tensor; got {describe(t)}")
+    if t.dim() == 0:
+        check_unit_interval(name, t)
+        if t.device.type != "cpu":
+            check_device(name, t, x_name, x)
+        return moved(t, x.device).expand(x.shape[:1])
     if t.dim() not in (1, 2) or t.shape != x.shape[: t.dim()]:
         wanted = f"[{x.shape[0]}]"
         if x.dim() > 1:
@@ -140,9 +158,9 @@ def check_unit_interval(name: str, t: Tensor) -> None:
         bad = ~((t >= 0) & (t <= 1))
         if bad.any():
             index = bad.nonzero()[0].tolist()
+            where = f" at index {_index(index)}" if index else ""
             raise ValueError(
-                f"{name} must hold noise levels in [0, 1]; got {t[tuple(index)].item():g} "
-                f"at index {_index(index)}"
+                f"{name} must hold noise levels in [0, 1]; got {t[tuple(index)].item():g}{where}"
             )
 
 
@@ -206,8 +224,7 @@ def as_grid(name: str, times: object, device: torch.device) -> Tensor:
         )
     if values_readable(times):
         _check_grid(name, times.tolist())
-    # From the CPU the host need not wait: the driver copies the few bytes before it returns.
-    return times.to(device, non_blocking=times.device.type == "cpu")
+    return moved(times, device)
 
 
 def grid_floats(name: str, times: object) -> list[float]:

@@ -62,7 +62,8 @@ def rollout_align_loss(
 
     Returns:
         A 0-dim tensor in float32 at least, on the graph of `low` alone. It has no second
-        derivative.
+        derivative. Non-finite entries of its gradient are 0, as in `dmd_grad`; its value stays what
+        it is.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or device, or out of range;
@@ -115,8 +116,9 @@ def rollout_align_loss(
 
 
 def with_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar of value 0 whose gradient w.r.t. `x` is `gradient`."""
-    return ((x - x.detach()).to(torch.float32) * gradient.to(torch.float32)).sum()
+    """A scalar of value 0 whose gradient w.r.t. `x` is `gradient`, its non-finite entries 0."""
+    gradient = gradient.to(torch.float32).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return ((x - x.detach()).to(torch.float32) * gradient).sum()
 
 
 def _by_frame(tokens: object, frames: int, tokens_per_frame: int | None) -> Tensor:

@@ -1,4 +1,7 @@
-"""The rectified-flow path: `x_t = (1 - t) * x0 + t * noise`, with `v = dx/dt = noise - x0`."""
+"""The rectified-flow path: `x_t = (1 - t) * x0 + t * noise`, with `v = dx/dt = noise - x0`.
+
+A noise level may be a 0-dim tensor, as `plan.times[i]` is one; from the CPU, whatever the device.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Times) -> Tensor:
     Args:
         x0: clean samples `[B, ...]`.
         noise: standard normal noise, the shape of `x0`.
-        t: noise level in [0, 1] (1 is pure noise): a float, `[B]` or `[B, F]`.
+        t: noise level in [0, 1] (1 is pure noise): a float, 0-dim, `[B]` or `[B, F]`.
 
     Returns:
         `x_t`, the shape and dtype of `x0`; computed in float32 at least.
@@ -50,7 +53,7 @@ def velocity_to_x0(x_t: Tensor, v: Tensor, t: Times) -> Tensor:
     Args:
         x_t: states `[B, ...]`.
         v: velocities, the shape of `x_t`.
-        t: noise level of `x_t` in [0, 1]: a float, `[B]` or `[B, F]`.
+        t: noise level of `x_t` in [0, 1]: a float, 0-dim, `[B]` or `[B, F]`.
 
     Returns:
         `x0`, the shape and dtype of `x_t`; computed in float32 at least.
@@ -75,8 +78,8 @@ def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
     Args:
         x_t: states `[B, ...]`.
         x0: clean samples, the shape of `x_t`.
-        t: noise level of `x_t` in (0, 1]: a float, `[B]` or `[B, F]`. At 0 the velocity is not
-            determined: checked for floats and CPU tensors, NaN or infinite elsewhere.
+        t: noise level of `x_t` in (0, 1]: a float, 0-dim, `[B]` or `[B, F]`. At 0 the velocity is
+            not determined: checked for floats and CPU tensors, NaN or infinite elsewhere.
 
     Returns:
         `v`, the shape and dtype of `x_t`; computed in float32 at least.
@@ -103,7 +106,7 @@ def to_velocity(prediction: Tensor, x_t: Tensor, t: Times, kind: str) -> Tensor:
     Args:
         prediction: the network's output at `(x_t, t)`, the shape of `x_t`.
         x_t: states `[B, ...]`.
-        t: noise level of `x_t`: a float, `[B]` or `[B, F]`. Above 0 for `"x0"`, below 1 for
+        t: noise level of `x_t`: a float, 0-dim, `[B]` or `[B, F]`. Above 0 for `"x0"`, below 1 for
             `"noise"`: there the velocity is not determined, which is checked for floats and CPU
             tensors, and NaN or infinite elsewhere.
         kind: what is predicted: `"velocity"`, `"x0"`, for `v = (x_t - x0) / t`, or `"noise"`, for
@@ -141,7 +144,7 @@ def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:
     Args:
         x: states `[B, ...]` at noise level `t`.
         v: velocities at `(x, t)`, the shape of `x`.
-        t, s: noise levels, `0 <= s <= t <= 1`: floats, `[B]` or `[B, F]`.
+        t, s: noise levels, `0 <= s <= t <= 1`: floats, 0-dim, `[B]` or `[B, F]`.
 
     Returns:
         `x_s`, the shape and dtype of `x`; computed in float32 at least.

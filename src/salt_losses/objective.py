@@ -28,11 +28,12 @@ class SaltConfig:
     `from_mapping(dataclasses.asdict(config))` is `config` again, by way of JSON too.
 
     The paper gives `step_counts`, `probs`, `sc_steps`, `inference_steps`, `align_reference` and
-    `align_warmup`; the other defaults are ours. What chose them (numbers in `docs/evidence.md`):
+    `align_warmup`; the other defaults are ours. What chose them (numbers in `docs/evidence`):
 
     - `sc_weight`: on the miniature video 1 is better than none at 2, 4 and 8 steps once training is
       long enough for more steps to get worse, where 0.3 mends a quarter; before that it costs a
       little at 2 and 4. In two dimensions 0.03 to 0.3 are best, and 1 is still better than none.
+    - `sc_warmup`: 0, as in the published recipes. Whether a later start is better is undecided.
     - `align_weight`: 0, as no form of the alignment was seen to be worth its cost on the miniature
       video. The paper does not give its own; 0.1 is that of the authors' release.
     - `align_at`, `align_noise`: no form was seen to be better than "exit" with "shared", which
@@ -85,7 +86,8 @@ class SaltConfig:
         adv_sigma: size of the penalty's perturbation.
         adv_warmup: iterations before the term reaches the student. The discriminator is trained
             from the first.
-        adv_updates: updates of the discriminator in each of the generator's.
+        adv_updates: updates of the discriminator at each loss call of the generator. Where
+            gradients are accumulated over n calls, it has n times as many in one of its updates.
         sweep_every: iterations from one step sweep to the next, of a run that is recorded
             (`adapters.record`); 0: none. The training is the same with and without.
         sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.

@@ -25,7 +25,7 @@ from ._checks import (
 from ._random import check_generator
 from .flow import euler_step
 from .sampling import VelocityFn, consistency_step, velocity_at
-from .shortcut import SAME_TIME, ShortcutTriple
+from .shortcut import SAME_TIME, ShortcutTriple, check_finer
 
 
 def semigroup_defect_loss(
@@ -68,7 +68,9 @@ def semigroup_defect_loss(
             With `[B, F]` times a frame is feasible or not, and `"norm"` averages over frames.
 
     Returns:
-        0-dim tensor, `[B]` with `reduction="none"`; in float32 at least.
+        0-dim tensor, `[B]` with `reduction="none"`; in float32 at least. Where a velocity is not
+        finite, the value is NaN or infinite, and what is not finite of its gradient w.r.t. the
+        velocities is 0, as in `dmd_grad` (but under `torch.compile` and `torch.func`).
 
     Raises:
         TypeError, ValueError: inputs that differ in shape or device, times out of order, a weight
@@ -98,8 +100,9 @@ def semigroup_defect_loss(
     if v_s is None:
         v_s = velocity_at(velocity_fn, x_s, t_s)
     x_m = torch.addcmul(x_s, spread(t_s - t_m, x_s), v_s, value=-1).to(x_s.dtype)
-    # Infeasible samples stay where they are: a velocity that is NaN would reach the next call.
-    x_m = torch.where(_against(feasible, x_s), x_m, x_s)
+    # Infeasible samples stay where they are, and so do elements whose velocity is not finite: it
+    # would reach all of the next call.
+    x_m = torch.where(_against(feasible, x_s) & x_m.isfinite(), x_m, x_s)
     if stop_grad == "composed":
         with torch.no_grad():
             v_m = velocity_at(velocity_fn, x_m.detach(), t_m)
@@ -169,7 +172,7 @@ def _squared_and_count(
         count = keep.expand_as(gap).reshape(*feasible.shape, -1).sum(-1).to(gap.dtype)
         counted = counted & keep
     # Before the norm: a NaN would come back in the gradient, as 0 * NaN.
-    gap = gap.masked_fill_(~counted, 0.0)
+    gap = _with_finite_gradient(gap.masked_fill_(~counted, 0.0))
     # Norms read the gap once, where a square would write it as well. Row by row, as one norm of
     # two million float32 elements is off by 3e-5 on the CPU.
     rows = gap if gap.dim() > lead else gap[..., None]
@@ -177,6 +180,19 @@ def _squared_and_count(
     squared = factor.reshape(feasible.shape) * sums
     zero = torch.zeros_like(count)
     return torch.where(feasible, squared, zero), torch.where(feasible, count, zero)
+
+
+def _with_finite_gradient(x: Tensor) -> Tensor:
+    """In the backward pass alone: no pass over `x` now, and its value says what it is."""
+    compiling = torch.compiler.is_compiling()
+    if compiling or not x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return x
+
+    def finite(grad: Tensor | None) -> Tensor | None:
+        return None if grad is None else grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    x.register_hook(finite)  # type: ignore[no-untyped-call]
+    return x
 
 
 def _reduce(squared: Tensor, count: Tensor, feasible: Tensor, reduction: str) -> Tensor:
@@ -228,7 +244,8 @@ def semigroup_defect(
 
     Raises:
         TypeError, ValueError: an unknown solver, grids that are empty or not strictly decreasing,
-            a generator on another device.
+            a training grid of fewer points than the inference grid (they are swapped), a generator
+            on another device.
 
     Example:
         >>> import torch
@@ -244,6 +261,7 @@ def semigroup_defect(
         raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
     times = grid_floats("inference_times", inference_times)
     fine = grid_floats("train_times", train_times)
+    check_finer(len(fine), len(times))
 
     x, intervals = noise, []
     for t_s, t_e in zip(times, times[1:]):

@@ -54,7 +54,8 @@ def shortcut_triple_sampler(
 
     Raises:
         TypeError, ValueError: times of another type or outside [0, 1], a grid that is empty or not
-            strictly decreasing, `nearest` not a positive integer.
+            strictly decreasing, a training grid of fewer points than the inference grid (they are
+            swapped), `nearest` not a positive integer.
 
     Example:
         >>> import torch
@@ -69,6 +70,7 @@ def shortcut_triple_sampler(
     check_unit_interval("t_s", t_s)
     train = as_grid("train_times", train_times, t_s.device).to(t_s.dtype)
     inference = as_grid("inference_times", inference_times, t_s.device).to(t_s.dtype)
+    check_finer(len(train), len(inference))
     if nearest is not None:
         check_count("nearest", nearest)
     check_generator(generator, t_s.device)
@@ -88,6 +90,15 @@ def shortcut_triple_sampler(
     return ShortcutTriple(
         t_s, torch.where(feasible, t_m, t_s), torch.where(feasible, t_e, t_s), feasible
     )
+
+
+def check_finer(train: int, inference: int) -> None:
+    """Of grids of so many points: swapped ones would pass every other check."""
+    if train < inference:
+        raise ValueError(
+            "train_times must be at least as fine as inference_times, whose intervals its points "
+            f"divide; got {train - 1} steps and {inference - 1}: are the two swapped?"
+        )
 
 
 def _pick(allowed: Tensor, u: Tensor) -> Tensor:

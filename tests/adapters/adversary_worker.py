@@ -33,6 +33,7 @@ def main(folder: Path, rank: int) -> None:
     average_gradients([parameter])
     result["mean"] = float(parameter.grad[1])
     result["disagree"] = disagreement(rank)
+    result["one bad video"] = skipped(rank)
     torch.save(result, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -112,6 +113,20 @@ def disagreement(rank: int) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def skipped(rank: int) -> dict[str, Any]:
+    """The head before, after an update with a bad video on rank 1 alone, and after a good one."""
+    model = tiny.build_model()
+    inputs = tiny.loss_inputs(model)
+    with self_forcing.attached(model, replace(CONFIG, adv_against="data")) as handle:
+        heads, counts = [digest(handle)], []
+        for value in (float("nan") if rank == 1 else 0.0, 0.0):
+            inputs["clean_latent"] = torch.full(inputs["image_or_video_shape"], value)
+            _, log = model.generator_loss(**inputs)
+            heads.append(digest(handle))
+            counts.append(float(log["salt/adv_skipped"]))
+    return {"heads": heads, "counts": counts}
 
 
 def digest(handle: Any) -> str:

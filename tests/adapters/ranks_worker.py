@@ -17,6 +17,7 @@ from test_adapters_on_the_miniature import BUSY
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
+from salt_losses.adapters.watch.sweep import first_prompts
 from salt_losses.training.agreement import from_rank_0
 
 
@@ -31,6 +32,8 @@ def main(folder: Path, rank: int) -> None:
         "iteration": recorded(own_disk, 700, rank),
         "broken": error_of(lambda: recorded(own_disk / "broken", "many", rank)),
         "unreadable": error_of(lambda: from_rank_0(unreadable)),
+        "no prompts": error_of(lambda: from_rank_0(no_prompts)),
+        "unsendable": error_of(lambda: from_rank_0(unsendable)),
     }
     torch.save(result, folder / f"{rank}.pt")
     dist.barrier()
@@ -65,10 +68,21 @@ def unreadable() -> None:
     raise OSError("no such disk")
 
 
+def no_prompts() -> None:
+    first_prompts(SimpleNamespace(config=SimpleNamespace(data_path="nowhere")))
+
+
+def unsendable() -> None:
+    class Local(Exception):
+        pass
+
+    raise Local("of another package")
+
+
 def error_of(function: Callable[[], Any]) -> str | None:
     try:
         function()
-    except (OSError, ValueError) as error:
+    except Exception as error:
         return str(error)
     return None
 

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import torch
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig, shift_time
-from salt_losses.adapters import MissingSeamError, record, self_forcing
+from salt_losses.adapters import MissingSeamError, self_forcing
 from salt_losses.adapters.rollout import features
 
 # Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
@@ -207,6 +208,35 @@ def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
         self_forcing.attach(model, SaltConfig(sc_steps=sc_steps)).detach()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1},
+            r"sc_steps to .*\[2\]",
+        ),
+        ({"step_counts": (4,), "probs": (1.0,)}, r"defect term never comes on: .*set sc_steps to"),
+        ({"align_weight": 0.1, "align_prob": 0.0}, "align_prob is 0"),
+        ({"align_weight": 0.1}, "align_warmup is 600: .* the run's 100 iterations"),
+    ],
+)
+def test_a_term_that_never_comes_on_is_said_when_salt_is_attached(
+    settings: dict[str, Any], message: str
+) -> None:
+    trainer = tiny.build_trainer()
+    trainer.config = SimpleNamespace(max_iters=100)
+    with pytest.warns(UserWarning, match=f"Self Forcing: .*{message}"):
+        self_forcing.attach(trainer, SaltConfig(**settings)).detach()
+
+
+def test_settings_that_have_an_effect_are_attached_in_silence() -> None:
+    asd = {"step_counts": (1, 2), "probs": (0.5, 0.5), "sc_steps": (), "first_chunk_steps": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for config in (SaltConfig(), SaltConfig(**asd), SaltConfig.preset("paper"), BUSY):
+            self_forcing.attach(tiny.build_trainer(), config).detach()
+
+
 @pytest.mark.parametrize(("name", "value"), [("manual_generator_backward", True), ("sp_size", 2)])
 def test_ways_of_training_that_salt_cannot_follow_are_refused(name: str, value: Any) -> None:
     """One-Forcing's and minWM's."""
@@ -262,81 +292,6 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     assert all("forward" not in vars(block) for block in blocks)
 
 
-def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> None:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
-    saved: list[int] = []
-    trainer.save = lambda: saved.append(trainer.step)
-    save = trainer.save
-    handle = self_forcing.attach(trainer, BUSY)
-    record(handle, trainer)
-    train(trainer, 3)
-    trainer.save()
-    state = json.loads((tmp_path / "checkpoint_model_000003" / "salt.json").read_text())
-    assert saved == [3]
-    assert state == json.loads(json.dumps(handle.state_dict()))
-    lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
-    assert json.loads(lines[-1]) == handle.metrics
-    handle.detach()
-    assert trainer.save is save
-
-    again = tiny.build_trainer()
-    again.output_path, again.is_main_process, again.disable_wandb = str(tmp_path), True, True
-    again.save, again.step = save, 3
-    with self_forcing.attached(again, BUSY) as resumed:
-        record(resumed, again)
-        assert resumed.plan.iteration == 3
-
-
-def recorded(folder: Path, config: SaltConfig, step: int, **trainer_config: Any) -> Any:
-    trainer = tiny.build_trainer()
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), False, True
-    trainer.save, trainer.step = (lambda: None), step
-    trainer.config = SimpleNamespace(**vars(trainer.config), **trainer_config)
-    handle = self_forcing.attach(trainer, config)
-    record(handle, trainer)
-    return handle
-
-
-def saved(checkpoint: Path, state: dict[str, Any]) -> str:
-    """Puts a state beside a checkpoint, whose path it gives."""
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "salt.json").write_text(json.dumps(state))
-    return str(checkpoint / "model.pt")
-
-
-def test_a_run_continues_from_its_own_checkpoint_rather_than_from_the_one_it_started_from(
-    tmp_path: Path,
-) -> None:
-    state = recorded(tmp_path, BUSY, 0).state_dict()
-    start = saved(tmp_path / "stage1" / "checkpoint_model_000700", state | {"iteration": 700})
-    for step in (0, 700):  # LongLive takes the step from there as well
-        assert recorded(tmp_path, BUSY, step, generator_ckpt=start).plan.iteration == 700
-        # It trains LoRA from the one, on top of the other.
-        base = {"generator_ckpt": "base.pt", "lora_ckpt": start}
-        assert recorded(tmp_path, BUSY, step, **base).plan.iteration == 700
-    saved(tmp_path / "checkpoint_model_000003", state | {"iteration": 5})
-    assert recorded(tmp_path, BUSY, 3, generator_ckpt=start).plan.iteration == 5
-    (tmp_path / "checkpoint_model_000004").mkdir()  # from before Salt
-    assert recorded(tmp_path, BUSY, 4, generator_ckpt=start).plan.iteration == 4
-
-
-@pytest.mark.parametrize("iteration", ["12", None, float("nan"), 1.5, -1])
-def test_a_state_of_no_iteration_is_named_by_its_file(tmp_path: Path, iteration: Any) -> None:
-    state = recorded(tmp_path, BUSY, 0).state_dict() | {"iteration": iteration}
-    start = saved(tmp_path / "start", state)
-    with pytest.raises(ValueError, match=rf"{tmp_path / 'start' / 'salt.json'}.*\['iteration'\]"):
-        recorded(tmp_path, BUSY, 0, generator_ckpt=start)
-
-
-def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint_model_000003"
-    saved(folder, recorded(tmp_path, BUSY, 3).state_dict())
-    with pytest.raises(ValueError, match=f"{folder / 'salt.json'}.*seed.*move the file away"):
-        recorded(tmp_path, replace(BUSY, seed=1), 3)
-
-
 def run_two_ranks(worker: str, folder: Path) -> list[dict[str, Any]]:
     """What two processes of the script `worker` save as `0.pt` and `1.pt`."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -373,7 +328,10 @@ def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None
     )
     assert one["iteration"] == 700  # only rank 0 had the file
     assert str(tmp_path / "disk_0" / "broken" / "start" / "salt.json") in one["broken"]
-    assert one["unreadable"] == "no such disk"  # on rank 0 alone, and nobody waits for it
+    # On rank 0 alone, and nobody waits for it.
+    assert one["unreadable"] == "no such disk"
+    assert "sweep_prompts must be given" in one["no prompts"]
+    assert "of another package" in one["unsendable"]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

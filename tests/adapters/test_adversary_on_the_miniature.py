@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +39,7 @@ KEYS = {
     "salt/adv_real_logit",
     "salt/adv_fake_logit",
     "salt/adv_gap",
+    "salt/adv_skipped",
 }
 
 
@@ -262,11 +265,68 @@ def test_a_state_of_another_shape_or_none_is_refused_and_changes_nothing() -> No
         handle.load_state_dict(wide | {"iteration": 7})
     with pytest.raises(ValueError, match=r"must hold mappings \('head', 'optimizer', 'settings'\)"):
         handle.load_state_dict(handle.state_dict() | {"iteration": 7, "adversary": {"head": {}}})
-    state = handle.state_dict() | {"iteration": 7}
-    state["adversary"]["optimizer"]["param_groups"][0]["params"] = [0]
-    with pytest.raises(ValueError, match="optimizer cannot take the state"):
-        handle.load_state_dict(state)
     assert handle.plan.iteration == 0
+
+
+def _without(moments: dict[int, Any]) -> None:
+    del moments[0]
+
+
+def _set(key: str, value: Any) -> Callable[[dict[int, Any]], None]:
+    def damage(moments: dict[int, Any]) -> None:
+        moments[0][key] = value(moments[0][key]) if callable(value) else value
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without, "it must hold each of the .* parameters, or none"),
+        (lambda moments: moments.update({0: None}), "step of .* must be a tensor of shape"),
+        (_set("exp_avg_sq", None), r"exp_avg_sq of readers.0.registers must be .*; got None"),
+        (_set("exp_avg", torch.zeros(3)), r"exp_avg of .* got a float32 tensor of shape \[3\]"),
+        (_set("step", torch.zeros(2)), r"step of .* must be a tensor of shape \[\]; got"),
+        (_set("exp_avg", lambda value: value * float("nan")), "exp_avg of .* is not finite"),
+        (_set("exp_avg_sq", lambda value: value - 1), "exp_avg_sq of .* is not finite, or below 0"),
+    ],
+)
+def test_a_damaged_optimizer_is_refused_at_load_and_changes_nothing(
+    damage: Callable[[dict[int, Any]], None], message: str
+) -> None:
+    trainer = build()
+    handle = self_forcing.attach(trainer, CONFIG)
+    train(trainer, 1)
+    state = copy.deepcopy(handle.state_dict()) | {"iteration": 7}
+    damage(state["adversary"]["optimizer"]["state"])
+    other = self_forcing.attach(build(), CONFIG)
+    before = weights(other).clone()
+    with pytest.raises(ValueError, match=f"optimizer cannot take the state: {message}"):
+        other.load_state_dict(state)
+    assert other.plan.iteration == 0
+    assert torch.equal(before, weights(other))
+
+
+def test_a_head_that_is_not_finite_is_refused_by_name() -> None:
+    handle = self_forcing.attach(build(), CONFIG)
+    state = copy.deepcopy(handle.state_dict())
+    state["adversary"]["head"]["classifier.1.weight"][0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"damaged: classifier.1.weight is not finite"):
+        handle.load_state_dict(state)
+
+
+def test_a_state_of_the_optimizer_as_it_was_before_goes_on_with_this_ones_settings() -> None:
+    """It was not fused, and counted its steps on the CPU."""
+    trainer = build()
+    handle = self_forcing.attach(trainer, CONFIG)
+    train(trainer, 1)
+    state = copy.deepcopy(handle.state_dict())
+    group = state["adversary"]["optimizer"]["param_groups"][0]
+    group.update(fused=None, betas=(0.5, 0.5), lr=9.0)
+    other = self_forcing.attach(build(), CONFIG)
+    other.load_state_dict(state)
+    [ours] = other._adversary.optimizer.param_groups
+    assert (ours["fused"], ours["betas"], ours["lr"]) == (True, (0.0, 0.999), CONFIG.adv_lr)
 
 
 def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
@@ -286,10 +346,23 @@ def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
-    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0), step=5)
+    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0))
+    trainer.step = 5
     trainer.save()
     handle, _ = recorded(tmp_path, step=5)
     assert handle.plan.iteration == 5
+
+
+def test_under_accumulation_the_head_is_updated_at_each_loss_call() -> None:
+    model = build().model
+    steps: list[int] = []
+    config = replace(CONFIG, adv_updates=3)
+    with self_forcing.attached(model, config) as handle:
+        handle._adversary.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        for _ in range(2):  # of one update
+            model.generator_loss(**tiny.loss_inputs(model))[0].backward()
+        assert len(steps) == 2 * 3
+        assert handle.plan.iteration == 0
 
 
 # What it refuses.
@@ -378,5 +451,9 @@ def test_two_ranks_under_fsdp_hold_one_head(tmp_path: Path) -> None:
         assert float(without.abs().sum()) > 0
         assert torch.equal(without, gradient)
     assert one["mean"] == other["mean"] == 1.5
+    assert one["one bad video"] == other["one bad video"]
+    before, skipped, learned = one["one bad video"]["heads"]
+    assert before == skipped != learned
+    assert one["one bad video"]["counts"] == [1, 0]
     assert one["disagree"] == other["disagree"]
     assert "the discriminator's state must be the same on all ranks" in one["disagree"]

@@ -14,9 +14,9 @@ from examples.tiny_video.wrapper import VideoDiffusionWrapper
 CONFIG = replace(PRESETS["smoke"], num_layers=2, batch_size=1)
 
 
-def build_trainer(**settings: Any) -> Trainer:
+def build_trainer(*, device: str = "cpu", **settings: Any) -> Trainer:
     config = replace(CONFIG, **settings)
-    trainer = Trainer(config, {**weights(config, 0)}, torch.device("cpu"))
+    trainer = Trainer(config, {**weights(config, 0)}, torch.device(device))
     for seed, network in enumerate((trainer.model.real_score, trainer.model.fake_score)):
         network.load_state_dict(weights(config, seed + 1))
     return trainer

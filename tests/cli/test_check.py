@@ -200,9 +200,11 @@ def test_a_trainer_below_the_folder_and_other_frameworks_are_pointed_to(
     inner.parent.mkdir()
     (fork / "moved").rename(inner)
     (fork / "fastvideo" / "train").mkdir(parents=True)
+    (fork / "lightx2v_train" / "lightx2v_train" / "trainers" / "dmd").mkdir(parents=True)
     (fork / "train.py").unlink()
     assert main(["check", str(fork)]) == 1
     out = capsys.readouterr().out
+    assert "it looks like LightX2V: use the trainers in salt_losses.integrations.lightx2v" in out
     assert "inner/ has a trainer: check that folder" in out
     assert "salt_losses.integrations.fastvideo" in out
 

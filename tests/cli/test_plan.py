@@ -242,6 +242,42 @@ def test_the_trainers_own_configuration_is_followed(
     assert "needs `trainer: score_distillation`" in capsys.readouterr().err
 
 
+def test_in_lightx2v_an_iteration_has_one_update_of_the_generator_and_several_of_the_critic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    salt, lightx2v = SaltConfig(), TRAINERS["lightx2v"]
+    found = plan_of(salt, 40, lightx2v)
+    assert sum(row["critic_updates"] for row in found["step_counts"]) == 200
+    assert sum(row["generator_updates"] for row in found["step_counts"]) == 40
+    # Five iterations of Self Forcing's have as many updates of both.
+    one = found["calls"]["per_iteration"]["trainer alone"]
+    five = plan_of(salt, 40)["calls"]["per_iteration"]["trainer alone"]
+    assert one["grad"] == pytest.approx(5 * five["grad"])
+    assert one["no_grad"] == pytest.approx(5 * five["no_grad"])
+
+    example = EXAMPLES / "lightx2v" / "wan2_1_t2v_1_3b_ar_salt.yaml"
+    config = tmp_path / "trainer.yaml"
+    config.write_text(
+        example.read_text()
+        .replace("fake_update_ratio: 5", "fake_update_ratio: 2")
+        .replace("num_frames: 81", "num_frames: 33")
+    )
+    arguments = ["plan", "--trainer", "lightx2v", "--iterations", "40"]
+    assert main([*arguments, "--json", "--trainer-config", str(config)]) == 0
+    trainer = json.loads(capsys.readouterr().out)["trainer"]
+    assert (trainer["critic_updates"], trainer["frames"], trainer["chunk"]) == (2, 9, 3)
+    assert main([*arguments, "--trainer-config", str(example)]) == 0
+    assert "each updates the critic 5 times, every 1st the generator, 40" in capsys.readouterr().out
+
+    config.write_text("training: {method: video_dmd}\n")
+    assert main([*arguments, "--trainer-config", str(config)]) == 1
+    assert "salt_video_ar_dmd" in capsys.readouterr().err
+    discriminator = tmp_path / "salt.json"
+    discriminator.write_text('{"adv_weight": 0.1}')
+    assert main([*arguments[:1], str(discriminator), *arguments[1:]]) == 1
+    assert "adv_weight must be 0 in LightX2V" in capsys.readouterr().out
+
+
 def test_a_yaml_file_is_read_as_the_trainers_read_it(tmp_path: Path) -> None:
     path = tmp_path / "salt.yaml"
     path.write_text("adv_lr: 1e-5\nsc_weight: .5\nalign_reference: {2: 4}\n")

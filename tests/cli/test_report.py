@@ -221,6 +221,43 @@ def test_alarms_are_listed_and_marked_at_their_iteration(log: Path) -> None:
     assert text.count('class="alarm"') == text.count("<svg") > 0
 
 
+def started(log: Path, *starts: tuple[float, int]) -> None:
+    values = [{"time": time, "iteration": iteration} for time, iteration in starts]
+    (log / "salt_run.json").write_text(json.dumps({"settings": {}, "starts": [*values, "torn"]}))
+
+
+def test_alarms_and_sweeps_that_a_later_start_makes_again_are_cut_as_the_curves_are(
+    log: Path,
+) -> None:
+    write_sweeps(log, (0, 100, 200))
+    for iteration, time in ((0, 25.0), (100, 15.0)):  # the second start has made the first again
+        path = log / "salt_sweeps" / f"iteration_{iteration:06d}" / "sweep.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"time": time}))
+    alarms = [(50, 12.0), (90, 15.0), (90, 29.0), (200, None)]
+    (log / "salt_alarms.jsonl").write_text(
+        "".join(json.dumps({"iteration": i, "time": t}) + "\n" for i, t in alarms)
+    )
+    expected = {
+        ((10.0, 0),): ([50, 90, 90], [0, 100]),  # what has no time is of an older version
+        ((10.0, 0), (20.0, 80)): ([50, 90], [0]),  # a resume
+        ((10.0, 0), (20.0, 0)): ([90], [0]),  # another run in the same folder
+        ((10.0, 0), (30.0, 150)): ([50, 90, 90], [0, 100]),
+    }
+    for starts, (alarmed, swept) in expected.items():
+        started(log, *starts)
+        run = read(log)
+        assert [alarm["iteration"] for alarm in run.alarms] == alarmed
+        assert [sweep.iteration for sweep in run.sweeps] == swept
+        assert len(run.lines) == 60
+    assert "1 sweep from before the run was started again" in page_of(log)
+
+
+def test_a_start_that_has_no_line_yet_ends_the_curves_of_the_one_before(log: Path) -> None:
+    written = (log / "salt_metrics.jsonl").stat().st_mtime
+    started(log, (written - 9, 0), (written + 1, 100))
+    assert [line["iteration"] for line in read(log).lines] == list(range(0, 100, 5))
+
+
 def test_sheets_beyond_the_wanted_number_are_thinned_evenly(log: Path) -> None:
     write_sweeps(log, tuple(range(0, 500, 50)))
     text = page_of(log, sweeps=4)

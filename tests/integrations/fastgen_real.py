@@ -1,4 +1,4 @@
-"""FastGen's own models and Wan networks, tiny and on the CPU.
+"""FastGen's own models, on tiny networks and the CPU.
 
 In the place of what a GPU box has: packages for storage and data, the checkpoint (random weights),
 text encoder and VAE (none is used). FlexAttention is off, as rollouts do not use it.
@@ -13,12 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fastgen_networks as networks
 import torch
 from absent import AbsentPackages
+from fastgen_networks import CHANNELS, FRAMES, SIZE
 
 VARIABLE = "SALT_FASTGEN"
-CHANNELS, FRAMES, SIZE = 4, 3, 4
-TEXT_LEN = TEXT_DIM = 8
 ABSENT = {"boto3", "botocore", "webdataset", "wandb", "torchvision", "decord", "imageio", "av",
           "loguru", "cv2", "datasets", "ffmpegcv", "pynvml", "timm", "tiktoken", "matplotlib",
           "scipy", "pandas", "psutil", "sentencepiece", "ftfy", "safetensors"}  # fmt: skip
@@ -40,33 +40,6 @@ def activate() -> None:
         sys.meta_path.append(AbsentPackages(ABSENT))
 
 
-def network(causal: bool, seed: int, checkpointing: bool) -> Any:
-    """A class, made here as its parent can be imported only now, and its one instance."""
-    from diffusers import WanTransformer3DModel
-    from fastgen.networks.Wan.network import Wan
-    from fastgen.networks.Wan.network_causal import CausalWan
-
-    class Tiny(CausalWan if causal else Wan):
-        def _initialize_network(self, *_: Any) -> tuple[str, int]:
-            self.transformer = WanTransformer3DModel(
-                num_attention_heads=2, attention_head_dim=12, in_channels=CHANNELS,
-                out_channels=CHANNELS, text_dim=TEXT_DIM, freq_dim=16, ffn_dim=32, num_layers=3,
-            )  # fmt: skip
-            self.expand_timesteps = False
-            return self.MODEL_ID_1_3B, 24
-
-        def init_preprocessors(self) -> None:
-            pass
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        frames = {"chunk_size": 1, "total_num_frames": 99} if causal else {}
-        built = Tiny(disable_grad_ckpt=not checkpointing, **frames)
-        for parameter in built.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return built
-
-
 def build(
     kind: str,
     salt: dict | None,
@@ -74,18 +47,22 @@ def build(
     *,
     seed: int = 0,
     checkpointing: bool = False,
+    task: str = "t2v",
+    net: dict | None = None,
     t_list: Any = (0.999, 0.937, 0.833, 0.624, 0.0),
     **settings: Any,
 ) -> Any:
-    """A model of FastGen's, or ours, from FastGen's own config classes."""
+    """A model of FastGen's, or ours, from FastGen's own config classes. `net`: settings of the
+    student alone."""
     import fastgen.configs.methods.config_dmd2 as dmd2
     import fastgen.configs.methods.config_self_forcing as self_forcing
     from fastgen.utils import LazyCall, instantiate
 
     config = (self_forcing if kind == "self_forcing" else dmd2).ModelConfig()
     causal = kind == "self_forcing"
-    config.net = LazyCall(network)(causal=causal, seed=1, checkpointing=checkpointing)
-    config.teacher = LazyCall(network)(causal=False, seed=2, checkpointing=checkpointing)
+    role = {"task": task, "checkpointing": checkpointing}
+    config.net = LazyCall(networks.network)(causal=causal, seed=1, **role, **(net or {}))
+    config.teacher = LazyCall(networks.network)(causal=False, seed=2, **role)
     config.device, config.precision = torch.device("cpu"), "float32"
     config.pretrained_model_path = ""
     config.load_student_weights = False
@@ -132,13 +109,8 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def batch(seed: int = 0, size: int = 1) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "real": torch.randn(size, CHANNELS, FRAMES, SIZE, SIZE, generator=generator),
-        "condition": torch.randn(size, TEXT_LEN, TEXT_DIM, generator=generator),
-        "neg_condition": torch.zeros(size, TEXT_LEN, TEXT_DIM),
-    }
+def batch(seed: int = 0, size: int = 1, task: str = "t2v") -> dict[str, Any]:
+    return networks.batch(task, seed, size)
 
 
 def cloned_caches(net: Any) -> Any:

@@ -69,9 +69,15 @@ add_noise(X, X, torch.tensor([500.0, 750.0]))
 add_noise(X, X, times(0.5))
     ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
     shape [1]
-add_noise(X, X, torch.tensor(0.5))
+add_noise(X, X, torch.tensor(1.5))
+    ValueError: t must hold noise levels in [0, 1]; got 1.5
+add_noise(X, X, torch.tensor(1))
+    TypeError: t must be a float or a floating-point tensor; got a int64 tensor of shape []
+add_noise(X, X, torch.tensor(0.5, device="meta"))
+    ValueError: t must be on the device of x0, cpu; got meta
+add_noise(X, X, torch.tensor([0.5]))
     ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
-    shape []
+    shape [1]
 add_noise(X, X, torch.full((2, 1), 0.5))
     ValueError: t must be a float or of shape [2] or [2, 3], the leading dimensions of x0; got
     shape [2, 1]
@@ -258,6 +264,9 @@ shortcut_triple_sampler(T, torch.tensor([0.0, 1.0]), COARSE)
     ValueError: train_times must be strictly decreasing; got [0.0, 1.0]
 shortcut_triple_sampler(T, torch.zeros(3, device="meta"), COARSE)
     ValueError: train_times must be on the CPU; got meta
+shortcut_triple_sampler(T, COARSE, FINE)
+    ValueError: train_times must be at least as fine as inference_times, whose intervals its points
+    divide; got 2 steps and 4: are the two swapped?
 shortcut_triple_sampler(T, FINE, COARSE, generator=0)
     TypeError: generator must be a torch.Generator or None; got 0 (int)
 shortcut_triple_sampler(T.to("meta"), FINE, COARSE, generator=torch.Generator())
@@ -342,6 +351,9 @@ semigroup_defect_loss(lambda x, t: None, X, TRIPLE, v_s=X)
     TypeError: velocity_fn's result must be a floating-point tensor; got None (NoneType)
 semigroup_defect(None, X, COARSE, FINE)
     TypeError: velocity_fn must be callable; got None (NoneType)
+semigroup_defect(straight, X, FINE, COARSE)
+    ValueError: train_times must be at least as fine as inference_times, whose intervals its points
+    divide; got 2 steps and 4: are the two swapped?
 semigroup_defect(straight, X.int(), COARSE, FINE)
     TypeError: noise must be a floating-point tensor; got a int32 tensor of shape [2, 3, 4]
 semigroup_defect(straight, X, COARSE, FINE, solver="heun")

@@ -1,11 +1,19 @@
 import pytest
 import torch
 
-from salt_losses import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
+from salt_losses import (
+    MixedStepScheduler,
+    add_noise,
+    euler_step,
+    to_velocity,
+    velocity_to_x0,
+    x0_to_velocity,
+)
 
 SHAPE = (2, 3, 4, 5)
 TIMES = {
     "float": 0.3,
+    "0-dim": torch.tensor(0.3, dtype=torch.float64),
     "[B]": torch.tensor([0.25, 0.9], dtype=torch.float64),
     "[B, F]": torch.tensor([[0.1, 0.5, 1.0], [0.2, 0.7, 0.4]], dtype=torch.float64),
 }
@@ -118,6 +126,21 @@ def test_each_kind_has_a_velocity_where_the_others_have_none(pair):
     assert to_velocity(prediction, x, 0.0, "noise").isfinite().all()
     for t in (0.0, 1.0):
         assert torch.equal(to_velocity(prediction, x, t, "velocity"), prediction)
+
+
+def test_the_points_of_a_plans_grid_are_noise_levels(pair):
+    """As they lie there: float64 on the CPU, 0-dim, beside float32 states or one per sample."""
+    x, noise = (u.float() for u in pair)
+    times = MixedStepScheduler(shift=5.0).plan(0).times
+    t, s = times[1], times[2]
+    assert torch.equal(add_noise(x, noise, t), add_noise(x, noise, float(t)))
+    assert torch.equal(velocity_to_x0(x, noise, t), velocity_to_x0(x, noise, float(t)))
+    expected = euler_step(x, noise, float(t), float(s))
+    for begin in (t, t.expand(2), t.expand(2, 3)):
+        torch.testing.assert_close(euler_step(x, noise, begin, s), expected)
+    assert torch.equal(to_velocity(x, noise, t, "x0"), to_velocity(x, noise, float(t), "x0"))
+    with pytest.raises(ValueError, match="s must not lie above t"):
+        euler_step(x, noise, s, t)
 
 
 def test_euler_step_takes_a_per_sample_time_next_to_a_per_frame_one(pair):

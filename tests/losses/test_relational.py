@@ -334,6 +334,23 @@ def test_transforms_and_forward_mode_of_the_default_backend_are_right(relation: 
     )
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_several_gradients_at_once_are_those_one_by_one(backend: str, dtype: torch.dtype) -> None:
+    low, ref = features(2, 3, 6, 4, dtype=dtype)
+
+    def loss(x: Tensor) -> Tensor:
+        return relational_align_loss(x, ref, reduction="none", backend=backend)
+
+    upstream = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, -3.0]]).to(loss(low).dtype)
+    one_by_one = torch.stack([torch.autograd.grad(loss(low), low, u)[0] for u in upstream])
+    (at_once,) = torch.autograd.grad(loss(low), low, upstream, is_grads_batched=True)
+    assert at_once.dtype == dtype
+    torch.testing.assert_close(at_once, one_by_one)
+    jacobian = torch.autograd.functional.jacobian(loss, low.detach(), vectorize=True)
+    torch.testing.assert_close(jacobian, one_by_one[:2])
+
+
 def test_a_fused_backend_refuses_what_it_cannot_follow() -> None:
     low, ref = features(2, 5, 3)
     x = low.detach()

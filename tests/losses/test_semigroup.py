@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -290,6 +291,54 @@ def test_an_infeasible_sample_counts_for_nothing_even_when_its_velocity_is_nan(
     assert all(u.isfinite().all() for u in got)
     if "none feasible" not in where:
         torch.testing.assert_close(got, result(0.0, 0.0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("stop_grad", STOP_GRADS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("where", ["at t_m", "v_s"])
+def test_a_velocity_that_is_not_finite_leaves_the_gradient_of_all_else_as_it_is(
+    value, stop_grad, reduction, where
+):
+    """As an output layer makes one that overflows; the value says so."""
+    x, parameter = randn(*SHAPE), randn(2, 2, seed=1).requires_grad_()
+    broken, row = (torch.zeros(SHAPE, dtype=torch.bool) for _ in range(2))
+    broken[0, 0, 0] = row[0, 0] = True
+
+    def result(bad, mask):
+        calls = []
+
+        def velocity_fn(u, t):
+            calls.append(u)
+            v = curved(parameter)(u, t)
+            here = where == ("v_s" if len(calls) == 1 else "at t_m")
+            return v.masked_fill(bad, value) if here else v
+
+        loss = semigroup_defect_loss(
+            velocity_fn, x, B_TRIPLE, stop_grad=stop_grad, reduction=reduction, mask=mask
+        )
+        (gradient,) = torch.autograd.grad(loss.sum(), parameter)
+        assert calls[1].isfinite().all()
+        return loss.detach().reshape(-1)[0], gradient
+
+    loss, gradient = result(broken, None)
+    assert not loss.isfinite()
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+    if where == "at t_m" and reduction == "norm":  # whose count a mask leaves as it is
+        torch.testing.assert_close(gradient, result(torch.zeros_like(row), ~row)[1])
+
+
+def test_several_gradients_at_once_are_those_one_by_one():
+    x, parameter = (u.requires_grad_() for u in (randn(*SHAPE), randn(2, 2, seed=1)))
+
+    def loss():
+        return our_loss(x, parameter, B_TRIPLE, None, None, "none", with_v_s=False)
+
+    upstream = torch.eye(3, dtype=torch.float64)
+    one_by_one = torch.stack([torch.autograd.grad(loss(), parameter, u)[0] for u in upstream])
+    at_once = torch.autograd.grad(loss(), parameter, upstream, is_grads_batched=True)[0]
+    torch.testing.assert_close(at_once, one_by_one)
 
 
 class LatentOps(TorchDispatchMode):

@@ -262,6 +262,19 @@ def test_one_update_without_a_number_does_not_end_the_running_lag() -> None:
     assert float(found["critic_lag"]) == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("bad", [0, 1, 5])
+def test_one_video_without_a_number_is_not_what_the_latents_are_compared_with(bad: int) -> None:
+    health = Health()
+    for update in range(20):
+        video = 1 + 2 * torch.randn(1, 5, 3, 8, 8, generator=torch.Generator().manual_seed(update))
+        if update == bad:
+            video[0, 0, 0, 0, 0] = math.nan
+        numbers = health.of_latents(video)
+        finite = [bool(numbers[n].isfinite()) for n in ("latent_mean_shift", "latent_std_ratio")]
+        assert finite == [update != bad] * 2
+    assert float(numbers["latent_std_ratio"]) == pytest.approx(1, abs=0.1)
+
+
 def test_a_resumed_run_is_compared_with_the_first_values_of_the_whole_run() -> None:
     def train(trainer: Any, until: int) -> None:
         torch.manual_seed(100 + trainer.step)

@@ -7,7 +7,8 @@ held-out videos: one of them chooses the student's best update, the other report
 
 Each student is written down as soon as it is done, into a file for its seed; whoever runs this
 again, here or on another machine, goes on with those that are missing, an interrupted one where it
-was. Differences are taken seed by seed.
+was. Differences are taken seed by seed. The recorded results go into README.md and docs/evidence,
+others are printed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.video.decide import figures
+from benchmarks.video.decide.pages import BLOCKS, refresh
 from benchmarks.video.decide.results import read
 from benchmarks.video.decide.students import STUDENTS
-from benchmarks.video.decide.study import Decision, decide
+from benchmarks.video.decide.study import PICTURED, Decision, decide
+from benchmarks.video.decide.tables import seeds_with
 from benchmarks.video.students import PRESETS
 from benchmarks.video.study import Study
 from examples.tiny_video.checkpoint import SettingsDiffer
@@ -60,6 +64,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, help="folder of the checkpoints (default: .work in --results)"
     )
+    parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="train nothing: write the tables and pictures of the results that are there",
+    )
     options = parser.parse_args(arguments)
     for name in ("threads", "jobs"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -80,17 +89,30 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    study = Study(PRESETS[options.preset], options.work, torch.device(options.device))
+    preset = PRESETS[options.preset]
+    study = Study(preset, options.work, torch.device(options.device))
     try:
-        decision = Decision(study, options.results)
-        decide(decision, options.seeds, options.students, options.jobs)
+        if not options.tables:
+            decision = Decision(study, options.results)
+            decide(decision, options.seeds, options.students, options.jobs)
+        results = read(options.results)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)
         return 130
     except SettingsDiffer as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(read(options.results))} seeds in {options.results}")
+    if not seeds_with(results, PICTURED):
+        print(f"no tables yet: no seed in {options.results} has {' and '.join(PICTURED)}")
+        return 0
+    recorded = options.results.resolve() == RECORDED
+    if recorded:
+        refresh(ROOT, results)
+    else:
+        print("\n\n".join(f"{name}\n\n{block(results)}" for name, block in BLOCKS.items()))
+    folder = ROOT / "docs/figures" if recorded else options.results
+    if not figures.write(folder, results, preset.canvas):
+        print("no figures: matplotlib is not installed", file=sys.stderr)
     return 0
 
 

@@ -18,7 +18,7 @@ from examples.tiny_video.wrapper import VideoDiffusionWrapper
 
 SIDES = ("selection", "report")
 SHOWN = 10  # videos, one of each digit
-LEVELS = 255
+LEVELS, RANGE = 255, 2.0
 
 
 class Side(Examiner):
@@ -73,15 +73,16 @@ class Side(Examiner):
 
 
 def in_text(frames: Tensor) -> str:
-    """Frames `[len(STEPS) + LONG, SHOWN, H, W]` in [-1, 1], as they go into JSON."""
-    levels = ((frames.clamp(-1, 1) + 1) / 2 * LEVELS).round().to(torch.uint8)
+    """Frames `[len(STEPS) + LONG, SHOWN, H, W]`, as they go into JSON; real ones are in [-1, 1]."""
+    levels = ((frames.clamp(-RANGE, RANGE) / RANGE + 1) / 2 * LEVELS).round().to(torch.uint8)
     return base64.b64encode(zlib.compress(bytes(levels.flatten().tolist()), 9)).decode()
 
 
 def from_text(text: str, canvas: tuple[int, int]) -> Tensor:
-    """The same frames, in [0, 1]."""
+    """The same frames, in [-`RANGE`, `RANGE`]."""
     levels = torch.tensor(list(zlib.decompress(base64.b64decode(text))))
-    return levels.view(len(STEPS) + LONG, SHOWN, *canvas).double() / LEVELS
+    frames = levels.view(len(STEPS) + LONG, SHOWN, *canvas).double() / LEVELS
+    return RANGE * (2 * frames - 1)
 
 
 def mean_distance(qualities: dict[int, Quality]) -> float:

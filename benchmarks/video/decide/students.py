@@ -11,7 +11,7 @@ LENGTH = 3  # in trainings of the preset: 300 generator updates on a CPU
 EVALUATIONS = 12  # in that training, evenly spaced
 
 BASELINE, SALT = "dmd-4", "mixed-sc"
-_SALT = replace(VIDEO[SALT], label="mixed steps + term")
+_SALT = replace(VIDEO[SALT], label="Salt")  # mixed steps, and the term at weight 1
 STUDENTS = {
     name: replace(student, length=LENGTH)
     for name, student in {

@@ -40,10 +40,13 @@ TITLES = {
     "longlive": "LongLive v1.0",
     "causal_forcing": "Causal Forcing",
 }
+_LIGHTX2V = "use the trainers in salt_losses.integrations.lightx2v"
 # Where other frameworks are known by a folder, and what to do there.
 FRAMEWORKS = {
     "fastvideo/train": ("FastVideo", "use the subclasses in salt_losses.integrations.fastvideo"),
     "fastgen/methods": ("FastGen", "use the subclasses in salt_losses.integrations.fastgen"),
+    "lightx2v_train/trainers/dmd": ("LightX2V", _LIGHTX2V),
+    "lightx2v_train/lightx2v_train/trainers/dmd": ("LightX2V", _LIGHTX2V),
     "fouroversix": ("LongLive 2.0", "Salt's adapter knows its branch v1.0"),
 }
 

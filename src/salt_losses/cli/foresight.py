@@ -34,13 +34,15 @@ def foresee(
         problems.append(
             _problem("adv_against", "must be 'more_steps' in streaming training; got 'data'")
         )
+    if salt.adv_weight > 0 and not trainer.adversary:
+        problems.append(_problem("adv_weight", f"must be 0 in {trainer.title}, which has no such"))
     if problems:
         return {"problems": problems}
     plans = [salt.scheduler(trainer.shift).plan(i) for i in range(iterations)]
     updates = plans[:: trainer.update_every]
     defects = Counter(p.num_steps for p in updates if p.use_sc and salt.sc_weight > 0)
     aligned = Counter(p.num_steps for p in updates if p.use_align and salt.align_weight > 0)
-    of_critic = Counter(p.num_steps for p in plans)
+    of_critic = Counter([p.num_steps for p in plans] * trainer.critic_updates)
     of_generator = Counter(p.num_steps for p in updates)
     # In streaming training a first chunk is the first of a long sequence.
     counted = dataclasses.replace(salt, first_chunk_steps=None) if trainer.streaming else salt

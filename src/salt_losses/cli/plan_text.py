@@ -37,10 +37,15 @@ def _heading(source: str, plan: dict[str, Any]) -> str:
     trainer, iterations = plan["trainer"], plan["iterations"]
     return (
         f"{source}: in order.\n\n"
-        f"{trainer['title']}, {iterations} iterations: each updates the critic, every "
-        f"{_nth(trainer['update_every'])} the generator, {plan['generator_updates']} in all.\n"
+        f"{trainer['title']}, {iterations} iterations: each updates the critic"
+        f"{_times(trainer['critic_updates'])}, every {_nth(trainer['update_every'])} the "
+        f"generator, {plan['generator_updates']} in all.\n"
         f"A rollout has {trainer['blocks']} blocks of {trainer['chunk']} latent frames."
     )
+
+
+def _times(number: int) -> str:
+    return "" if number == 1 else f" {number} times"
 
 
 def _nth(number: int) -> str:

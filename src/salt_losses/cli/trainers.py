@@ -20,7 +20,7 @@ class Trainer:
 
     Attributes:
         title: its name.
-        adapter: the module of `salt_losses.adapters`.
+        adapter: the module of `salt_losses.adapters` or `integrations`.
         shift: of its table of 1000 timesteps; a list that is not warped has none.
         warped: whether its step list goes through that table (`warp_denoising_step`).
         steps: its own step count (`denoising_step_list`).
@@ -29,6 +29,8 @@ class Trainer:
         overlap: frames from before that are scored with a rollout's own.
         cache_frames: what its KV cache holds.
         streaming: whether it trains on chunks of one long rollout.
+        critic_updates: of an iteration, all on its plan.
+        adversary: whether a discriminator of Salt's can be had there.
     """
 
     title: str
@@ -42,6 +44,8 @@ class Trainer:
     overlap: int = 0
     cache_frames: int = 21
     streaming: bool = False
+    critic_updates: int = 1
+    adversary: bool = True
 
     @property
     def blocks(self) -> int:
@@ -51,7 +55,8 @@ class Trainer:
 # Self-Forcing 33593df: configs/self_forcing_dmd.yaml. LongLive v1.0 e52d9ef:
 # configs/longlive_train_init.yaml and _long.yaml, where a chunk of 21 frames has 18 new ones
 # (streaming_min_new_frame) and the cache local_attn_size + slice_last_frames = 33. Causal-Forcing
-# 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and _framewise.yaml.
+# 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and _framewise.yaml. LightX2V f8aee98:
+# lightx2v_train/configs/train/dmd/wan2_1_t2v_1_3b_ar_dmd.yaml.
 TRAINERS = {
     "self_forcing": Trainer("Self Forcing", "self_forcing"),
     "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive"),
@@ -65,6 +70,9 @@ TRAINERS = {
     ),
     "causal_forcing": Trainer("Causal Forcing, chunk-wise", "causal_forcing"),
     "causal_forcing_framewise": Trainer("Causal Forcing, frame-wise", "causal_forcing", chunk=1),
+    "lightx2v": Trainer(
+        "LightX2V, autoregressive", "lightx2v", update_every=1, critic_updates=5, adversary=False
+    ),
 }
 
 
@@ -74,6 +82,8 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
     Raises:
         CommandError: a value that is none, or a `trainer` that is not DMD's.
     """
+    if trainer.adapter == "lightx2v":
+        return replaced(trainer, _of_lightx2v(config, name), name)
     kind = config.get("trainer", "score_distillation")
     if kind != "score_distillation":
         raise CommandError(f"{name}: Salt needs `trainer: score_distillation`; it has {kind!r}", 1)
@@ -88,6 +98,25 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
         "frames": None if trainer.streaming else config.get("num_training_frames"),
     }
     return replaced(trainer, {k: v for k, v in found.items() if v is not None}, name)
+
+
+def _of_lightx2v(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    training = config.get("training") or {}
+    method, dmd = training.get("method"), training.get("dmd") or {}
+    if method not in ("video_ar_dmd", "salt_video_ar_dmd"):
+        wanted = "`training.method: salt_video_ar_dmd`"
+        raise CommandError(f"{name}: what plan knows of LightX2V is {wanted}; it has {method!r}", 1)
+    shift = (config.get("scheduler") or {}).get("time_shift_settings") or {}
+    pictures = dmd.get("num_frames")
+    found = {
+        "shift": shift.get("time_shift_mu"),
+        "warped": dmd.get("warp_denoising_step"),
+        "steps": len(dmd.get("denoising_step_list") or ()) or dmd.get("num_inference_steps"),
+        "critic_updates": dmd.get("fake_update_ratio"),
+        "chunk": dmd.get("num_frame_per_chunk"),
+        "frames": pictures and (pictures - 1) // 4 + 1,
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trainer:

@@ -134,7 +134,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         x_s = hidden_states.to(dtype)
         v_s = to_velocity(output, x_s, timestep, kind)
         with untouched(x_s.device):  # a dropout layer would draw from the trainer's stream
-            defect.exit_step(velocity, x_s, v_s, timestep.double().cpu())
+            defect.exit_step(velocity, x_s, v_s, timestep.cpu().double())
         return cast(Tensor, output)
 
     def state_dict(self) -> dict[str, Any]:

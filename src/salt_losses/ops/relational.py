@@ -69,6 +69,11 @@ _graph_is_kept: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
 )
 
+# Private too: the tensors of `torch.autograd.grad(..., is_grads_batched=True)`.
+_is_batched: Callable[[Tensor], bool] = getattr(
+    torch._C._functorch, "is_legacy_batchedtensor", lambda _: False
+)
+
 
 def _backward(
     ctx: Any, grad_excess: Tensor | None, grad_slope: Tensor | None
@@ -82,7 +87,8 @@ def _backward(
         return None, None, None, None, None
     (slope,) = ctx.saved_tensors
     scale = grad_excess.view(-1, 1, 1, 1)
-    if torch.is_grad_enabled():
+    # `is_grads_batched` maps over many of them, and its result has another size than the slope.
+    if torch.is_grad_enabled() or _is_batched(scale):
         return (slope * scale).to(ctx.dtype), None, None, None, None
     if slope.dtype == ctx.dtype and not _graph_is_kept():
         # Nobody will read the slope again. One who did so anyway would get autograd's error.

@@ -7,7 +7,6 @@ hand there; with the critic's updates it would need data and rollouts of its own
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._checks import describe
 from .._random import draw
 from ..adversarial import (
     adversarial_discriminator_loss,
@@ -26,7 +24,8 @@ from ..alignment import with_gradient
 from ..discriminator import DiscriminatorHead
 from ..flow import add_noise
 from ..objective import SaltConfig
-from .agreement import check_agreement, distributed
+from .adversary_state import check
+from .agreement import distributed
 from .frozen import frozen
 
 # `features(x_t, t)`, at levels `[B]`: what the blocks return, `[B, S, D]` each, and what the
@@ -88,9 +87,10 @@ class Adversary:
             num_classes=len(self._step_counts) if self._by_step_count else 1,
             generator=torch.Generator().manual_seed(seed),
         ).to(device)
-        # Momentum off, as in One-Forcing and in Self Forcing's own optimizers.
+        # Momentum off, as in One-Forcing and in Self Forcing's own optimizers. Fused: it leaves a
+        # step out where the device says so, and the host need not wait to know.
         self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=config.adv_lr, betas=(0.0, 0.999)
+            self.head.parameters(), lr=config.adv_lr, betas=(0.0, 0.999), fused=True
         )
 
     def terms(
@@ -117,6 +117,9 @@ class Adversary:
             mask: where the trainer's own loss looks, like `video`; None: everywhere.
             felt: whether the generator is to feel it.
 
+        A head whose gradient is not finite is not updated: one NaN among the videos would be in it
+        for good. What is not finite of the term's gradient is 0, as of DMD's.
+
         Returns:
             The term, 0-dim, on the graph of the scored video alone, or None if it is not felt; the
             numbers, 0-dim.
@@ -131,6 +134,7 @@ class Adversary:
             )
         index = self._step_counts.index(num_steps) if self._by_step_count else None
         leaf = video.detach().requires_grad_(felt)
+        skipped = torch.zeros((), device=video.device)
         with frozen(self._parameters):
             for seed in seeds:
                 draws = self.draws(leaf, seed)
@@ -144,6 +148,8 @@ class Adversary:
                     x_t = add_noise(leaf, draws.noise, draws.t)
                     fake_z, v = features(x_t, draws.t)
                 log = self._update(real_z, [z.detach() for z in fake_z], moved_z, index)
+                skipped += log["salt/adv_skipped"]
+            log["salt/adv_skipped"] = skipped
             with torch.set_grad_enabled(felt):
                 adv = self._generator_loss(real_z, fake_z, index)
             log["salt/adv_g_loss"] = adv.detach()
@@ -188,6 +194,10 @@ class Adversary:
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss + config.adv_penalty * penalty)
         average_gradients(self.head.parameters())
+        gradients = [p.grad for p in self.head.parameters() if p.grad is not None]
+        # The same on all ranks, as the averages are.
+        bad = (~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()).float()
+        setattr(self.optimizer, "found_inf", bad)  # noqa: B010  # as torch.amp.GradScaler does
         self.optimizer.step()
         real_logit, fake_logit = (
             (logits if index is None else logits[:, index]).detach().mean()
@@ -199,6 +209,7 @@ class Adversary:
             "salt/adv_real_logit": real_logit,
             "salt/adv_fake_logit": fake_logit,
             "salt/adv_gap": real_logit - fake_logit,
+            "salt/adv_skipped": bad,
         }
 
     def _generator_loss(
@@ -231,41 +242,16 @@ class Adversary:
         }
 
     def check_state(self, state: object) -> None:
-        """
-        Raises:
-            ValueError: `state` is none of an adversary, or of another head; names what differs. Or
-                the ranks got different states: on all of them.
-        """
-        if distributed():
-            check_agreement("the discriminator's state", {"contents": _digest(state)})
-        known = ("head", "optimizer", "settings")
-        if not isinstance(state, Mapping) or any(
-            not isinstance(state.get(name), Mapping) for name in known
-        ):
-            got = sorted(state) if isinstance(state, Mapping) else describe(state)
-            raise ValueError(f"the discriminator's state must hold mappings {known}; got {got}")
-        ours = {**self._identity, **_shapes(self.head.state_dict())}
-        theirs = {**state["settings"], **_shapes(state["head"])}
-        differ = [
-            f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
-            for name in {**ours, **theirs}
-            if ours.get(name) != theirs.get(name)
-        ]
-        if differ:
-            raise ValueError(f"the state is of another discriminator: {', '.join(differ)}")
-        try:
-            torch.optim.AdamW(self.head.parameters()).load_state_dict(dict(state["optimizer"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the discriminator's optimizer cannot take the state: {error!r}"
-            ) from error
+        """See `adversary_state.check`."""
+        check(state, self._identity, self.head)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """`state` has passed `check_state`. The learning rate stays that of the settings."""
+        """`state` has passed `check_state`. How the optimizer works stays as the settings say."""
         self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._config.adv_lr
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(
+            {"state": state["optimizer"]["state"], "param_groups": groups}
+        )
 
 
 def feature_blocks(count: int, config: SaltConfig) -> tuple[int, ...]:
@@ -285,23 +271,3 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat /= dist.get_world_size()
     for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients])):
         gradient.copy_(mean.view_as(gradient))
-
-
-def _shapes(weights: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: list(w.shape) if isinstance(w, Tensor) else describe(w) for n, w in weights.items()}
-
-
-def _digest(state: object) -> str:
-    digest = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().numpy().tobytes())
-        elif isinstance(value, (Mapping, list, tuple)):
-            for part in value.items() if isinstance(value, Mapping) else value:
-                add(part)
-        else:
-            digest.update(repr(value).encode())
-
-    add(state)
-    return digest.hexdigest()

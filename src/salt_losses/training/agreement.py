@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -44,9 +45,19 @@ def from_rank_0(read: Callable[[], _T]) -> _T:
     if dist.get_rank() == 0:
         try:
             box[0] = read()
-        except OSError as error:
-            box[1] = error  # the others wait for word of it
+        except Exception as error:  # whatever it is: the others wait for word of it
+            box[1] = _that_crosses(error)
     dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise box[1]
     return cast(_T, box[0])
+
+
+def _that_crosses(error: Exception) -> Exception:
+    """`error`, or its text where it cannot be sent: some of other packages take no pickling, or
+    cannot be made again from what they keep."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

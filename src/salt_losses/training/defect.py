@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .._checks import moved
 from ..objective import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
@@ -38,13 +39,21 @@ class Defect:
         self._exit_steps = 0
         self.feasible = 0  # exit steps that admit a triple
         self._terms: list[Tensor] = []
+        self._empty: Tensor | int = 0  # those of which no element counts, on their device
 
     def exit_step(
-        self, velocity: Callable[[Tensor, Tensor], Tensor], x_s: Tensor, v_s: Tensor, t_s: Tensor
+        self,
+        velocity: Callable[[Tensor, Tensor], Tensor],
+        x_s: Tensor,
+        v_s: Tensor,
+        t_s: Tensor,
+        *,
+        mask: Tensor | None = None,
     ) -> None:
         """The student left its rollout with `v_s` at `x_s`, `t_s` `[B]` on the CPU in float64.
 
         `velocity(x, t)` is that call once more, with another state and times `[B]` in float64.
+        Elements where `mask`, of the shape of `x_s`, is False count for nothing.
         """
         self._exit_steps += 1
         triple = shortcut_triple_sampler(
@@ -58,23 +67,27 @@ class Defect:
         if not feasible and not self._lockstep:
             return
         self.feasible += feasible
+        if mask is not None:
+            self._empty = self._empty + (~mask.any() & feasible)
         clean = self._config.sc_time_weight == "clean"
         if clean and not self._lockstep and bool((t_s == 1).all()):
             return  # what 1 - t_s makes of it
-        triple = ShortcutTriple(*(u.to(x_s.device, non_blocking=True) for u in triple))
+        triple = ShortcutTriple(*(moved(u, x_s.device) for u in triple))
         self._terms.append(
             semigroup_defect_loss(
                 lambda x, _: velocity(x, triple.t_m),  # float32 would not be the grid's number
                 x_s,
                 triple,
                 v_s=v_s,
+                mask=mask,
                 weight=1 - triple.t_s if clean else None,
                 stop_grad=self._config.sc_stop_grad,
             )
         )
 
     def loss(self) -> Tensor | None:
-        """The mean over the exit steps that admit a triple; None where nothing was called."""
+        """The mean over the exit steps that admit a triple and have an element that counts; None
+        where nothing was called."""
         if self._exit_steps == 0:
             raise RuntimeError(
                 "the rollout made no call of the student with gradient, where the defect term "
@@ -82,4 +95,7 @@ class Defect:
             )
         if not self._terms:
             return None
-        return torch.stack(self._terms).sum() / max(1, self.feasible)
+        total = torch.stack(self._terms).sum()
+        if isinstance(self._empty, int):
+            return total / max(1, self.feasible)
+        return total / (self.feasible - self._empty).clamp(min=1)

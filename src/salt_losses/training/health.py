@@ -38,9 +38,11 @@ class Health:
         std, mean = torch.std_mean(video, dim=(0, 1, 3, 4), correction=0)
         if self._updates == 0:
             self._first = [mean, std]
-        elif self._updates < FIRST:
-            for first, now in zip(self._first, (mean, std)):
-                first.lerp_(now, 1 / (self._updates + 1))
+        weight = 1 / (self._updates + 1) if self._updates < FIRST else 0.0
+        for first, now in zip(self._first, (mean, std)):
+            # One NaN is not the run's end: neither is it taken in, nor does it stay.
+            kept = torch.where(now.isfinite(), first.lerp(now, weight), first)
+            first.copy_(torch.where(first.isfinite(), kept, now))
         self._updates += 1
         first_mean, first_std = self._first
         unit = first_std.clamp(min=torch.finfo(std.dtype).tiny)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -27,30 +29,21 @@ class Patches:
         self._undo.append((owner, name, before, value))
 
     def restore(self) -> None:
-        while self._undo:
-            owner, name, before, _ = self._undo.pop()
-            _put_back(owner, name, before)
+        with ExitStack() as stack:  # one that cannot be put back keeps no other from it
+            for owner, name, before, _ in self._undo:
+                stack.callback(_put_back, owner, name, before)
+            self._undo = []
 
     def take_off(self) -> None:
         """`restore`, but what others have done to an attribute meanwhile is left, with a warning:
         something set over ours stays, and something deleted comes back."""
-        while self._undo:
-            owner, name, before, ours = self._undo.pop()
-            now = vars(owner).get(name, _ABSENT)
-            where = f"{type(owner).__name__}.{name}"
-            if now is ours or now is _ABSENT:
-                _put_back(owner, name, before)
-            if now is _ABSENT:
-                warnings.warn(
-                    f"{where} was deleted while Salt was attached; it is the trainer's own again",
-                    stacklevel=3,
-                )
-            elif now is not ours:
-                warnings.warn(
-                    f"{where} was replaced while Salt was attached, and is left as it is; if it "
-                    "calls what it replaced, it reaches the trainer's own",
-                    stacklevel=3,
-                )
+        said: list[str] = []
+        with ExitStack() as stack:
+            for undo in self._undo:
+                stack.callback(_take_off, *undo, said.append)
+            self._undo = []
+        for message in said:  # last, as a warning may be an error
+            warnings.warn(message, stacklevel=3)
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +55,20 @@ class Patches:
         trace: TracebackType | None,
     ) -> None:
         self.restore()
+
+
+def _take_off(owner: Any, name: str, before: Any, ours: Any, say: Callable[[str], object]) -> None:
+    now = vars(owner).get(name, _ABSENT)
+    where = f"{type(owner).__name__}.{name}"
+    if now is ours or now is _ABSENT:
+        _put_back(owner, name, before)
+    if now is _ABSENT:
+        say(f"{where} was deleted while Salt was attached; it is the trainer's own again")
+    elif now is not ours:
+        say(
+            f"{where} was replaced while Salt was attached, and is left as it is; if it calls "
+            "what it replaced, it reaches the trainer's own"
+        )
 
 
 def _put_back(owner: Any, name: str, before: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -19,7 +20,7 @@ class StepLists:
         """`own`: the trainer's list; `scheduler`: with its table of `timesteps` and its `shift`."""
         self._own = own
         warped = own.is_floating_point()
-        self._table = scheduler.timesteps.double().cpu() if warped else None
+        self._table = scheduler.timesteps.cpu().double() if warped else None
         self.shift = float(scheduler.shift) if warped else 1.0
 
     def timesteps(self, times: Tensor) -> Tensor:
@@ -34,11 +35,36 @@ class StepLists:
                 f"a grid of {len(steps)} steps is too fine for the trainer's timesteps: "
                 "two of its points coincide there"
             )
-        return steps.to(self._own)
+        return steps.to(self._own.dtype).to(self._own.device)
 
     def times(self, times: Tensor) -> list[float]:
         """The same grid, as the noise levels that the trainer will really use."""
         return [*noise_levels(self.timesteps(times)), 0.0]
+
+
+class SolverLists(StepLists):
+    """The step lists of Wan's `FlowUniPCMultistepScheduler`, which takes a step count and a shift.
+
+    Its grid begins at 0.999, in float32, and its networks are asked at whole timesteps: it cuts off
+    the rest. So a list of 4 steps is [999, 937, 833, 624] at shift 5; those of 2, 4 and 8 nest.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        """`scheduler`: the model's, with its `shift`."""
+        self.shift = float(scheduler.shift)
+
+    def timesteps(self, times: Tensor) -> Tensor:
+        """`[K]`, int64: the list of as many steps as the grid `times`, `[K + 1]`, has."""
+        count, shift = len(times) - 1, self.shift
+        top = float(torch.tensor(1 - 1 / 1000, dtype=torch.float32))
+        sigmas = [i * (-top / count) + top for i in range(count)]
+        steps = [int(shift * u / (1 + (shift - 1) * u) * 1000) for u in sigmas]
+        if len(set(steps)) < count:
+            raise ValueError(
+                f"a grid of {count} steps is too fine for the trainer's timesteps: two of its "
+                "points coincide there"
+            )
+        return torch.tensor(steps)
 
 
 def noise_levels(timesteps: Tensor) -> list[float]:

@@ -10,7 +10,7 @@ try:
     import diffusers  # noqa: F401
     import peft  # noqa: F401
 except ImportError:
-    collect_ignore_glob = ["test_*.py"]
+    collect_ignore_glob = ["test_*.py", "runs.py"]
 
 
 class Example:

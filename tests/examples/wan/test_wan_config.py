@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from examples.wan import config as module
 from examples.wan.config import Config
+from salt_losses import SaltConfig, step_schedule
 
 FOLDER = Path(module.__file__).parent
 PATHS = {"model": "m", "data": "d", "out": "o"}
@@ -66,6 +70,27 @@ def test_a_number_that_yaml_takes_for_text_is_read():
     assert Config.from_mapping({**PATHS, **yaml.safe_load("lr: 1e-6")}).lr == 1e-6
 
 
+def test_shift_and_seed_are_the_plans_too():
+    salt = {"step_counts": [2, 4], "probs": [0.5, 0.5], "inference_steps": 2}
+    configs = [
+        Config(**PATHS, shift=shift, seed=seed, salt=salt) for shift, seed in ((3, 0), (7, 5))
+    ]
+    plans = [[c.plans().plan(i) for i in range(20)] for c in configs]
+    for config, made in zip(configs, plans, strict=True):
+        assert torch.equal(made[0].times, step_schedule(made[0].num_steps, config.shift))
+    counts = [[plan.num_steps for plan in made] for made in plans]
+    assert counts[0] != counts[1]
+
+
+def test_every_setting_of_salt_is_used_refused_or_said_to_be_unused():
+    """A new one fails here until somebody has decided: then a row in the recipe's README."""
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"`(?:salt\.)?([a-z_0-9]+)`", readme.split("### Settings of `salt`")[1]))
+    families = ("align_", "adv_")  # said together
+    for field in dataclasses.fields(SaltConfig):
+        assert field.name in known or field.name.startswith(families), field.name
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -86,6 +111,12 @@ def test_a_number_that_yaml_takes_for_text_is_read():
         ({"score_levels": [0.5]}, "score_levels must be two rising"),
         ({"score_levels": [0.0, 1.0]}, "score_levels must be two rising"),
         ({"salt": {"align_weight": 0.1}}, "salt.align_weight and salt.adv_weight must be 0"),
+        # It changed the grid of training, and not the sampler's.
+        ({"salt": {"shift": 3.0, "align_weight": 0}}, "salt.shift must be left out here: the grid"),
+        ({"salt": {"seed": 1}}, "salt.seed must be left out here: every draw has `seed`"),
+        ({"salt": {"first_chunk_steps": 16}}, "salt.first_chunk_steps must be left out here"),
+        ({"salt": {"sweep_every": 10}}, "salt.sweep_every must be left out here: the same seeds"),
+        ({"salt": {"sweep_prompts": ["a"]}}, "salt.sweep_prompts must be left out here"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

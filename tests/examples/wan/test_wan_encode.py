@@ -10,7 +10,7 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 
-from examples.wan import encode, tiny
+from examples.wan import encode, encoder, table, tiny
 from examples.wan.data import EncodedData, Order
 from examples.wan.pretrained import decode_video, encode_video, load_vae, read_kind
 
@@ -96,6 +96,132 @@ def test_bad_files_are_named_and_skipped_and_a_second_run_goes_on(t2v, tmp_path,
     assert [entry["source"] for entry in data.entries] == ["clip_0.mp4", "gone.mp4"]
     assert first.stat().st_mtime_ns == before
     assert data[0]["latents"].shape == (4, 2, 4, 6)
+
+
+@pytest.fixture
+def data(t2v, tmp_path):
+    """`data(rows)` makes `data.out` of a table of `data.clips`: the command's exit code."""
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    shutil.copytree(t2v.prompts.parent, clips)
+
+    def encoded(rows, out=out):
+        prompts = write_prompts(tmp_path / "p.csv", rows)
+        options = [*t2v.encode_options, "--prompts", prompts, "--out", str(out)]
+        options[options.index("--videos") + 1] = str(clips)
+        return encode.main(options)
+
+    encoded.clips, encoded.out = clips, out
+    return encoded
+
+
+def rows_of(out):
+    return [(entry["source"], entry["prompt"]) for entry in EncodedData(out).entries]
+
+
+ROWS = [(f"clip_{i}.mp4", f"the clip {i}") for i in range(3)]
+
+
+def test_a_corrected_prompt_takes_the_old_ones_place_and_the_video_is_not_encoded_again(
+    data, capsys, monkeypatch
+):
+    assert data(ROWS) == 0
+    before = EncodedData(data.out)
+    corrected = [ROWS[0], ("clip_1.mp4", "a better caption"), ROWS[2]]
+    monkeypatch.setattr(encoder, "encode_video", None)
+    assert data(corrected) == 0
+    said = capsys.readouterr()
+    assert "dropped clip_1.mp4, 'the clip 1': the table has no such row" in said.err
+    assert "3 samples (1 encoded now, 1 dropped); 0 skipped" in said.out
+    assert sorted(rows_of(data.out)) == sorted(corrected)
+    after = EncodedData(data.out)
+    assert after.fingerprint() != before.fingerprint()
+    assert torch.equal(after[2]["latents"], before[1]["latents"])
+    assert not torch.equal(after[2]["text"], before[1]["text"])
+
+
+def test_a_row_that_is_removed_is_dropped_and_when_it_comes_back_its_sample_is_there(
+    data, capsys, monkeypatch
+):
+    data(ROWS)
+    assert data(ROWS[:2]) == 0
+    assert "dropped clip_2.mp4" in capsys.readouterr().err
+    assert rows_of(data.out) == ROWS[:2]
+    monkeypatch.setattr(encoder, "encode_video", None)
+    assert data(ROWS) == 0
+    assert rows_of(data.out) == ROWS
+    assert data([]) == 2
+    assert "has no rows" in capsys.readouterr().err
+    assert rows_of(data.out) == ROWS
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_a_replaced_file_of_the_same_name_is_encoded_anew(data, capsys, tmp_path, keep_times):
+    data(ROWS)
+    before, clip = EncodedData(data.out).fingerprint(), data.clips / "clip_1.mp4"
+    (shutil.copy2 if keep_times else shutil.copy)(data.clips / "clip_2.mp4", clip)
+    assert data(ROWS) == 0
+    assert "dropped clip_1.mp4, 'the clip 1': the file is another one" in capsys.readouterr().err
+    assert sorted(rows_of(data.out)) == ROWS
+    assert data(ROWS, tmp_path / "fresh") == 0
+    after, fresh = EncodedData(data.out), EncodedData(tmp_path / "fresh")
+    latents = [
+        {entry["source"]: found[i]["latents"] for i, entry in enumerate(found.entries)}
+        for found in (after, fresh)
+    ]
+    assert all(torch.equal(latents[0][name], latents[1][name]) for name in latents[1])
+    assert torch.equal(latents[0]["clip_1.mp4"], latents[0]["clip_2.mp4"])
+    assert after.fingerprint() != before  # a run does not resume on it
+    clip.write_bytes(b"broken")
+    assert data(ROWS) == 0
+    assert sorted(rows_of(data.out)) == [ROWS[0], ROWS[2]]
+    assert json.loads((data.out / "skipped.jsonl").read_text())["source"] == "clip_1.mp4"
+
+
+def test_what_is_the_same_stays_whether_copied_or_deleted(data, capsys, monkeypatch):
+    data(ROWS)
+    fingerprint = EncodedData(data.out).fingerprint()
+    (data.clips / "clip_0.mp4").touch()
+    (data.clips / "clip_1.mp4").unlink()
+    monkeypatch.setattr(encode, "make_sample", None)
+    assert data(ROWS) == 0
+    assert "0 encoded now, 0 dropped" in capsys.readouterr().out
+    monkeypatch.setattr(table, "content", None)  # its new time was noted: it need not be read
+    assert data(ROWS) == 0
+    assert EncodedData(data.out).fingerprint() == fingerprint
+
+
+def test_a_sample_that_is_missing_is_made_anew(data, capsys):
+    data(ROWS)
+    (data.out / EncodedData(data.out).entries[1]["file"]).unlink()
+    with pytest.raises(ValueError, match="Run encode again"):
+        EncodedData(data.out)
+    assert data(ROWS) == 0
+    assert "clip_1.mp4, 'the clip 1': its sample" in capsys.readouterr().err
+    assert sorted(rows_of(data.out)) == ROWS
+
+
+def test_the_same_clips_in_another_format_are_other_data(t2v, data):
+    """A run does not resume on them, wherever the folder lies."""
+    folders = [data.out.with_name(name) for name in ("one", "two")]
+    for out, fps in zip(folders, ("16", "20")):
+        options = [*t2v.encode_options, "--fps", fps, "--prompts", str(t2v.prompts)]
+        assert encode.main([*options, "--out", str(out)]) == 0
+    one, two = map(EncodedData, folders)
+    assert [e["file"] for e in one.entries] == [e["file"] for e in two.entries]
+    assert one.fingerprint() != two.fingerprint()
+
+
+def test_an_encoding_that_is_not_finite_does_not_become_data(data, capsys, monkeypatch):
+    real = encoder.encode_video
+    times = iter(range(3))
+
+    def overflowing(vae, video):
+        return real(vae, video) * (float("inf") if next(times) == 1 else 1)
+
+    monkeypatch.setattr(encoder, "encode_video", overflowing)
+    assert data(ROWS) == 0
+    assert "skipped clip_1.mp4: its encoding (latents) has numbers" in capsys.readouterr().err
+    assert rows_of(data.out) == [ROWS[0], ROWS[2]]
 
 
 def test_images_of_a_folder_are_conditions_without_latents(i2v, tmp_path):

@@ -147,6 +147,14 @@ def test_an_adapter_name_that_is_taken_is_an_error_and_adds_nothing():
     assert [n for n, _ in base.named_parameters()] == before
 
 
+def test_a_lora_target_that_the_model_does_not_have_is_an_error():
+    """peft leaves it out as long as it finds one of the others."""
+    for target in ("to_qq", "q", "blocks"):
+        with pytest.raises(ValueError, match=f"lora_targets must name linear layers .* '{target}'"):
+            make(lora_targets=("to_q", target))
+    assert len(make(lora_targets=("to_q", "blocks.0.ffn.net.2")).trained("student")) == 2 * 5
+
+
 def test_the_global_random_stream_stays_where_it_was():
     base = tiny.make_transformer()
     before = torch.get_rng_state()

@@ -6,20 +6,14 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.commands import launch
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import WanPipeline, WanTransformer3DModel
-from safetensors.torch import load_file
 
 from examples.wan import checkpoint, train
 from examples.wan.config import Config
@@ -27,36 +21,15 @@ from examples.wan.data import EncodedData
 from examples.wan.distil import condition_of
 from examples.wan.pretrained import load_transformer
 from examples.wan.roles import ROLES
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def run(example, out, **settings):
-    assert train.main(example.train_options(out, **settings)) == 0
-    return out
-
-
-def contents(out):
-    """Everything of a run's newest checkpoint, and its log."""
-    folder = checkpoint.latest(out)
-    weights = {
-        str(path.relative_to(folder)): load_file(path) for path in folder.rglob("*.safetensors")
-    }
-    return weights, torch.load(folder / "training.pt"), (out / "log.jsonl").read_text()
-
-
-def assert_same(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert_same(dict(enumerate(a)), dict(enumerate(b)))
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
+from tests.examples.wan.runs import (
+    ROOT,
+    assert_same,
+    assert_two_did_what_one_did,
+    contents,
+    fork_two,
+    launch_options,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -228,28 +201,6 @@ def _usage_error(example, tmp_path, capsys, *more):
     return capsys.readouterr().err
 
 
-def launch_options(name: str) -> list[str]:
-    """Of `accelerate launch`, with one of the recipe's own files, on two processes."""
-    options = ["--config_file", str(ROOT / f"examples/wan/accelerate/{name}.yaml")]
-    return [*options, "--num_processes", "2", "--mixed_precision", "no", "--main_process_port"]
-
-
-def assert_two_did_what_one_did(both, alone):
-    rows, expected = (
-        [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        for out in (both, alone)
-    )
-    for row, wanted in zip(rows, expected, strict=True):
-        assert row == pytest.approx(wanted, rel=1e-3)
-    for path in checkpoint.latest(alone).rglob("*.safetensors"):
-        other = load_file(both / path.relative_to(alone))
-        for name, value in load_file(path).items():
-            # AdamW moves each number by about the learning rate, whatever the gradient's size:
-            # where that is rounding alone, its sign is too.
-            close = torch.isclose(value, other[name], atol=1e-6)
-            assert close.float().mean() > 0.9, (path, name)
-
-
 def test_two_processes_do_what_one_does_with_twice_the_accumulation(t2v, tmp_path):
     settings = {"iterations": 2, "critic_updates": 1, "sample_every": 2, "sample_count": 1}
     alone = run(t2v, tmp_path / "alone", gradient_accumulation_steps=2, **settings)
@@ -273,32 +224,6 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(t2v, tmp_pat
     assert done.returncode == 0, done.stderr
     assert_two_did_what_one_did(both, alone)
     assert (both / "samples" / "000002" / "0-8.mp4").is_file()
-
-
-def work(environment: dict[str, str], rank: int, options: list[str]) -> None:
-    """One of two processes, forked: what `accelerate launch` starts, without the imports."""
-    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    sys.exit(train.main(options))
-
-
-def fork_two(name: str, options: list[str]) -> list[int | None]:
-    """Exit codes of a training in two processes, in the environment that accelerate gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    args = launch.launch_command_parser().parse_args([*launch_options(name), port, "script"])
-    environment = prepare_multi_gpu_env(launch._validate_launch_command(args)[0])
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    environment |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=work, args=(environment, rank, options)) for rank in (0, 1)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return [worker.exitcode for worker in workers]
 
 
 @pytest.mark.parametrize("roles", ["lora", "full"])

@@ -11,6 +11,7 @@ from typing import Any
 from ..._checks import describe
 from ...objective import SaltConfig
 from ...training.agreement import check_agreement
+from ...training.settings_check import warn_of_no_effect
 from ..rollout.first_chunk import first_list
 from .handle import SaltHandle
 from .seams import (
@@ -46,6 +47,8 @@ class Adapter:
         While Salt is attached, the model refuses to be copied or pickled as a whole; its networks
         do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
         `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
+
+        Warns of a term that would never come on, and of other settings without effect.
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
@@ -91,6 +94,14 @@ class Adapter:
                 f"own denoising_step_list_first_chunk, of {len(own)} steps",
                 stacklevel=2,
             )
+        warn_of_no_effect(
+            config,
+            self.trainer,
+            # Who chooses step counts leaves the trainer's own list behind knowingly.
+            own_steps=len(model.denoising_step_list) if _as_default(config) else None,
+            last_step_only=bool(getattr(pipeline, "last_step_only", False)),
+            iterations=_iterations(trainer),
+        )
         handle._attach()
         return handle
 
@@ -136,6 +147,16 @@ class Adapter:
         check_pipeline(check, pipeline, streaming)
         check.finish()
         return pipeline
+
+
+def _as_default(config: SaltConfig) -> bool:
+    return tuple(config.step_counts) == tuple(SaltConfig.step_counts)
+
+
+def _iterations(trainer: Any) -> int | None:
+    """The run's, where its config says so (LongLive's)."""
+    count = getattr(getattr(trainer, "config", None), "max_iters", None)
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def _aligns(config: SaltConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from ...mixed_step import StepPlan
@@ -56,19 +57,24 @@ class SaltHandle:
     def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
         """Call `callback(metrics)` once for each generator loss, when its backward pass is over: at
         the next loss call, which in these trainers is the critic's of the same iteration, or at
-        `detach`."""
+        `detach`.
+
+        What a callback raises is raised there, once all callbacks were called."""
         self._losses.metrics.tell(callback)
 
     def detach(self) -> None:
-        """Put everything back as it was. A second call does nothing.
+        """Put everything back as it was, whatever a callback raises. A second call does nothing.
 
         Warns of an attribute that was replaced meanwhile, and leaves it as it is."""
-        self._losses.metrics.report()
-        self.attached = False
-        self._losses.forget_chunk()
-        if self._updates is not None:
-            self._updates.close()
-        self._patches.take_off()
+        with ExitStack() as stack:  # from the last one up, and all of them
+            stack.callback(self._patches.take_off)
+            if self._updates is not None:
+                stack.callback(self._updates.close)
+            stack.callback(self._losses.forget_chunk)
+            try:
+                self._losses.metrics.report()
+            finally:
+                self.attached = False
 
     def state_dict(self) -> dict[str, Any]:
         """The present iteration, the settings that make the plans, and what `metrics` compare with;

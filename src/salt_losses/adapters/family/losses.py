@@ -19,12 +19,12 @@ from ...schedule import step_schedule
 from ...training import streams
 from ...training.frozen import frozen
 from ...training.health import Health, Vitals
-from ...training.step_lists import StepLists
 from ..rollout.features import aligned
 from ..rollout.opponent import Opponent
 from ..rollout.planned import planned
 from ..rollout.rollout import Rollout
 from ..rollout.scored import SCORE, Scored, watching
+from ..rollout.steps import ListSteps
 from ..watch.metrics import Metrics
 from ..watch.sweep import Sweeps
 from .clock import Clock
@@ -54,7 +54,7 @@ class Losses:
 
     def __init__(self, model: Any, streaming: Any, config: SaltConfig, clock: Clock) -> None:
         self._model, self._streaming, self._config, self._clock = model, streaming, config, clock
-        self.lists = StepLists(model.denoising_step_list, model.scheduler)
+        self.lists = ListSteps(model)
         self.scheduler: MixedStepScheduler = config.scheduler(self.lists.shift)
         shift = self.scheduler.shift
         grids = self.scheduler.grid_sizes()

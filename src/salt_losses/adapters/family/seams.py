@@ -109,6 +109,19 @@ def adversary_seams(network: str) -> tuple[Seam, ...]:
     )
 
 
+# What a rollout has that makes timesteps by a scheduler of its own.
+SAMPLING_STEPS, SET_TIMESTEPS = "sampling_steps", "set_timesteps"
+
+
+def not_followed(signs: Iterable[str]) -> str:
+    """Of a pipeline with these `own_timesteps`."""
+    return (
+        "pipeline.denoising_step_list: the rollout makes its own timesteps "
+        f"({', '.join(signs)}) and does not follow it; LongLive 2.0 has an adapter of its own, "
+        "salt_losses.adapters.longlive2"
+    )
+
+
 class MissingSeamError(AttributeError):
     """The trainer lacks something that the adapter needs; nothing was changed."""
 
@@ -188,8 +201,23 @@ def check_adversary(check: SeamCheck, model: Any, streaming: Any, config: SaltCo
         check.seams(streaming, STREAMING_ADVERSARY)
 
 
+def own_timesteps(pipeline: Any) -> list[str]:
+    """By what a pipeline makes timesteps in its rollouts, where it follows no list; empty where
+    nothing is seen of it."""
+    signs = [SAMPLING_STEPS] if hasattr(pipeline, SAMPLING_STEPS) else []
+    for kind in type(pipeline).__mro__:
+        for name, method in vars(kind).items():
+            code = getattr(method, "__code__", None)
+            if name != "__init__" and code is not None and SET_TIMESTEPS in code.co_names:
+                signs.append(f"{SET_TIMESTEPS} in {name}")
+    return signs
+
+
 def check_pipeline(check: SeamCheck, pipeline: Any, streaming: bool) -> None:
     check.seams(pipeline, PIPELINE)
+    signs = own_timesteps(pipeline)
+    if signs:
+        check.missing.append(not_followed(signs))
     if not any(hasattr(pipeline, name) for name in KV_CACHES):
         check.seams(pipeline, KV_CACHE)
     if streaming:

@@ -12,11 +12,11 @@ from ...objective import SaltConfig
 from ...schedule import step_schedule
 from ...training import streams
 from ...training.adversary import Adversary, feature_blocks
-from ...training.step_lists import StepLists
 from .features import features, noise_level
 from .planned import planned
 from .rollout import Rollout
 from .scored import Scored, real_videos, rolled
+from .steps import ListSteps
 
 Key = Callable[[str], str]
 
@@ -35,7 +35,7 @@ class Opponent:
     """
 
     def __init__(
-        self, model: Any, streaming: Any, config: SaltConfig, lists: StepLists, shift: float
+        self, model: Any, streaming: Any, config: SaltConfig, lists: ListSteps, shift: float
     ) -> None:
         self._model, self._streaming, self._config = model, streaming, config
         self._lists, self._shift = lists, shift
@@ -83,10 +83,11 @@ class Opponent:
                 original()
             return scored.video
 
-        with planned(model, self._streaming, self._lists, plan) as pipeline:
+        with planned(model, self._streaming, self._lists, plan, watched=False) as pipeline:
             steps = self._lists.timesteps(step_schedule(plan.num_steps + 1, self._shift))
             seed = streams.seed_of(key("more steps"))
-            return rolled(run, model, pipeline, steps, seed, self._streaming if streaming else None)
+            there = self._streaming if streaming else None
+            return rolled(run, model, pipeline, self._lists, steps, seed, there)
 
     def terms(self, rollout: Rollout, key: Key) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The generator's term and the numbers, of a rollout that was scored."""

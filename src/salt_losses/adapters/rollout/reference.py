@@ -24,7 +24,8 @@ from ...training.step_lists import noise_levels
 from ..family.seams import KV_CACHES
 from .first_chunk import NAME as FIRST_LIST
 from .first_chunk import first_list
-from .tap import CallCounter, Tap
+from .steps import ListSteps
+from .tap import CallCounter, Tap, untapped
 
 CACHES = (*KV_CACHES, "prope_kv_cache", "crossattn_cache")
 
@@ -33,7 +34,8 @@ class Reference:
     """Accompanies one rollout of the student.
 
     Args:
-        pipeline: the trainer's; its generator must be the trainer's own at this moment.
+        pipeline: the trainer's; below taps, its generator must be the trainer's own now.
+        lists: how it is given its steps.
         steps: the reference's step list `[K']`.
         first_steps: that of its first chunk; `None`: the student's, where the trainer has one.
         config: Salt's settings, for those of the alignment.
@@ -49,6 +51,7 @@ class Reference:
     def __init__(
         self,
         pipeline: Any,
+        lists: ListSteps,
         steps: Tensor,
         first_steps: Tensor | None,
         config: SaltConfig,
@@ -58,7 +61,8 @@ class Reference:
     ) -> None:
         self.output: Tensor | None = None
         self.frames: list[bool] = []
-        self._pipeline, self._generator, self._streaming = pipeline, pipeline.generator, streaming
+        self._pipeline, self._lists, self._streaming = pipeline, lists, streaming
+        self._generator = untapped(pipeline.generator)
         self._steps, self._config, self._seed = steps, config, seed
         self._first_steps = first_steps
         self._blocks: list[Block] = []
@@ -172,7 +176,7 @@ class Reference:
         with streams.untouched(device), torch.no_grad(), Patches() as patches:
             for name, cache in self._caches.items():
                 patches.set(pipeline, name, cache)
-            patches.set(pipeline, "denoising_step_list", self._steps)
+            self._lists.put(patches, self._steps, pipeline)
             if self._first_steps is not None:
                 patches.set(pipeline, FIRST_LIST, self._first_steps)
             patches.set(pipeline, "generate_and_sync_list", next_exits)
@@ -181,7 +185,9 @@ class Reference:
                 streams.set_state(device, self._stream)
             else:
                 streams.set_seed(device, self._seed)
-            output = self._rollout(**{**self._kwargs, **no_grad})[0]
+            watching = self._lists.followed.watching
+            with watching(pipeline, self._steps, streaming=self._streaming):
+                output = self._rollout(**{**self._kwargs, **no_grad})[0]
         targets = torch.cat(calls.targets, dim=1)
         given = output.shape[1] - targets.shape[1]  # frames that the rollout started from
         self.output = torch.cat([output[:, :given], targets], dim=1)

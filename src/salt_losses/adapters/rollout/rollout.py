@@ -14,10 +14,11 @@ from ...objective import SaltConfig
 from ...training.defect import Defect
 from ...training.health import Vitals
 from ...training.patches import Patches
-from ...training.step_lists import StepLists, noise_levels
+from ...training.step_lists import noise_levels
 from .first_chunk import first_list
 from .reference import Reference
 from .scored import Scored
+from .steps import ListSteps
 from .tap import DefectTap
 
 
@@ -35,7 +36,7 @@ class Rollout:
     def __init__(
         self,
         plan: StepPlan,
-        lists: StepLists,
+        lists: ListSteps,
         config: SaltConfig,
         vitals: Vitals,
         *,
@@ -83,6 +84,7 @@ class Rollout:
         first = plan.reference_first_times
         return Reference(
             pipeline,
+            self._lists,
             timesteps(cast(Tensor, plan.reference_times)),
             None if first is None else timesteps(first),
             self._config,
@@ -92,7 +94,7 @@ class Rollout:
 
     def _make_tap(self, pipeline: Any, triples: torch.Generator) -> DefectTap:
         plan, lists = self.plan, self._lists
-        step_times = lists.times(plan.times)
+        step_times = lists.times(plan.times)[:-1]
         first = first_list(pipeline)
         first_times = step_times if first is None else noise_levels(first)
 

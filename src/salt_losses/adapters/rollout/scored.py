@@ -14,6 +14,7 @@ from ...training import streams
 from ...training.health import Vitals
 from ...training.patches import Patches
 from .reference import CACHES, cloned
+from .steps import ListSteps
 
 SCORE, DIRECTION = "compute_distribution_matching_loss", "_compute_kl_grad"
 
@@ -105,7 +106,13 @@ def real_videos(arguments: dict[str, Any]) -> Tensor:
 
 
 def rolled(
-    run: Callable[[], Tensor], model: Any, pipeline: Any, steps: Tensor, seed: int, streaming: Any
+    run: Callable[[], Tensor],
+    model: Any,
+    pipeline: Any,
+    lists: ListSteps,
+    steps: Tensor,
+    seed: int,
+    streaming: Any,
 ) -> Tensor:
     """The video of one more rollout, without gradient: of all `steps`, from noise of its own.
 
@@ -115,6 +122,7 @@ def rolled(
     Args:
         run: the trainer's own rollout, as it would run now.
         model, pipeline: the trainer's.
+        lists: how it is given its steps.
         steps: step list `[K]`.
         seed: of all noise.
         streaming: the streaming model, which writes down what it has rolled; None without one.
@@ -140,13 +148,14 @@ def rolled(
             if hasattr(pipeline, cache):
                 there = getattr(pipeline, cache)
                 patches.set(pipeline, cache, there if streaming is None else cloned(there))
-        for thing in (model, pipeline):
-            patches.set(thing, "denoising_step_list", steps)
+        lists.put(patches, steps, pipeline, model)
         patches.set(pipeline, "generate_and_sync_list", last_step)
         patches.set(owner, name, from_other_noise)
         state = {} if streaming is None else dict(streaming.state)
+        watching = lists.followed.watching
         try:
-            video = run()
+            with watching(pipeline, steps, streaming=streaming is not None):
+                video = run()
         finally:
             if streaming is not None:
                 streaming.state.clear()

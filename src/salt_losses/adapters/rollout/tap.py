@@ -26,6 +26,13 @@ class Tap:
         return self._on_call(self.generator, kwargs)
 
 
+def untapped(generator: Any) -> Any:
+    """The trainer's own, below all taps."""
+    while isinstance(generator, Tap):
+        generator = generator.generator
+    return generator
+
+
 class CallCounter:
     """Which step of which block a generator call is, without asking the device for its level.
 
@@ -39,7 +46,7 @@ class CallCounter:
 
     def count(self, current_start: int) -> tuple[int, int] | None:
         """`(block, step)` of a denoising call; None for any other."""
-        if current_start < self._start:
+        if current_start < self._start or self._block == len(self._exits):
             return None
         block, step = self._block, self._step
         if step <= self._exits[block]:
@@ -107,7 +114,13 @@ class DefectTap:
 
     def _exit_step(self, x_s: Tensor, v_s: Tensor, start: int, kwargs: dict[str, Any]) -> None:
         timestep = kwargs["timestep"]
-        t = self._step_times(self._block)[self._step]
+        times = self._step_times(self._block)
+        if self._step >= len(times):
+            raise RuntimeError(
+                f"block {self._block} made {self._step + 1} steps, and Salt gave it "
+                f"{len(times)}: the rollout does not follow the step list"
+            )
+        t = times[self._step]
         if timestep.device.type == "cpu" and abs(timestep.flatten()[0].item() - 1000 * t) > 1e-2:
             raise RuntimeError(
                 f"the exit step of block {self._block} was expected at timestep {1000 * t:g}; "
@@ -135,8 +148,8 @@ class DefectTap:
             v: Tensor = self.generator(**call)[0]
             return v
 
-        times = torch.full((x_s.shape[0],), t, dtype=torch.float64)
-        self._defect.exit_step(velocity, x_s, self._vitals.felt(v_s, t, start), times)
+        t_s = torch.full((x_s.shape[0],), t, dtype=torch.float64)
+        self._defect.exit_step(velocity, x_s, self._vitals.felt(v_s, t, start), t_s)
 
 
 def _copies(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

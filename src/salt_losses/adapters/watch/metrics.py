@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..._checks import compute_dtype
 from ...training.health import Health, Vitals
 
 Callback = Callable[[dict[str, float]], None]
@@ -32,18 +34,25 @@ class Metrics:
         if not self._log:
             return {}
         numbers: dict[str, Any] = {**self._log, **self._vitals.numbers()}
+        tensors = {name: n for name, n in numbers.items() if isinstance(n, Tensor)}
+        dtype = compute_dtype(*(n.dtype for n in tensors.values()))
         # Stacked: one wait for all.
-        tensors = {name: n.double() for name, n in numbers.items() if isinstance(n, Tensor)}
-        values = torch.stack([*tensors.values()]).tolist()
+        values = torch.stack([n.to(dtype) for n in tensors.values()]).tolist()
         return {"iteration": self._iteration, **numbers, **dict(zip(tensors, values))}
 
     def tell(self, callback: Callback) -> None:
         self._callbacks.append(callback)
 
     def report(self) -> None:
-        """Where the last generator loss is over."""
-        if self._unread and self._callbacks:
-            metrics = self.read()
-            for callback in self._callbacks:
-                callback(metrics)
-        self._unread = False
+        """Where the last generator loss is over.
+
+        Raises:
+            Exception: what a callback raised; the others were called all the same.
+        """
+        unread, self._unread = self._unread, False  # first: nothing is told twice
+        if not unread or not self._callbacks:
+            return
+        metrics = self.read()
+        with ExitStack() as stack:
+            for callback in reversed(self._callbacks):
+                stack.callback(callback, dict(metrics))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import warnings
 from contextlib import ExitStack, redirect_stdout
 from itertools import combinations
@@ -123,6 +124,7 @@ class Sweeps:
     def _write(self, folder: Path, iteration: int, weights: str, rollouts: Rollouts) -> None:
         numbers = {
             "iteration": iteration,
+            "time": time.time(),
             "weights": weights,
             "step_counts": list(self._steps),
             "prompts": list(self.prompts),

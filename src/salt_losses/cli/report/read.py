@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CommandError
 from . import other_logs
@@ -34,6 +34,13 @@ class Sweep:
     numbers: dict[str, Any]
     sheet: Path | None
     videos: dict[int, Path]
+
+
+class Start(NamedTuple):
+    """When a run was started, in seconds since 1970, and at which iteration."""
+
+    time: float
+    iteration: int
 
 
 @dataclass
@@ -88,8 +95,9 @@ def _read_run(folder: Path) -> Run:
     run.lines = _one_per_update(lines, log.name, run.remarks)
     if (folder / ALARMS).is_file():
         run.alarms, _ = _read_lines(folder / ALARMS, run.remarks)
-    _read_settings(run)
+    starts = _read_settings(run)
     run.sweeps = _read_sweeps(folder / SWEEPS, run.remarks)
+    _cut(run, starts)
     return run
 
 
@@ -161,8 +169,33 @@ def _mean(group: list[Line]) -> Line:
     }
 
 
-def _read_settings(run: Run) -> None:
-    """From `salt_run.json`; an older run has them beside its last checkpoint."""
+def _cut(run: Run, starts: list[Start]) -> None:
+    """Without what was made again, or by another run in the same folder: what is as far as a later
+    start or further. Of the lines, their order tells as well."""
+
+    def stands(iteration: float, time: object) -> bool:
+        made = float(time) if isinstance(time, (int, float)) else 0.0  # of an older version
+        return not any(start.time > made and start.iteration <= iteration for start in starts)
+
+    lines = [line for line in run.lines if stands(line["iteration"], run.written)]
+    alarms = [alarm for alarm in run.alarms if stands(alarm["iteration"], alarm.get("time"))]
+    sweeps = [sweep for sweep in run.sweeps if stands(sweep.iteration, sweep.numbers.get("time"))]
+    for what, before, after in (
+        ("update", run.lines, lines),
+        ("alarm", run.alarms, alarms),
+        ("sweep", run.sweeps, sweeps),
+    ):
+        gone = len(before) - len(after)
+        if gone:
+            run.remarks.append(
+                f"{_count(gone, what)} from before the run was started again at an iteration "
+                f"before {'it' if gone == 1 else 'them'}"
+            )
+    run.lines, run.alarms, run.sweeps = lines, alarms, sweeps
+
+
+def _read_settings(run: Run) -> list[Start]:
+    """From `salt_run.json`; an older run has them beside its last checkpoint. Gives the starts."""
     record = _json(run.folder / RUN, run.remarks)
     if record is not None:
         settings = record.get("settings")
@@ -170,13 +203,25 @@ def _read_settings(run: Run) -> None:
         run.about = {"trainer": str(record.get("trainer", ""))} if record.get("trainer") else {}
         versions = record.get("versions")
         run.about |= {k: str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
-        return
+        starts = record.get("starts")
+        return _starts(starts if isinstance(starts, list) else [])
     for state in sorted(run.folder.glob("checkpoint_model_*/salt.json"), reverse=True):
         found = (_json(state, run.remarks) or {}).get("settings")
         if isinstance(found, dict):
             run.settings = found
             run.remarks.append(f"settings from {state.relative_to(run.folder)}: the plans' alone")
-            return
+            break
+    return []
+
+
+def _starts(values: list[Any]) -> list[Start]:
+    starts = []
+    for value in values:
+        try:
+            starts.append(Start(float(value["time"]), int(value["iteration"])))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return starts
 
 
 def _read_sweeps(folder: Path, remarks: list[str]) -> list[Sweep]:

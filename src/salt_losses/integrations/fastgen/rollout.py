@@ -13,13 +13,14 @@ from ...objective import SaltConfig
 from ...training.blocks import Block
 from ...training.defect import Defect
 from .._reference import Recorded, denser_steps
+from .prediction import Predictions
 
 
 class NetTap:
     """Notes the network's denoising calls within the context, and makes the defect term.
 
-    A call with gradient that writes no cache is an exit step. The network is asked for the velocity
-    that its x0 is made of, and the x0 made of it as it would be, so that none is rounded twice.
+    A call with gradient that writes no cache is an exit step. No call is changed: the extra one
+    has the arguments of the rollout's own.
 
     Args:
         net: the student.
@@ -30,47 +31,47 @@ class NetTap:
     def __init__(self, net: Any, defect: Defect | None, *, record: bool) -> None:
         self._net, self._defect, self._record = net, defect, record
         self.blocks: list[Recorded] = [Recorded()]
+        self._predictions = Predictions(net)
         self._own_call = False
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        before = self._net.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._undo.enter_context(self._predictions)
         after = self._net.register_forward_hook(self._after, with_kwargs=True)
-        self._undo.callback(before.remove)
         self._undo.callback(after.remove)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._undo.close()
 
-    def _before(self, net: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return None if self._own_call else (args, {**kwargs, "fwd_pred_type": net.net_pred_type})
-
-    def _after(self, net: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
+    def _after(self, net: Any, args: Any, kwargs: dict[str, Any], x0: Tensor) -> None:
         if self._own_call:
-            return None
+            return
         x, t = args
-        x0 = convert(net, x, output, t, net.net_pred_type, "x0")
         if kwargs.get("store_kv", False):
             self._context(x, t, kwargs)
-            return x0
+            return
         if self._record:
             self._step(x, t, kwargs, x0)
-        if self._defect is not None and torch.is_grad_enabled():
+        if self._defect is None or not torch.is_grad_enabled():
+            return
+        at_exit = self._predictions.of(x, t, x0)
 
-            def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
-                self._own_call = True
-                try:
-                    call = {**kwargs, "fwd_pred_type": "flow"}
-                    v: Tensor = net(x_m, t_m.to(t), **call)
-                    return v
-                finally:
-                    self._own_call = False
+        def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
+            self._own_call, t_m = True, t_m.to(t)
+            try:
+                return self._predictions.of(x_m, t_m, net(x_m, t_m, **kwargs)).v
+            finally:
+                self._own_call = False
 
-            v = convert(net, x, output, t, net.net_pred_type, "flow")
-            # The cache needs no alias: the network writes constants into it, and not in this call.
-            self._defect.exit_step(velocity, x, v, t.double().cpu())
-        return x0
+        # The cache needs no alias: the network writes constants into it, and not in this call.
+        self._defect.exit_step(
+            velocity,
+            x,
+            at_exit.v,
+            t.double().cpu(),
+            mask=None if at_exit.written is None else ~at_exit.written,
+        )
 
     def _step(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], x0: Tensor) -> None:
         block = self.blocks[-1]
@@ -104,9 +105,7 @@ def in_reference(
         return torch.full_like(first["t"], times[step])
 
     def predict(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        out = net(x, level(step), **{**first["kwargs"], "fwd_pred_type": net.net_pred_type})
-        to = (convert(net, x, out, level(step), net.net_pred_type, kind) for kind in ("flow", "x0"))
-        v, x0 = to
+        x0, v, _ = predictions.of(x, level(step), net(x, level(step), **first["kwargs"]))
         return v, x0
 
     def add_noise(x0: Tensor, noise: Tensor, step: int) -> Tensor:
@@ -116,33 +115,25 @@ def in_reference(
     def fresh(x0: Tensor) -> Tensor:
         return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
 
-    x0 = target = denser_steps(
-        block,
-        first["x"],
-        recorded.noises,
-        times,
-        predict,
-        add_noise,
-        last=block.reference_exit,
-        fresh=fresh if config.align_noise == "own" else None,
-        stochastic=stochastic,
-    )[-1]
-    if config.align_at == "input" and block.takes_part:
-        _, target = predict(last["x"], block.reference_exit)
+    with Predictions(net) as predictions:
+        x0 = target = denser_steps(
+            block,
+            first["x"],
+            recorded.noises,
+            times,
+            predict,
+            add_noise,
+            last=block.reference_exit,
+            fresh=fresh if config.align_noise == "own" else None,
+            stochastic=stochastic,
+        )[-1]
+        if config.align_at == "input" and block.takes_part:
+            _, target = predict(last["x"], block.reference_exit)
     context = recorded.context or {}
     if recorded.context_noise is not None:
         x0 = net.noise_scheduler.forward_process(x0, recorded.context_noise, context["t"])
-    net(x0, context["t"], **{**context["kwargs"], "fwd_pred_type": "x0"})
+    net(x0, context["t"], **context["kwargs"])
     return target
-
-
-def convert(net: Any, x: Tensor, output: Tensor, t: Tensor, source: str, to: str) -> Tensor:
-    """A prediction of another kind, as the network itself converts it."""
-    levels = t[:, None, :, None, None] if t.ndim == 2 else t
-    converted: Tensor = net.noise_scheduler.convert_model_output(
-        x, output, levels, src_pred_type=source, target_pred_type=to
-    )
-    return converted
 
 
 def noise_between(net: Any, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:

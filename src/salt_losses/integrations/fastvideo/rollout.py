@@ -87,7 +87,7 @@ class StudentTap:
 def noise_levels(timestep: Tensor, batch_size: int) -> Tensor:
     """`[B]` in float64 on the CPU, of timesteps `[1]`, `[B]` or `[B, F]` with equal rows."""
     first = timestep.reshape(timestep.shape[0], -1)[:, 0]
-    return (first.double() / 1000).cpu().expand(batch_size)
+    return (first.cpu().double() / 1000).expand(batch_size)
 
 
 def timesteps(t: Tensor, like: Tensor, x: Tensor) -> Tensor:

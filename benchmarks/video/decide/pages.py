@@ -1,0 +1,51 @@
+"""Writes the recorded results into the documents, where a comment says which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.video.decide import tables
+from benchmarks.video.decide.figures import median_seed
+from benchmarks.video.decide.students import BASELINE, SALT
+from benchmarks.video.decide.tables import Results
+
+PAGES = ("README.md", "docs/evidence.md", "docs/evidence/decide.md")
+BLOCK = re.compile(r"(<!-- decide: ([a-z ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "answer": lambda r: tables.sentence(r, SALT, BASELINE),
+    "answer table": tables.answer_table,
+    "term": lambda r: tables.sentence(r, SALT, "mixed"),
+    "seed": lambda r: f"Seed {median_seed(r)}, the median by DMD's own distance.",
+    "facts": tables.facts,
+    "deviation": lambda r: tables.updates_table(r, "deviation", 3),
+    "updates": lambda r: tables.updates_table(r, "distance", 4),
+    **{
+        f"{name} {when}": lambda r, table=table, when=when: table(r, when)
+        for when in tables.WHEN
+        for name, table in {
+            "students": tables.students_table,
+            "pairs": tables.pairs_table,
+            "long": tables.long_table,
+            "quality": tables.quality_table,
+        }.items()
+    },
+}
+
+
+def filled(text: str, results: Results) -> str:
+    """`text` with every block as the results have it."""
+    return BLOCK.sub(lambda m: f"{m[1]}\n\n{BLOCKS[m[2]](results)}\n\n{m[3]}", text)
+
+
+def refresh(root: Path, results: Results) -> list[Path]:
+    """The pages that changed."""
+    changed = []
+    for page in PAGES:
+        path = root / page
+        text = path.read_text()
+        if (new := filled(text, results)) != text:
+            path.write_text(new)
+            changed.append(path)
+    return changed

@@ -1,0 +1,248 @@
+"""The tables, and the sentences that follow from them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.report import markdown, spread
+from benchmarks.video.decide.paired import FEWEST, Paired, paired
+from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
+from benchmarks.video.measures import COMPARED_STEPS, LONG, STEPS
+
+Record = dict[str, Any]
+Results = dict[int, Record]  # by seed, then by student
+Measure = Callable[[Record], float]
+WHEN = {"end": "at the end", "best": "at each one's best"}
+PAIRS = (
+    *((SALT, BASELINE), ("mixed", BASELINE), ("mixed-sc 0.2", BASELINE), ("dmd-8", BASELINE)),
+    *((SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
+    *(("mixed-sc after 1-3", SALT), ("mixed-sc after 2-3", SALT)),
+)
+
+
+def quality(when: str, key: str, steps: int) -> Measure:
+    return lambda record: record[when]["quality"][str(steps)][key]
+
+
+def far_out(when: str, key: str, stretch: int = -1) -> Measure:
+    return lambda record: record[when]["long"][stretch][key]
+
+
+def mean_distance(when: str) -> Measure:
+    return lambda record: statistics.fmean(
+        quality(when, "distance", k)(record) for k in COMPARED_STEPS
+    )
+
+
+def progress(stage: int, key: str, steps: int) -> Measure:
+    return lambda record: record["progress"][stage]["report"][str(steps)][key]
+
+
+def steps_label(count: int) -> str:
+    return f"{count} step" + "s" * (count > 1)
+
+
+def distances(when: str) -> dict[str, Measure]:
+    return {
+        **{steps_label(k): quality(when, "distance", k) for k in STEPS},
+        "mean of 2, 4, 8": mean_distance(when),
+        "last quarter of long rollouts": far_out(when, "distance"),
+    }
+
+
+def answers(when: str) -> dict[str, Measure]:
+    """The columns of the first table."""
+    return {**distances(when), "deviation, 8 steps": quality(when, "deviation", 8)}
+
+
+def seeds_with(results: Results, names: Sequence[str]) -> list[int]:
+    """The seeds of which all these students are done."""
+    return sorted(seed for seed, records in results.items() if set(names) <= set(records))
+
+
+def values(results: Results, seeds: Sequence[int], name: str, measure: Measure) -> list[float]:
+    return [measure(results[seed][name]) for seed in seeds]
+
+
+def compare(results: Results, name: str, other: str, measure: Measure) -> Paired:
+    """Of the seeds that have both."""
+    seeds = seeds_with(results, (name, other))
+    return paired(*(values(results, seeds, student, measure) for student in (name, other)))
+
+
+def cell(found: Sequence[float], digits: int = 4) -> str:
+    return f"{statistics.fmean(found):.{digits}f} ± {spread(list(found)):.{digits}f}"
+
+
+def answer_table(results: Results) -> str:
+    """DMD against Salt, and the difference: distances, and how saturated samples are."""
+    seeds = seeds_with(results, (BASELINE, SALT))
+    rows = []
+    for when, title in WHEN.items():
+        columns = answers(when)
+        rows += [
+            [
+                f"{STUDENTS[name].label}, {title}",
+                *(cell(values(results, seeds, name, m), 3) for m in columns.values()),
+            ]
+            for name in (BASELINE, SALT)
+        ]
+        differences = (compare(results, SALT, BASELINE, m) for m in columns.values())
+        rows.append(["difference, lower on", *map(short, differences)])
+    return markdown([f"Fréchet distance, {number(len(seeds))}", *answers("end")], rows)
+
+
+def short(difference: Paired) -> str:
+    mark = "" if difference.decided else " ~"
+    of = f"{difference.lower} of {len(difference.differences)}"
+    return f"{difference.mean:+.3f} ± {difference.error:.3f}, {of}{mark}"
+
+
+def sentence(results: Results, name: str, other: str) -> str:
+    """In words, what is decided between two students and what is not."""
+    n = len(seeds_with(results, (name, other)))
+    title = f"{STUDENTS[name].label} against {STUDENTS[other].label}"
+    if n == 0:
+        return f"{title}: no seed has both yet."
+    if n < FEWEST:
+        return (
+            f"{title}, {number(n)}: too few for a verdict, which needs {FEWEST}. The table says "
+            "which way they point."
+        )
+    parts = []
+    for when, place in WHEN.items():
+        found = {c: compare(results, name, other, m) for c, m in distances(when).items()}
+        groups = {
+            "better": [c for c, p in found.items() if p.decided and p.mean < 0],
+            "worse": [c for c, p in found.items() if p.decided and p.mean > 0],
+            "undecided": [c for c, p in found.items() if not p.decided],
+        }
+        said = [
+            f"{how} everywhere" if len(where) == len(found) else f"{how} at {listed(where)}"
+            for how, where in groups.items()
+            if where
+        ]
+        parts.append(f"{place} {'; '.join(said)}")
+    return f"{title}, {number(n)}: {parts[0]}. {parts[1][0].upper()}{parts[1][1:]}."
+
+
+def number(seeds: int) -> str:
+    return f"{seeds} seed" + "s" * (seeds != 1)
+
+
+def listed(columns: Sequence[str]) -> str:
+    """`1 step, 2 steps, 4 steps` as `1, 2 and 4 steps`."""
+    counts = [c.split(" ")[0] for c in columns if c.split(" ")[0].isdigit()]
+    if counts:
+        last = f" and {counts[-1]}" if len(counts) > 1 else ""
+        joined = (", ".join(counts[:-1]) or counts[-1]) + last
+        counts = [joined + (" step" if joined == "1" else " steps")]
+    others = [f"the {c}" for c in columns if not c.split(" ")[0].isdigit()]
+    return ", ".join([*counts, *others])
+
+
+def students_table(results: Results, when: str) -> str:
+    """All students, `~` where a difference from DMD is undecided."""
+    columns = distances(when)
+    rows = []
+    for name, seeds in rows_of(results):
+        cells = []
+        for measure in columns.values():
+            against = compare(results, name, BASELINE, measure)
+            mark = "" if name == BASELINE or against.decided else " ~"
+            cells.append(cell(values(results, seeds, name, measure)) + mark)
+        updates = values(results, seeds, name, lambda record: record[when]["updates"])
+        mean = f"{statistics.fmean(updates):.0f}"
+        rows.append([STUDENTS[name].label, str(len(seeds)), *cells, mean])
+    return markdown(["student", "seeds", *columns, "updates"], rows)
+
+
+def rows_of(results: Results) -> list[tuple[str, list[int]]]:
+    """The students that have seeds, and these."""
+    found = [(name, seeds_with(results, (name,))) for name in STUDENTS]
+    return [(name, seeds) for name, seeds in found if seeds]
+
+
+def pairs_table(results: Results, when: str) -> str:
+    """Differences seed by seed."""
+    columns = distances(when)
+    rows = [
+        [
+            f"{STUDENTS[name].label} less {STUDENTS[other].label}",
+            *(str(compare(results, name, other, m)) for m in columns.values()),
+        ]
+        for name, other in PAIRS
+        if seeds_with(results, (name, other))
+    ]
+    return markdown(["", *columns], rows)
+
+
+def updates_table(results: Results, key: str, digits: int) -> str:
+    """A mean over seeds by update, student and step count, of the reporting side."""
+    rows, head = [], []
+    for name, seeds in rows_of(results):
+        stages = results[seeds[0]][name]["progress"]
+        head = [str(stage["updates"]) for stage in stages]
+        for k in COMPARED_STEPS:
+            columns = (values(results, seeds, name, progress(i, key, k)) for i in range(len(head)))
+            means = (f"{statistics.fmean(column):.{digits}f}" for column in columns)
+            rows.append([STUDENTS[name].label, str(len(seeds)), str(k), *means])
+    return markdown(["student", "seeds", "steps", *head], rows)
+
+
+def long_table(results: Results, when: str) -> str:
+    """Distance and deviation of each quarter of the long rollouts."""
+    columns: dict[str, tuple[Measure, int]] = {
+        f"{key}, quarter {i + 1}": (far_out(when, key, i), 3)
+        for key in ("distance", "deviation")
+        for i in range(LONG)
+    }
+    columns["motion, last"] = (far_out(when, "motion"), 2)
+    columns["accuracy, last"] = (far_out(when, "accuracy"), 3)
+    return plain_table(results, columns)
+
+
+def quality_table(results: Results, when: str) -> str:
+    """What a classifier sees, and the defect."""
+    columns: dict[str, tuple[Measure, int]] = {
+        f"{key}, {steps_label(k)}": (quality(when, key, k), 3)
+        for key in ("accuracy", "motion", "coverage")
+        for k in COMPARED_STEPS
+    }
+    columns["1000 x defect (eq. 16)"] = (thousand_defects(when), 3)
+    return plain_table(results, columns)
+
+
+def thousand_defects(when: str) -> Measure:
+    return lambda record: 1000 * statistics.fmean(record[when]["defect"])
+
+
+def plain_table(results: Results, columns: dict[str, tuple[Measure, int]]) -> str:
+    rows = [
+        [
+            STUDENTS[name].label,
+            str(len(seeds)),
+            *(cell(values(results, seeds, name, m), d) for m, d in columns.values()),
+        ]
+        for name, seeds in rows_of(results)
+    ]
+    return markdown(["student", "seeds", *columns], rows)
+
+
+def facts(results: Results) -> str:
+    """What was run, where, and what real videos and the teachers have."""
+    records = [r for of_seed in results.values() for r in of_seed.values()]
+    machines = sorted({r["machine"].split(", ")[0] for r in records})
+    versions = sorted({r["torch"] for r in records})
+    hours = sum(r["training_seconds"] + r.get("evaluation_seconds", 0.0) for r in records) / 3600
+    references = [r["references"] for r in results.values()]
+    floor, teacher = (
+        cell([r[who]["distance"] for r in references], 3) for who in ("real", "teacher")
+    )
+    return (
+        f"Seeds {', '.join(map(str, sorted(results)))}; {' and '.join(machines)}, torch "
+        f"{' and '.join(versions)}, {hours:.1f} hours of one core's time. Real videos of the "
+        f"training scans have {floor}, the teachers with 16 Euler steps and no cache {teacher}."
+    )

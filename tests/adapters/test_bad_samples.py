@@ -1,0 +1,176 @@
+"""What one bad sample does to a run: no more than to the trainer's own, whose DMD makes 0 of what
+is not finite in its direction."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import test_adapters
+import tiny
+import torch
+from test_adapters import adapter, generator_step, loss_inputs, parts, salt
+from test_adversary import playing
+from test_adversary_on_the_miniature import CONFIG
+from test_harness import relative_change
+from torch import Tensor
+
+from salt_losses.adapters import self_forcing
+from salt_losses.adapters.rollout import features
+from salt_losses.training.defect import Defect
+
+Gradients = dict[str, Tensor]
+
+
+def videos(model: Any, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(list(model.args.image_or_video_shape), generator=draw)
+
+
+def finite(gradients: Gradients) -> bool:
+    return all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+
+
+def head_of(handle: Any) -> dict[str, Tensor]:
+    state = handle._adversary.state_dict()
+    moments = state["optimizer"]["state"]
+    weights = {name: value.clone() for name, value in state["head"].items()}
+    return weights | {f"{i} {k}": v.clone() for i, m in moments.items() for k, v in m.items()}
+
+
+# A real video.
+
+
+@pytest.mark.parametrize("kind", ["relativistic", "non_saturating", "hinge"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_nothing(
+    model: Any, kind: str, value: float
+) -> None:
+    if model.name == "longlive_streaming":
+        pytest.skip("streaming training has no data")
+    bad = videos(model, 1)
+    bad[0, 0, 0, 0, 0] = value
+    config = playing(model, "data", adv_kind=kind, adv_updates=2, sc_weight=0.0, align_weight=0.0)
+    target, _ = parts(model)
+
+    def update(data: Tensor) -> tuple[float, bool]:
+        model.zero_grad(set_to_none=True)
+        loss, log = model.generator_loss(**loss_inputs(model) | {"clean_latent": data})
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.generator.named_parameters() if p.grad is not None}
+        assert gradients
+        return float(log["salt/adv_skipped"]), finite(gradients)
+
+    with adapter(model).attached(target, config) as handle:
+        assert update(videos(model, 0)) == (0, True)
+        before = head_of(handle)
+        assert len(before) > len(handle._adversary.head.state_dict())  # moments too
+        assert update(bad) == (2, True)
+        after = head_of(handle)
+        assert all(torch.equal(before[name], after[name]) for name in {**before, **after})
+        assert update(videos(model, 2)) == (0, True)
+        learned = head_of(handle)
+        assert finite(learned)
+        assert any(not torch.equal(before[name], learned[name]) for name in before)
+
+
+def test_an_update_that_is_skipped_leaves_no_trace_in_those_that_follow() -> None:
+    config = replace(CONFIG, adv_against="data", step_counts=(1,), probs=(1.0,), sc_steps=())
+
+    def head_after(*seen: Tensor) -> dict[str, Tensor]:
+        model = tiny.build_model()
+        with self_forcing.attached(model, config) as handle:
+            for data in seen:
+                handle._clock._call = (-1, 0)  # the same draws in each
+                torch.manual_seed(0)
+                model.generator_loss(**tiny.loss_inputs(model) | {"clean_latent": data})
+            return head_of(handle)
+
+    good = videos(tiny.build_model(), 0)
+    one, other = head_after(good, good), head_after(good, good * math.nan, good)
+    assert all(torch.equal(one[name], other[name]) for name in {**one, **other})
+
+
+# A prediction.
+
+
+@contextlib.contextmanager
+def broken_defect_call(value: float) -> Iterator[None]:
+    """What an output layer makes that overflows: the call at `t_m`, or the reference's."""
+    exit_step = Defect.exit_step
+
+    def broken(self: Any, velocity: Any, *rest: Any) -> None:
+        def overflowing(x: Tensor, t: Tensor) -> Tensor:
+            v = velocity(x, t)
+            here = torch.zeros_like(v, dtype=torch.bool)
+            here[0, 0, 0, 0, 0] = True
+            return v.masked_fill(here, value)
+
+        exit_step(self, overflowing, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Defect, "exit_step", broken)
+        yield
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_middle_velocity_that_overflows_leaves_the_rest_of_the_gradient(
+    model: Any, value: float
+) -> None:
+    config = salt(model, sc_weight=1.0)
+    for seed in range(8):
+        whole = generator_step(model, seed, config)
+        if whole.log["salt/sc_loss"] > 0:
+            break
+    with broken_defect_call(value):
+        broken = generator_step(model, seed, config)
+    assert not broken.log["salt/sc_loss"].isfinite()  # the metrics say it, and the alarm
+    assert finite(broken.result[1])
+    plain = generator_step(model, seed)
+    # The other rows of the term are there.
+    assert relative_change(plain.result[1], broken.result[1]) > 0
+    apart = relative_change(whole.result[1], broken.result[1])
+    assert apart < relative_change(whole.result[1], plain.result[1])
+
+
+@pytest.mark.parametrize("of", ["student", "reference"])
+def test_an_alignment_that_is_not_finite_leaves_the_trainers_own_gradient(
+    model: Any, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = features.alignment
+
+    def alignment(network: Any, low: Tensor, reference: Tensor, *args: Any, **kwargs: Any) -> Any:
+        bad = torch.zeros_like(low)
+        bad[:, -1, 0, 0, 0] = math.nan
+        if of == "student":
+            return real(network, low + bad, reference, *args, **kwargs)
+        return real(network, low, reference + bad, *args, **kwargs)
+
+    monkeypatch.setattr(features, "alignment", alignment)
+    for seed in range(8):
+        plain = generator_step(model, seed)
+        broken = generator_step(model, seed, salt(model, align_weight=1.0))
+        assert finite(broken.result[1])
+        if broken.log["salt/align_loss"].isnan():
+            break
+    else:
+        pytest.fail("no seed was aligned")
+    assert relative_change(plain.result[1], broken.result[1]) < 1
+
+
+def test_the_trainers_own_direction_is_0_where_a_score_is_not_finite(model: Any) -> None:
+    """What the terms are measured by."""
+
+    def nan(module: Any, args: Any, output: Any) -> Any:
+        return output[0], output[1] * math.nan
+
+    hook = model.fake_score.register_forward_hook(nan)
+    try:
+        step = test_adapters.generator_step(model, 0)
+    finally:
+        hook.remove()
+    assert finite(step.result[1])

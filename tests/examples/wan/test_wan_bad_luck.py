@@ -1,0 +1,208 @@
+"""One bad batch, one bad file, an accelerate that is configured for something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from accelerate import DistributedType
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from examples.wan import checkpoint, encode, train
+from examples.wan.checks import check_accelerator
+from examples.wan.config import Config
+from examples.wan.data import EncodedData, Order, collate
+from tests.examples.wan.runs import assert_same, contents, fork_two, run
+
+
+def with_samples(t2v, folder, spoil):
+    """The data again, with `spoil(path)` called on the chosen samples' files."""
+    shutil.copytree(t2v.data, folder)
+    for index, entry in enumerate(EncodedData(folder).entries):
+        spoil(index, folder / entry["file"])
+    return folder
+
+
+def nan_in(*indices):
+    def spoil(index, path):
+        if index in indices:
+            sample = load_file(path)
+            sample["latents"][0, 0, 0, 0] = float("nan")
+            save_file(sample, path)
+
+    return spoil
+
+
+def options_of(t2v, data, out, **settings):
+    options = t2v.train_options(out, **settings)
+    options[options.index("--data") + 1] = str(data)
+    return options
+
+
+def updates_with(index, updates, accumulation, seed=0, processes=1):
+    """How many updates of a run see the sample `index` of 3."""
+    order = iter(Order(3, 1, seed))
+    taken = [next(order)[0] for _ in range(updates * accumulation * processes)]
+    each = accumulation * processes
+    return sum(index in taken[i : i + each] for i in range(0, len(taken), each))
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def all_finite(out):
+    weights, training, _ = contents(out)
+    tensors = [v for values in weights.values() for v in values.values()]
+    for state in training["optimizers"].values():
+        tensors += [v for slots in state.values() for v in slots.values()]
+    return all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_one_nan_in_one_latent_costs_the_updates_that_see_it_and_no_more(t2v, tmp_path, capsys):
+    data, out = with_samples(t2v, tmp_path / "data", nan_in(1)), tmp_path / "run"
+    assert train.main(options_of(t2v, data, out)) == 0
+    assert all_finite(out)
+    rows = rows_of(out)
+    seen = updates_with(1, updates=4 * 3, accumulation=1)
+    assert 0 < seen < 12
+    assert sum(row["skipped"] for row in rows) == seen
+    # The numbers of a skipped update are no numbers, and the log is JSON: no NaN in it.
+    assert any(None in row.values() for row in rows)
+    assert "NaN" not in (out / "log.jsonl").read_text()
+    said = capsys.readouterr().err
+    assert said.count("is not finite, and its update is left out") == seen
+    assert said.count("not finite in clip_1.mp4") == seen
+    optimizers = contents(out)[1]["optimizers"]
+    taken = [max(float(slots["step"]) for slots in state.values()) for state in optimizers.values()]
+    assert sum(taken) == 12 - seen
+
+
+def test_an_update_that_is_left_out_changes_nothing(t2v, tmp_path, monkeypatch):
+    """Not even the moments: as if it had not been."""
+    config = train.load_config(train.parse(t2v.train_options(tmp_path / "run")))
+    trainer = train.Trainer(config)
+    trainer.step()
+    before = {n: p.clone() for n, p in trainer.roles.named_parameters()}
+    moments = [checkpoint.optimizer_state(o) for o in trainer.optimizers.values()]
+    real = trainer.distillation.student_loss, trainer.distillation.critic_loss
+    for name, loss in zip(("student_loss", "critic_loss"), real):
+
+        def infinite(*args, loss=loss):
+            value, logs = loss(*args)
+            return value * float("inf"), logs
+
+        monkeypatch.setattr(trainer.distillation, name, infinite)
+    numbers = trainer.step()
+    assert numbers["skipped"] == 3
+    assert_same({n: p.detach() for n, p in trainer.roles.named_parameters()}, before)
+    assert_same([checkpoint.optimizer_state(o) for o in trainer.optimizers.values()], moments)
+    assert all(p.grad is None for p in trainer.roles.parameters())
+    monkeypatch.undo()
+    assert trainer.step()["skipped"] == 0
+    assert not all(torch.equal(p, before[n]) for n, p in trainer.roles.named_parameters())
+
+
+def test_a_run_of_nothing_but_bad_batches_stops_and_says_where_it_was(t2v, tmp_path, capsys):
+    out = run(t2v, tmp_path / "run", iterations=2)
+    before = contents(out)
+    damaged = with_samples(t2v, tmp_path / "data", nan_in(0, 1, 2))  # since the first iterations
+    assert train.main(options_of(t2v, damaged, out, iterations=40, save_every=40)) == 2
+    error = capsys.readouterr().err
+    assert f"the gradients of {train.MOST_SKIPPED} updates" in error
+    assert f"The last checkpoint: {out / 'checkpoints' / '000002'}" in error
+    assert_same(contents(out)[:2], before[:2])
+
+
+def test_a_bad_batch_of_one_process_is_left_out_by_both_though_they_share_the_weights(
+    t2v, tmp_path, capfd
+):
+    data, out = with_samples(t2v, tmp_path / "data", nan_in(1)), tmp_path / "run"
+    assert fork_two("fsdp2", options_of(t2v, data, out, iterations=3)) == [0, 0]
+    assert all_finite(out)
+    seen = updates_with(1, updates=3 * 3, accumulation=1, processes=2)
+    assert 0 < seen < 9
+    assert sum(row["skipped"] for row in rows_of(out)) == seen
+    assert capfd.readouterr().err.count("not finite in clip_1.mp4") == seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_one_process_cannot_read_stops_both_with_its_name(
+    t2v, tmp_path, capfd, num_workers
+):
+    def cut_off(index, path):
+        if index == 1:
+            path.write_bytes(path.read_bytes()[:100])
+
+    data = with_samples(t2v, tmp_path / "data", cut_off)
+    options = options_of(t2v, data, tmp_path / "run", num_workers=num_workers)
+    assert fork_two("fsdp2", options) == [2, 2]
+    said = f"error: {data / EncodedData(data).entries[1]['file']} cannot be read: "
+    assert capfd.readouterr().err.count(said) == 2
+
+
+@pytest.fixture(scope="module")
+def mixed(i2v, tmp_path_factory):
+    """Data of a video, an image and a video."""
+    folder = tmp_path_factory.mktemp("mixed")
+    files = folder / "files"
+    shutil.copytree(i2v.prompts.parent, files)
+    Image.new("RGB", (96, 64), "red").save(files / "clip_1.png")
+    rows = "file,prompt\nclip_0.mp4,a\nclip_1.png,b\nclip_2.mp4,c\n"
+    (folder / "p.csv").write_text(rows)
+    options = [*i2v.encode_options, "--prompts", str(folder / "p.csv")]
+    options[options.index("--videos") + 1] = str(files)
+    assert encode.main([*options, "--out", str(folder / "data")]) == 0
+    return folder / "data"
+
+
+def test_images_and_videos_in_one_batch_train_by_backward_simulation(i2v, mixed, tmp_path, capsys):
+    data, out = EncodedData(mixed), tmp_path / "run"
+    assert data.images() == ["clip_1.png"]
+    batch = collate([data[0], data[1]])
+    assert set(batch) == {"text", "condition", "image"}
+    assert torch.equal(batch["condition"][1], data[1]["condition"])
+    assert set(collate([data[0], data[2]])) == {*batch, "latents"}
+    settings = {"batch_size": 2, "iterations": 2, "sample_every": 2, "sample_steps": [1]}
+    settings |= {"sample_count": 2}
+    options = options_of(i2v, mixed, out, **settings)
+    assert train.main(options) == 2
+    assert "1 of its 3 samples are images (clip_1.png, for one)" in capsys.readouterr().err
+    assert not out.exists()
+    assert train.main([*options, "--set", "backward_simulation=true"]) == 0
+    assert len(list((out / "samples" / "000002").iterdir())) == 2
+
+
+def test_what_accelerate_is_told_and_the_recipe_cannot_do_is_refused(
+    t2v, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert train.main(t2v.train_options(tmp_path / "run")) == 2
+    assert "recipe's, 1, and accelerate's own configuration says 4" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+    class Told:
+        """What accelerate has of a machine with GPUs."""
+
+        gradient_accumulation_steps = 1
+
+        def __init__(self, kind, version=2):
+            self.distributed_type = kind
+            self.state = type("", (), {"fsdp_plugin": type("", (), {"fsdp_version": version})})
+
+    config = Config(model="", data="", out="")
+    check_accelerator(Told(DistributedType.FSDP), config)
+    with pytest.raises(ValueError, match="configured for FSDP1"):
+        check_accelerator(Told(DistributedType.FSDP, 1), config)
+    with pytest.raises(ValueError, match="configured for DEEPSPEED"):
+        check_accelerator(Told(DistributedType.DEEPSPEED), config)
+
+
+def test_a_run_says_at_its_start_what_it_goes_on_from(t2v, tmp_path, capsys):
+    out = run(t2v, tmp_path / "run", iterations=2)
+    assert f"{out}: a new run; 3 samples; NO on 1 process(es), cpu" in capsys.readouterr().err
+    run(t2v, out, iterations=3)
+    assert f"goes on from {out / 'checkpoints' / '000002'}" in capsys.readouterr().err

@@ -1,0 +1,216 @@
+"""Salt's terms in LightX2V's trainers, on real code where `SALT_LIGHTX2V` names a checkout."""
+
+from __future__ import annotations
+
+import lightx2v_real as fw
+import pytest
+import torch
+from lightx2v_oracle import (
+    Calls,
+    again,
+    equal,
+    kept_triples,
+    settings,
+    step,
+    student_rollout,
+    tensor,
+)
+
+from salt_losses import step_schedule
+
+KINDS = ("ar", "dmd")
+
+CACHES = {
+    "as configured": {},
+    "deferred": {"model__defer_kv_cache_updates": True, "model__detach_kv_cache_updates": False},
+    "in the graph": {"model__detach_kv_cache_updates": False},
+    "no checkpointing": {"training__gradient_checkpointing": False},
+    "rolling": {"model__local_attn_size": 2, "training__gradient_checkpointing": False},
+}
+pytestmark = pytest.mark.skipif(
+    fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of LightX2V to run this"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def importable() -> None:
+    fw.activate()
+    from loguru import logger
+
+    logger.remove()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("stage", ["student", "fake"])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(kind, seed, stage, tmp_path):
+    theirs = step(fw.build(kind, None, tmp_path, seed=seed), seed, stage)
+    their_stream = torch.get_rng_state()
+    ours = step(fw.build(kind, settings(0, 0), tmp_path, seed=seed), seed, stage)
+    assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
+    assert equal(theirs[1], ours[1])
+    assert any(g is not None for g in theirs[1])
+    assert torch.equal(their_stream, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("stop_grad", [None, "composed"])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_vanishing_weights_the_gradients_are_the_parents(kind, seed, stop_grad, tmp_path):
+    theirs = step(fw.build(kind, None, tmp_path, seed=seed), seed)
+    their_stream = torch.get_rng_state()
+    salt = settings(1e-38, 1e-38, sc_stop_grad=stop_grad)
+    ours = step(fw.build(kind, salt, tmp_path, seed=seed), seed)
+    assert {"salt/sc_loss", "salt/align_loss"} <= ours[0].keys()
+    assert equal(theirs[1], ours[1])
+    assert torch.equal(their_stream, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("cache", CACHES)
+def test_with_vanishing_weights_the_gradients_are_the_parents_in_every_kind_of_cache(
+    cache, size, same, tmp_path
+):
+    more = {**CACHES[cache], "training__dmd__same_step_across_blocks": same}
+    theirs, ours = (
+        step(fw.build("ar", salt, tmp_path, seed=4, **more), 4, size=size)
+        for salt in (None, settings(1e-38, 1e-38, align_at="end"))
+    )
+    assert ours[0]["salt/sc_loss"] > 0
+    assert ours[0]["salt/align_loss"] > 0
+    assert equal(theirs[1], ours[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_vanishing_weights_lora_adapters_have_the_parents_gradients(kind, tmp_path):
+    lora = {"train_type": "lora", "lora": {"rank": 2, "alpha": 2}}
+    more = {f"training__{role}__{k}": v for role in ("student", "fake") for k, v in lora.items()}
+    # IDA wants full training.
+    more["training__dmd__ida"] = {"enabled": False}
+    torch.manual_seed(3)
+    theirs = step(fw.build(kind, None, tmp_path, seed=1, **more), 1)
+    torch.manual_seed(3)
+    ours = step(fw.build(kind, settings(1e-38, 1e-38), tmp_path, seed=1, **more), 1)
+    assert sum(g is not None for g in theirs[1]) > 0
+    assert equal(theirs[1], ours[1])
+
+
+def test_the_terms_are_felt_by_the_student_alone(kind, tmp_path):
+    for seed in range(9):  # until the student leaves where there is a triple
+        trainer = fw.build(kind, settings(1e-38, 1e-38), tmp_path, seed=seed)
+        numbers, small = step(trainer, seed)
+        if numbers["salt/sc_loss"] > 0:
+            break
+    trainer = fw.build(kind, settings(1, 1e-38), tmp_path, seed=seed)
+    _, large = step(trainer, seed)
+    assert not equal(small, large)
+    assert all(p.grad is None for p in trainer.fake_model.transformer.parameters())
+    assert all(p.requires_grad for p in trainer.fake_model.transformer.parameters())
+    trainer = fw.build(kind, settings(1e-38, 1, align_at="end"), tmp_path, seed=seed)
+    numbers, aligned = step(trainer, seed)
+    assert numbers["salt/align_loss"] > 0
+    assert not equal(small, aligned)
+    assert all(p.grad is None for p in trainer.fake_model.transformer.parameters())
+
+
+def test_the_step_lists_are_read_off_the_frameworks_table(kind, tmp_path):
+    trainer = fw.build(kind, {}, tmp_path)
+    lists = {k: trainer._step_list(step_schedule(k, 5.0)).tolist() for k in (2, 4, 8)}
+    assert lists[4] == trainer.denoising_steps.tolist()
+    assert lists[8][::2] == lists[4]
+    assert lists[4][::2] == lists[2]
+    table = set(trainer.denoising_scheduler.timesteps.tolist())
+    assert all(set(steps) <= table for steps in lists.values())
+    even = fw.build(kind, {}, tmp_path, training__dmd__warp_denoising_step=False)
+    assert even._step_list(step_schedule(8)).tolist() == [125.0 * k for k in range(8, 0, -1)]
+
+
+def test_the_trainers_own_list_is_in_its_place_after_a_step(kind, tmp_path):
+    trainer = fw.build(kind, {"seed": 3, "sc_steps": [2, 4, 8]}, tmp_path)
+    names = ("denoising_steps", "denoising_sigmas", "num_inference_steps")
+    before = [getattr(trainer, name) for name in names]
+    lengths = set()
+    for _ in range(6):
+        lengths.add(float(step(trainer)[0]["salt/num_steps"]))
+        step(trainer, stage="fake")
+    assert lengths == {2.0, 4.0, 8.0}
+    assert all(getattr(trainer, n) is b for n, b in zip(names, before, strict=True))
+
+
+@pytest.mark.parametrize(("size", "cache"), [(2, "as configured"), (1, "in the graph"),
+                                             (1, "no checkpointing"), (1, "deferred")])  # fmt: skip
+def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
+    kind, size, cache, tmp_path
+):
+    """The oracle's rollout is one without Salt: a backward pass leaves other keys in the cache."""
+    tried = 0
+    for seed in range(5):
+        more = CACHES[cache] if kind == "ar" else {}
+        more = {**more, "training__dmd__same_step_across_blocks": False}
+        trainer = fw.build(kind, settings(1, 0), tmp_path, seed=seed, **more)
+        trainer._salt.begin(0)
+        with kept_triples() as triples:
+            student_rollout(trainer, seed, size)
+        loss = trainer._defect.loss()
+        if loss is None or not any(triple.feasible.all() for triple in triples):
+            continue
+        tried += 1
+        parameters = list(trainer.model.transformer.parameters())
+        fast = torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        trainer = fw.build(kind, settings(0, 0), tmp_path, seed=seed, **more)
+        trainer._salt.begin(0)
+        calls = Calls(trainer)
+        student_rollout(trainer, seed, size)
+        calls.end()
+        net, terms = trainer.model.transformer, []
+        for triple, exit_step in zip(triples, calls.with_gradient, strict=True):
+            if not triple.feasible.all():
+                continue
+            t_s, t_m, t_e = (u[:, None, None, None, None] for u in triple[:3])
+            x_s, v_s = tensor(exit_step["x"]).double(), tensor(exit_step["v"]).double()
+            x_m = x_s - (t_s - t_m) * v_s
+            v_m = again(net, exit_step["kwargs"], x_m, 1000 * triple.t_m).double()
+            direct, composed = x_s - (t_s - t_e) * v_s, x_m - (t_m - t_e) * v_m
+            terms.append((direct - composed).square().mean())
+        slow = torch.autograd.grad(
+            torch.stack(terms).mean(), list(net.parameters()), allow_unused=True
+        )
+        pairs = [(a, b) for a, b in zip(fast, slow, strict=True) if b is not None]
+        scale = max(b.abs().max() for _, b in pairs)
+        assert scale > 0
+        assert max((a - b).abs().max() for a, b in pairs) < 2e-6 * scale
+    assert tried > 1
+
+
+def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind, tmp_path):
+    exits = 1 if kind == "dmd" else fw.FRAMES
+    for seed in range(4):
+        counts, left = {}, 0.0
+        for name, salt in {"parent": None, "off": settings(0, 0), "on": settings(1, 0)}.items():
+            trainer = fw.build(kind, salt, tmp_path, seed=seed)
+            calls = Calls(trainer)
+            step(trainer, seed)
+            calls.end()
+            counts[name] = (len(calls.made), len(calls.with_gradient))
+            left = float(calls.with_gradient[0]["kwargs"]["t"].flatten()[0])
+        assert counts["off"] == counts["parent"]
+        assert counts["parent"][1] == exits
+        extra = 0 if left < 700 else exits  # from the list's last level there is no triple
+        assert counts["on"] == (counts["parent"][0] + extra, counts["parent"][1] + extra)
+
+
+def test_the_cache_holds_constants_when_an_extra_call_comes(tmp_path):
+    for cache, in_graph in (("as configured", False), ("in the graph", True)):
+        trainer = fw.build("ar", settings(1, 0), tmp_path, seed=4, **CACHES[cache])
+        calls = Calls(trainer)
+        numbers, _ = step(trainer, 4)
+        calls.end()
+        assert numbers["salt/sc_loss"] > 0
+        own, ours = calls.with_gradient[::2], calls.with_gradient[1::2]
+        assert [call["in_graph"] for call in own] == [False, in_graph, in_graph]
+        assert not any(call["in_graph"] for call in ours)

@@ -1,0 +1,177 @@
+"""What the study that decides makes of its results: verdicts, tables, pages, pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.video.decide import pages, tables
+from benchmarks.video.decide.figures import median_seed, write
+from benchmarks.video.decide.measures import in_text
+from benchmarks.video.decide.paired import paired
+from benchmarks.video.decide.results import read
+from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
+from benchmarks.video.measures import LONG, STEPS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_difference_has_its_mean_its_standard_error_and_the_seeds_on_each_side() -> None:
+    found = paired([1.0, 2.0, 3.0, 4.0], [2.0, 2.5, 3.5, 3.0])
+    assert (found.mean, found.lower) == (-0.25, 3)
+    assert found.error == pytest.approx(0.4330127)
+    assert found.interval == pytest.approx((-0.25 - 3.182446 * 0.4330127, 1.128040), abs=1e-4)
+    assert str(found) == "-0.2500 ± 0.4330, 3 of 4 ~"
+
+
+@pytest.mark.parametrize(
+    ("differences", "decided"),
+    [
+        ([-1.0] * 5 + [-1.1], True),
+        ([1.0] * 5 + [1.1], True),  # decided, and worse
+        ([-1.0] * 4 + [-1.1], False),  # five signs are too few
+        ([-1.0, -1.1, -1.2, -0.9, -1.0, 1.0], False),  # one of six is on the other side
+        ([-1.0] * 15 + [9.0], False),  # the signs alone: the mean's interval holds zero
+        ([-0.01] * 4 + [0.01] * 4 + [-9.0, -9.1] * 4, False),  # the interval alone
+        ([-1.0, 1.0] * 8, False),
+        ([-1.0], False),
+    ],
+)
+def test_decided_is_what_the_interval_and_the_signs_agree_on(
+    differences: list[float], decided: bool
+) -> None:
+    assert paired(differences, [0.0] * len(differences)).decided == decided
+
+
+def quality(distance: float) -> dict[str, float]:
+    return {
+        "distance": distance, "deviation": 2 * distance, "accuracy": 0.9, "coverage": 9.0,
+        "motion": 4.0, "confidence": 0.9,
+    }  # fmt: skip
+
+
+def record(distance: float, best: float) -> dict[str, Any]:
+    def whole(d: float, updates: int) -> dict[str, Any]:
+        return {
+            "updates": updates,
+            "quality": {str(k): quality(d) for k in STEPS},
+            "long": [quality(d)] * LONG,
+            "defect": [0.001, 0.003],
+            "frames": in_text(torch.zeros(len(STEPS) + LONG, 10, 8, 16)),
+        }
+
+    stages = {str(k): quality(distance) for k in (2, 4, 8)}
+    progress = [{"updates": u, "selection": stages, "report": stages} for u in (25, 50)]
+    where = {"machine": "a CPU, 1 threads", "torch": "2.13", "training_seconds": 3600.0}
+    return {"progress": progress, "end": whole(distance, 50), "best": whole(best, 25), **where}
+
+
+def results(seeds: int, names: tuple[str, ...] = tuple(STUDENTS)) -> tables.Results:
+    """DMD's distance is a tenth of the seed's place, Salt's lower by 0.05 at the end, and by
+    nothing at the best."""
+    found: tables.Results = {}
+    for seed in range(seeds):
+        dmd = 0.1 * (1 + (seed * 5) % seeds)
+        references = {"real": quality(0.02), "teacher": quality(0.04)}
+        found[seed] = {"references": record(0.1, 0.1) | references} | {
+            name: record(dmd - (0.05 + 0.001 * seed) * (name == SALT), dmd) for name in names
+        }
+    return found
+
+
+def test_the_sentence_says_what_is_decided_and_what_is_not() -> None:
+    found = tables.sentence(results(6), SALT, BASELINE)
+    assert found == (
+        "Salt against DMD-4, 6 seeds: at the end better everywhere. "
+        "At each one's best undecided everywhere."
+    )
+    some = results(6)
+    for records in some.values():
+        records[SALT]["end"]["quality"]["2"] = records[BASELINE]["end"]["quality"]["2"]
+    assert "better at 1, 4 and 8 steps, the mean of 2, 4, 8, the last quarter" in tables.sentence(
+        some, SALT, BASELINE
+    )
+    assert "; undecided at 2 steps." in tables.sentence(some, SALT, BASELINE)
+    few = tables.sentence(results(5), SALT, BASELINE)
+    assert few.startswith("Salt against DMD-4, 5 seeds: too few for a verdict, which needs 6.")
+    assert "at the end worse everywhere" in tables.sentence(results(6), BASELINE, SALT)
+    without = tables.sentence(results(6, (BASELINE, SALT)), SALT, "mixed")
+    assert without.endswith("no seed has both yet.")
+
+
+def test_the_answers_table_has_both_students_their_difference_and_its_mark() -> None:
+    lines = tables.answer_table(results(6)).splitlines()
+    assert len(lines) == 2 + 6
+    assert "| Fréchet distance, 6 seeds |" in lines[0]
+    assert "| -0.053 ± 0.001, 6 of 6 |" in lines[4]
+    assert lines[4].endswith("| -0.105 ± 0.002, 6 of 6 |")  # the deviation is twice the distance
+    assert "| +0.000 ± 0.000, 0 of 6 ~ |" in lines[7]
+
+
+def test_a_comparison_takes_the_seeds_that_have_both_students() -> None:
+    found = results(4)
+    del found[2][SALT]
+    assert len(tables.compare(found, SALT, BASELINE, tables.mean_distance("end")).differences) == 3
+    assert "DMD-8 less DMD-4" in tables.pairs_table(found, "end")
+    for records in found.values():
+        del records["dmd-8"]
+    assert "DMD-8" not in tables.pairs_table(found, "end")
+    assert "DMD-8" not in tables.students_table(found, "end")
+    assert "| Salt | 3 |" in tables.students_table(found, "end")
+
+
+def test_the_pictured_seed_is_the_median_by_dmds_own_distance() -> None:
+    found = results(7)
+    order = sorted(found, key=lambda seed: found[seed][BASELINE]["end"]["long"][-1]["distance"])
+    assert median_seed(found) == order[3]
+    del found[order[6]]
+    assert median_seed(found) == order[2]
+    for records in found.values():  # what Salt does there counts for nothing
+        records[SALT] = record(0.0, 0.0)
+    assert median_seed(found) == order[2]
+
+
+def test_every_block_is_made_of_results_that_are_there(tmp_path: Path) -> None:
+    for names in (tuple(STUDENTS), (BASELINE, SALT)):
+        for name, block in pages.BLOCKS.items():
+            text = block(results(6, names))
+            assert text.strip(), name
+            assert "nan" not in text, name
+    assert write(tmp_path, results(6), (8, 16))
+    for stem in ("frames", "training"):
+        assert (tmp_path / f"decide_{stem}.png").stat().st_size > 5_000
+
+
+def test_a_page_is_filled_where_it_says_so_and_nowhere_else() -> None:
+    text = "before\n<!-- decide: seed -->\nold\n<!-- end -->\nafter\n"
+    filled = pages.filled(text, results(3))
+    assert filled == (
+        "before\n<!-- decide: seed -->\n\nSeed 2, the median by DMD's own distance.\n\n"
+        "<!-- end -->\nafter\n"
+    )
+    assert pages.filled(filled, results(3)) == filled
+
+
+def test_only_the_pages_that_are_out_of_date_are_written(tmp_path: Path) -> None:
+    for page in pages.PAGES:
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text("no block\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- decide: answer -->\n<!-- end -->\n")
+    assert pages.refresh(tmp_path, results(6)) == [readme]
+    assert "Salt against DMD-4, 6 seeds" in readme.read_text()
+    assert pages.refresh(tmp_path, results(6)) == []
+
+
+def test_the_documents_show_the_recorded_results() -> None:
+    recorded = read(ROOT / "benchmarks/results/decide")
+    shown = set()
+    for page in pages.PAGES:
+        text = (ROOT / page).read_text()
+        assert pages.filled(text, recorded) == text, f"{page}: run the study with --tables"
+        shown |= set(re.findall(r"<!-- decide: (.*) -->", text))
+    assert shown == set(pages.BLOCKS)
