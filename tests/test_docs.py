@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from salt_losses import SaltConfig, step_schedule, velocity_to_x0
+from salt_losses.integrations._salt import check_supported
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -219,6 +221,30 @@ def _(names: Names) -> Iterator[None]:
     assert dataclasses.asdict(SaltConfig.from_mapping(settings)).items() >= settings.items()
 
 
+@runs("FastGen")
+def _(names: Names) -> Iterator[None]:
+    names |= {"config": SimpleNamespace(), "SaltSelfForcingModel": "a class of FastGen's"}
+    names["LazyCall"] = lambda target: lambda **settings: (target, settings)
+    yield
+    check_supported(taken(names["config"].model_class[1]["salt"]), "FastGen", chunks=True)
+
+
+def taken(settings: dict[str, Any]) -> SaltConfig:
+    config = SaltConfig.from_mapping(settings)
+    values = dataclasses.asdict(config)
+    assert all(json.loads(json.dumps(values[k])) == v for k, v in settings.items())
+    return config
+
+
+def test_fastvideos_example_is_a_config_that_it_takes() -> None:
+    yaml = pytest.importorskip("yaml")
+    page = (ROOT / "docs" / "api" / "integrations.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    method = yaml.safe_load(block)["method"]
+    check_supported(taken(method["salt"]), "FastVideo", chunks=True)
+    assert f"::: {method['_target_']}" in page
+
+
 @runs("Model-Optimizer")
 def _(names: Names) -> Iterator[None]:
     pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
@@ -234,6 +260,19 @@ def _(names: Names) -> Iterator[None]:
     names |= {"student": Network(), "teacher": Network(), "fake_score": Network()}
     names |= {"latents": torch.randn(2, 4, 3, 4, 4), "noise": torch.randn(2, 4, 3, 4, 4)}
     names |= {"text": torch.randn(2, 5, 4), "negative_text": torch.zeros(2, 5, 4)}
+    if "SaltSelfForcingModel" in names:  # the API's page: the pipeline alone
+        from modelopt.torch.fastgen import DMDConfig
+
+        from salt_losses.integrations.modelopt import SaltDMDPipeline
+
+        names["SaltDMDPipeline"] = SaltDMDPipeline
+        levels = {"t_list": [0.999, *step_schedule(8, 5.0)[1:].tolist()]}
+        names["config"] = DMDConfig(
+            pred_type="flow", num_train_timesteps=1000, student_sample_steps=8, sample_t_cfg=levels
+        )
+        yield
+        assert names["pipeline"]._salt.config.sc_weight == 1.0
+        return
     yield
     assert set(names["losses"]) >= {"vsd", "sc", "salt", "total"}
     assert float(names["student"].layer.weight.grad.abs().sum()) > 0

@@ -31,7 +31,7 @@ def _of_run(v: Verdict, anchors: set[str]) -> str:
         for origin, titles in origins.items()
     )
     from_where = (
-        f"<details><summary>Where the ranges are from</summary><ul>{ranges}</ul></details>"
+        f"<details open><summary>Where the ranges are from</summary><ul>{ranges}</ul></details>"
         if ranges
         else ""
     )

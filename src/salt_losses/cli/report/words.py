@@ -123,7 +123,7 @@ def of_term(term: Term) -> Finding:
         "worth it": "does what it is for",
         "not worth it": "does not show what it is for",
     }.get(term.state, "is undecided")
-    text = f"{does}, for {cost}. Beside {against}"
+    text = f"{does}. Beside {against}. It costs {cost}"
     change = "raise sc_weight, or leave the term out" if term.state == "not worth it" else ""
     mark = term.state if term.state != "unsure" else "undecided"
     state = "well" if term.state == "worth it" else "unsure"
