@@ -50,7 +50,8 @@ def extra_memory(
     student = NETWORKS[generator]
     cache = 2 * student.layers * trainer.cache_frames * tokens * student.dim * BYTES
     prompts = 2 * student.layers * PROMPT_TOKENS * student.dim * BYTES
-    features = {"fake_score": student, "real_score": NETWORKS[teacher]}
+    names = {"fake_score": generator, "real_score": teacher}
+    features = {role: NETWORKS[name] for role, name in names.items()}
     items = []
 
     if any(wants_defect(salt, k) for k in salt.step_counts) and salt.sc_stop_grad != "composed":
@@ -82,10 +83,8 @@ def extra_memory(
         ]
     if salt.adv_weight > 0:
         network = features[salt.adv_features]
-        parameters = head_parameters(salt, network)
-        # Weights, gradients and two moments in float32.
-        head = Item("discriminator: its head and AdamW", 16 * parameters, "GPU", "always")
-        items.append(head)
+        head = head_bytes(salt, names[salt.adv_features])
+        items.append(Item("discriminator: its head and AdamW", head, "GPU", "always"))
         if salt.adv_against == "more_steps":
             when = "before the student's first step"
             items.append(
@@ -98,6 +97,11 @@ def extra_memory(
             Item("discriminator: its blocks' inputs", (last + 1) * one, "host", "in that pass"),
         ]
     return items
+
+
+def head_bytes(salt: SaltConfig, network: str) -> int:
+    """Weights, gradients and two moments in float32."""
+    return 16 * head_parameters(salt, NETWORKS[network])
 
 
 def head_parameters(salt: SaltConfig, network: Network) -> int:
