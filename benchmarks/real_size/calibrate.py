@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.real_size.subjects import Subject
+from benchmarks.real_size.results import subject_of
 from salt_losses.cli.seconds import Sizes, Work, seconds_of
 
 UPDATES = ("generator", "critic")
@@ -16,18 +16,12 @@ def sizes_of(row: dict[str, Any], results: dict[str, Any]) -> Sizes:
     return Sizes(results["generator"], row["teacher"], results["blocks"])
 
 
-def subject_of(row: dict[str, Any]) -> Subject:
-    return Subject(
-        row["subject"], row["settings"], row["steps"], kind=row["kind"], teacher=row["teacher"]
-    )
-
-
 def timed(results: dict[str, Any]) -> list[tuple[dict[str, Any], Work]]:
     """The rows of updates, with their work."""
     return [
         (row, subject_of(row).work(sizes_of(row, results)))
         for row in results["rows"]
-        if row["kind"] in UPDATES
+        if row["kind"] in UPDATES and row.get("seconds")
     ]
 
 

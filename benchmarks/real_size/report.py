@@ -22,13 +22,20 @@ TITLES = {
 }
 
 
+NOTES = {"critic": ", the critic's update", "sweep": " of a recorded run, and an update"}
+
+
 def updates(results: Results) -> list[Row]:
-    return [row for row in results["rows"] if row["kind"] in UPDATES]
+    return [row for row in results["rows"] if row.get("seconds") and row["kind"] != "sweep"]
+
+
+def with_sweeps(results: Results) -> list[Row]:
+    return [row for row in results["rows"] if row.get("seconds")]
 
 
 def foreseen(row: Row, results: Results) -> float | None:
     """By `salt-losses plan` on this card, where that was measured."""
-    if results["toy"]:
+    if results["toy"] or row["kind"] not in UPDATES:
         return None
     for card in cards_named(results["card"]):
         if card.generator == results["generator"]:
@@ -47,19 +54,20 @@ def plain_of(row: Row, results: Results) -> Row | None:
 
 def table(results: Results) -> str:
     rows = []
-    for row in updates(results):
+    for row in with_sweeps(results):
         seconds = statistics.median(row["seconds"])
         spread = f"{min(row['seconds']):.1f} to {max(row['seconds']):.1f}"
         plain, plan = plain_of(row, results), foreseen(row, results)
         # Another step count's plain update has the same peak.
         at_any = plain or next(
-            (r for r in updates(results) if r["settings"] is None and r["kind"] == row["kind"]
+            (r for r in updates(results) if r["settings"] is None
+             and (r["kind"] == "critic") == (row["kind"] == "critic")
              and r["teacher"] == row["teacher"]), None,
         )  # fmt: skip
         beyond = "" if at_any is None or at_any is row else row["peak_gib"] - at_any["peak_gib"]
         rows.append(
             [
-                row["subject"] + (", the critic's update" if row["kind"] == "critic" else ""),
+                row["subject"] + NOTES.get(row["kind"], ""),
                 "the trainer" if row["settings"] is None else "salt-losses",
                 row["teacher"],
                 f"{row['steps']}, {row['exit']}",
@@ -93,7 +101,7 @@ def neutrality(results: Results) -> str:
             said(row["gradients_differ_by"]),
         ]
         for row in results["rows"]
-        if row["kind"] == "neutral"
+        if row["kind"] == "neutral" and "failed" not in row
     ]
     if not rows:
         return ""
@@ -150,7 +158,7 @@ def plot(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = updates(results)[::-1]
+    rows = with_sweeps(results)[::-1]
     figure, axis = pyplot.subplots(figsize=(9, 1 + 0.36 * len(rows)), layout="constrained")
     names, drawn = [], {"the trainer": "tab:gray", "salt-losses": "tab:blue"}
     for at, row in enumerate(rows):

@@ -124,7 +124,7 @@ SUBJECTS = (
     Subject("plain", None, steps=2),
     Subject("first chunk in 4", {"first_chunk_steps": 4}, steps=2),
     Subject("attached, terms off", {}, kind="critic"),
-    Subject("sweep", {"sweep_every": 1}, kind="sweep"),
+    Subject("sweep", {"sweep_every": 1, "sweep_prompts": ("a cat", "a dog")}, kind="sweep"),
     Subject("plain", None, teacher="14B"),
     Subject("the release's alignment", RELEASED, teacher="14B"),
 )

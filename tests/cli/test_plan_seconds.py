@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.real_size.calibrate import fit, sizes_of, subject_of, timed
+from benchmarks.real_size.calibrate import fit, sizes_of, timed
+from benchmarks.real_size.results import subject_of
 from salt_losses import SaltConfig
 from salt_losses.cli import main
 from salt_losses.cli.cards import CARDS, Card, cards_named
