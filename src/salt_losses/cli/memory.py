@@ -77,10 +77,7 @@ def extra_memory(
         network = features[salt.align_features]
         block = network.layers // 2 if salt.align_block is None else salt.align_block
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
-        items += [
-            Item("alignment: one block's input", one, "GPU", "in its feature pass"),
-            Item("alignment: its blocks' inputs", (block + 1) * one, "host", "in its feature pass"),
-        ]
+        items.append(_inputs("alignment", (block + 1) * one))
     if salt.adv_weight > 0:
         network = features[salt.adv_features]
         head = head_bytes(salt, names[salt.adv_features])
@@ -92,11 +89,13 @@ def extra_memory(
             )
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
         last = max(feature_blocks(network.layers, salt))
-        items += [
-            Item("discriminator: one block's input", one, "GPU", "in its last feature pass"),
-            Item("discriminator: its blocks' inputs", (last + 1) * one, "host", "in that pass"),
-        ]
+        items.append(_inputs("discriminator", (last + 1) * one))
     return items
+
+
+def _inputs(term: str, size: int) -> Item:
+    when = "in its feature pass; on the host, if they take more than half of what is free"
+    return Item(f"{term}: its blocks' inputs", size, "GPU", when)
 
 
 def head_bytes(salt: SaltConfig, network: str) -> int:
