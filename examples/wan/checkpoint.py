@@ -159,7 +159,8 @@ def read_for(config: Config, identity: dict[str, Any]) -> tuple[Path, dict[str, 
     found = checkpoints(config.out)
     if not found:
         return None
-    there = yaml.safe_load((Path(config.out) / CONFIG_FILE).read_text())
+    # Settings that are younger than the run had their defaults then.
+    there = Config.load(Path(config.out) / CONFIG_FILE).as_dict()
     refuse_other_settings(found[-1], there, config.as_dict(), FREE)
     training = torch.load(found[-1] / TRAINING_FILE, map_location="cpu", weights_only=True)
     refuse_other_settings(found[-1], training["identity"], identity, set())

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from salt_losses import StepPlan
+from salt_losses.training.settings_check import warn_of_no_effect
 
 from . import checkpoint
 from .batches import Batch, Batches
@@ -76,6 +77,7 @@ class Trainer:
         if found:
             self._resume(*found)
         self._say(self._beginning(found))
+        warn_of_no_effect(config.salt, "examples.wan.train", iterations=config.iterations)
 
         self.plans = config.plans()
         self.distillation = Distillation(

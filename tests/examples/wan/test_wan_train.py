@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 import torch
+import yaml
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from examples.wan import checkpoint, train
@@ -174,6 +175,15 @@ def test_a_checkpoint_of_another_config_is_an_error_that_changes_nothing(t2v, wh
     assert "salt" in error(**{"salt.sc_weight": 0.5})
     assert "batches_per_update (1 there, 2 now)" in error(gradient_accumulation_steps=2)
     assert (whole / "config.yaml").read_text() == before
+
+
+def test_a_run_from_before_a_setting_existed_resumes(t2v, tmp_path):
+    out = run(t2v, tmp_path / "run", iterations=1, save_every=1)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    del config["salt"]["sc_warmup"], config["num_workers"], config["ema_decay"]
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    run(t2v, out, iterations=2)
+    assert checkpoint.latest(out).name == "000002"
 
 
 def test_data_of_another_model_is_an_error(t2v, i2v, tmp_path, capsys):
