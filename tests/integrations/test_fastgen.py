@@ -442,7 +442,7 @@ def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_sto
         set_random_seed(0, iteration=iterations[0] - 1, by_rank=True)
         numbers = []
         for iteration in iterations:
-            losses, _ = trainer.train_step(model, model, fw.batch(iteration), iteration, 0)
+            losses = fw.train_step(trainer, model, model, fw.batch(iteration), iteration)
             numbers.append({name: float(value) for name, value in losses.items()})
         return numbers
 
