@@ -507,6 +507,17 @@ def test_bad_settings_are_refused(kind):
             fw.build(kind, {"align_weight": 1})
 
 
+def test_a_list_and_a_term_that_are_never_used_are_said(kind):
+    with pytest.warns(UserWarning, match=r"of length 3, is never used.* set step_counts to \[3\]"):
+        fw.build(kind, {"sc_weight": 1.0}, t_list=(0.999, 0.9, 0.7, 0.0))
+    salt = {"step_counts": [1, 2], "probs": [0.5, 0.5], "inference_steps": 1}
+    with pytest.warns(UserWarning, match=r"defect term never comes on.* set sc_steps to some of"):
+        fw.build(kind, salt)
+    if kind == "self_forcing":
+        with pytest.warns(UserWarning, match="leave at their last step alone"):
+            fw.build(kind, {}, last_step_only=True)
+
+
 def test_another_version_of_the_parent_is_named_in_one_sentence(monkeypatch):
     import fastgen.methods as theirs
 
