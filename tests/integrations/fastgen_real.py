@@ -7,9 +7,11 @@ text encoder and VAE (none is used). FlexAttention is off, as rollouts do not us
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,14 +97,43 @@ def build(
 
 
 def trainer(model: Any, folder: Path | None = None, *, fsdp: bool = False) -> Any:
-    """FastGen's own trainer, for its steps and its checkpoints."""
-    import fastgen.configs.methods.config_dmd2 as dmd2
+    """FastGen's own trainer, for its steps and its checkpoints, with the callbacks of its own
+    config of the method; wandb's where that is installed, which then sends and keeps nothing."""
     from fastgen.trainer import Trainer
 
-    config = dmd2.Config(model=model.config)
-    config.trainer.fsdp, config.trainer.callbacks = fsdp, {}
+    config = method_config(model)
+    if importlib.util.find_spec("wandb").origin is None:  # a stand-in
+        del config.trainer.callbacks["wandb"]
+    config.trainer.fsdp, config.trainer.logging_iter = fsdp, 1
     config.trainer.checkpointer.save_dir = str(folder)
-    return Trainer(config)
+    output = mock.patch.dict(os.environ, FASTGEN_OUTPUT_ROOT=str(folder or tempfile.mkdtemp()))
+    with output, newer_wandb():
+        return Trainer(config)
+
+
+def train_step(trainer: Any, wrapped: Any, model: Any, data: Any, iteration: int) -> Any:
+    """A step of it, as its loop makes it."""
+    trainer.callbacks.on_training_step_begin(model, iteration=iteration)
+    trainer.callbacks.on_training_accum_step_begin(model, data, iteration=iteration, accum_iter=0)
+    losses, _ = trainer.train_step(wrapped, model, data, iteration, 0)
+    return losses
+
+
+def method_config(model: Any) -> Any:
+    import fastgen.configs.methods.config_dmd2 as dmd2
+    import fastgen.configs.methods.config_self_forcing as self_forcing
+
+    causal = hasattr(model.config, "context_noise")
+    config = (self_forcing if causal else dmd2).create_config()
+    config.model, config.log_config.wandb_mode = model.config, "disabled"
+    return config
+
+
+def newer_wandb() -> Any:
+    """A function that FastGen asks of wandb, and that its newer versions no longer have there."""
+    import wandb
+
+    return mock.patch.object(wandb.util, "generate_id", lambda: "run", create=True)
 
 
 def run(
@@ -110,15 +141,11 @@ def run(
 ) -> list[dict[str, Any]]:
     """FastGen's own trainer, whole, with the callbacks of its own config of the method, wandb's
     among them; what they log, in order. Videos are not encoded, and CUDA's numbers are 0."""
-    import fastgen.configs.methods.config_dmd2 as dmd2
-    import fastgen.configs.methods.config_self_forcing as self_forcing
     import fastgen.trainer as theirs
     import wandb
     from fastgen.utils import LazyCall
 
-    causal = hasattr(model.config, "context_noise")
-    config = (self_forcing if causal else dmd2).create_config()
-    config.model = model.config
+    config = method_config(model)
     config.dataloader_train = LazyCall(networks.Loader)(batch_size=1, seed=1)
     config.dataloader_val = LazyCall(networks.Loader)(batch_size=1, seed=2, batches=2)
     config.log_config.wandb_mode = wandb_mode
@@ -150,10 +177,7 @@ def run(
         stood_in.enter_context(
             mock.patch.object(wandb, "Video", lambda video, **_: str(video.shape))
         )
-        # Of wandb's that newer ones no longer have there.
-        stood_in.enter_context(
-            mock.patch.object(wandb.util, "generate_id", lambda: "run", create=True)
-        )
+        stood_in.enter_context(newer_wandb())
         stood_in.enter_context(mock.patch.object(theirs.time, "sleep", lambda _: None))
         stood_in.enter_context(mock.patch.dict(os.environ, FASTGEN_OUTPUT_ROOT=str(folder)))
         try:

@@ -57,7 +57,7 @@ def main(kind: str, wrapping: str, out: Path) -> None:
     steps = []
     for iteration in range(1, 6):  # the even ones are the student's
         data = fastgen_real.batch(100 * rank + iteration)
-        losses, _ = trainer.train_step(wrapped, model, data, iteration, 0)
+        losses = fastgen_real.train_step(trainer, wrapped, model, data, iteration)
         steps.append({name: float(value) for name, value in losses.items()})
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -442,7 +442,7 @@ def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_sto
         set_random_seed(0, iteration=iterations[0] - 1, by_rank=True)
         numbers = []
         for iteration in iterations:
-            losses, _ = trainer.train_step(model, model, fw.batch(iteration), iteration, 0)
+            losses = fw.train_step(trainer, model, model, fw.batch(iteration), iteration)
             numbers.append({name: float(value) for name, value in losses.items()})
         return numbers
 
@@ -505,6 +505,17 @@ def test_bad_settings_are_refused(kind):
     if kind == "dmd2":
         with pytest.raises(ValueError, match="a prediction from data has no rollout"):
             fw.build(kind, {"align_weight": 1})
+
+
+def test_a_list_and_a_term_that_are_never_used_are_said(kind):
+    with pytest.warns(UserWarning, match=r"of length 3, is never used.* set step_counts to \[3\]"):
+        fw.build(kind, {"sc_weight": 1.0}, t_list=(0.999, 0.9, 0.7, 0.0))
+    salt = {"step_counts": [1, 2], "probs": [0.5, 0.5], "inference_steps": 1}
+    with pytest.warns(UserWarning, match=r"defect term never comes on.* set sc_steps to some of"):
+        fw.build(kind, salt)
+    if kind == "self_forcing":
+        with pytest.warns(UserWarning, match="leave at their last step alone"):
+            fw.build(kind, {}, last_step_only=True)
 
 
 def test_another_version_of_the_parent_is_named_in_one_sentence(monkeypatch):

@@ -88,6 +88,10 @@ EFFECTIVE = {
         {"step_counts": (2,), "probs": (1.0,), "sc_weight": 0, "align_weight": 1},
         {"own_steps": 4},
     ),
+    "a list that was left behind": (
+        {"step_counts": (2, 8), "probs": (0.5, 0.5)},
+        {"own_steps": 4},
+    ),
     "a first chunk of its own": ({"first_chunk_steps": 8}, {}),
     "a warm-up that ends": ({"align_weight": 1}, {"iterations": 601}),
     "a discriminator": ({"adv_weight": 1, "adv_step_counts": (2,)}, {}),
@@ -106,8 +110,9 @@ def test_what_has_an_effect_is_passed_over(case):
 
 
 def test_each_is_a_warning_that_names_the_trainer():
+    config = SaltConfig(sc_steps=(16,))
     with pytest.warns(UserWarning, match=r"^FastVideo: sc_weight is 1") as caught:
-        warn_of_no_effect(SaltConfig(**TWO), "FastVideo", own_steps=3)
+        warn_of_no_effect(config, "FastVideo", own_steps=3)
     assert len(caught) == 2
 
 

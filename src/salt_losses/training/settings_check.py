@@ -46,6 +46,7 @@ def no_effect(
     Args:
         config: the settings.
         own_steps: how many steps the trainer's own list has, where it is one to be trained.
+            Whether it is used matters where `step_counts` is the default.
         last_step_only: whether the trainer's students leave their rollouts at the last step alone.
         iterations: the run's, where they are known.
     """
@@ -154,7 +155,9 @@ def _lists(config: SaltConfig, counts: list[int], own_steps: int | None) -> Iter
     used = set(counts)
     if config.align_weight > 0:
         used |= {config.align_reference[k] for k in counts if k in config.align_reference}
-    if own_steps is not None and own_steps not in used:
+    # Who chooses step counts leaves the trainer's own list behind knowingly.
+    chosen = config.step_counts != SaltConfig.step_counts
+    if own_steps is not None and own_steps not in used and not chosen:
         yield (
             f"the trainer's own list, of length {own_steps}, is never used: the step counts that "
             f"occur are {counts}; to train it, set step_counts to [{own_steps}], and probs and "

@@ -69,7 +69,7 @@ class NetTap:
             velocity,
             x,
             at_exit.v,
-            t.double().cpu(),
+            t.cpu().double(),
             mask=None if at_exit.written is None else ~at_exit.written,
         )
 
