@@ -74,7 +74,7 @@ def extra_memory(
             )
         )
         network = features[salt.align_features]
-        block = network.layers // 2 if salt.align_block is None else salt.align_block
+        block = (network.layers - 1) // 2 if salt.align_block is None else salt.align_block
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
         items += [
             Item("alignment: one block's input", one, "GPU", "in its feature pass"),
