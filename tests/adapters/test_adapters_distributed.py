@@ -100,6 +100,42 @@ def test_a_resumed_run_continues_the_plans(
     assert [line["salt/num_steps"] for line in seen] == planned
 
 
+def test_longlives_second_stage_begins_new_plans_and_resumes_its_own(
+    require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT))
+    saving = {"no_save": False, "log_iters": 1, "sharding_strategy": "full", "world_size": 1}
+    stage1, stage2 = tmp_path / "stage1", tmp_path / "stage2"
+    train(require("longlive"), 1, logdir=str(stage1), **saving)
+    start = {"generator_ckpt": str(stage1 / "checkpoint_model_000001" / "model.pt")}
+    for until, iteration in ((2, 1), (3, 2)):  # its step goes on from the first stage's
+        [rank] = train("longlive", until, logdir=str(stage2), **saving, **start)
+        assert rank["step"] == until
+        assert rank["extra"]["state"]["iteration"] == iteration
+    lines = (stage2 / "salt_metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1]
+    starts = json.loads((stage2 / "salt_run.json").read_text())["starts"]
+    assert [start["iteration"] for start in starts] == [0, 1]
+    assert f"{start['generator_ckpt'].removesuffix('/model.pt')}/salt.json" in starts[0]["state"]
+
+
+@pytest.mark.parametrize("name", ["self_forcing", "longlive", "causal_forcing"])
+def test_a_run_that_cannot_write_ends_with_the_parameters_of_one_that_can(
+    name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align_weight": 0.0}))
+    parameters = []
+    for blocked in (False, True):
+        folder = tmp_path / f"{blocked}"
+        for file in ("salt_metrics.jsonl", "salt_run.json") if blocked else ():
+            (folder / file).mkdir(parents=True)  # no file can be there then, root's neither
+        [rank] = train(require(name), 2, logdir=str(folder), world_size=1)
+        assert rank["step"] == 2
+        parameters.append(rank["parameters"])
+    assert parameters[0] == parameters[1]
+    assert len((tmp_path / "False" / "salt_metrics.jsonl").read_text().splitlines()) == 2
+
+
 ADVERSARY = SALT | {
     "align_weight": 0.0,
     "adv_weight": 1.0,

@@ -207,6 +207,17 @@ def test_the_first_chunk_takes_more_steps_where_it_has_fewer(run: Run) -> None:
     check(recorded, {2: 4, 4: 4}, tiny_lists())
 
 
+def test_the_shift_of_a_students_training_is_that_of_its_grids(run: Run) -> None:
+    import tiny
+
+    model = tiny.build_model()
+    lists = StepLists(model.denoising_step_list, model.scheduler)
+    shifted = {k: lists.timesteps(step_schedule(k, 2.0)).tolist() for k in (2, 4)}
+    assert shifted != {k: tiny_lists()[k] for k in (2, 4)}
+    recorded = run("--shift", "2", "--first_chunk_steps", "4", "--steps", "2")
+    check(recorded, {2: 4}, shifted)
+
+
 def test_the_noise_depends_on_the_seed_and_not_on_the_step_counts(run: Run) -> None:
     one, other = run("--steps", "2"), run("--steps", "4", "1", "--first_chunk_steps", "4")
     assert torch.equal(one.noises()[0], other.noises()[0])
@@ -225,6 +236,8 @@ def test_the_trainers_own_step_count_gives_what_its_script_gives(run: Run) -> No
         ((), "--steps"),
         (("--steps", "two"), "invalid int value: 'two'"),
         (("--steps", "0"), "--steps must be distinct numbers of at least 1; got [0]"),
+        (("--steps", "2", "--shift", "0"), "--shift must be a number above 0; got 0"),
+        (("--steps", "2", "--shift", "nan"), "--shift must be a number above 0; got nan"),
         (("--steps", "2", "2"), "--steps must be distinct numbers of at least 1; got [2, 2]"),
         (
             ("--steps", "3", "--first_chunk_steps", "4"),

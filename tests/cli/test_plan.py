@@ -122,6 +122,9 @@ def test_the_memory_is_that_of_the_documented_arithmetic() -> None:
     graph = gigabytes["defect: its calls' graph (the inputs of their layers)"]
     assert graph == pytest.approx(3.0, abs=0.03)
     assert gigabytes["discriminator: its head and AdamW"] == pytest.approx(0.56, abs=0.01)
+    # The middle one of 30 blocks is the 15th, before which 14 have been: each 21 frames' tokens.
+    tokens = 21 * 1560 * 1536 * 2
+    assert items["alignment: its blocks' inputs"]["bytes"] == 15 * tokens
     assert "beside the student's graph" in items["alignment: the reference's KV cache"]["when"]
 
 
@@ -187,6 +190,16 @@ def test_what_rests_on_a_refused_setting_is_not_blamed_on_others(
             "a grid of 1400 steps is too fine",
         ),
         ({"adv_weight": 0.1}, "longlive_streaming", "adv_against must be 'more_steps'"),
+        (
+            {"align_weight": 0.1, "align_block": 30},
+            "self_forcing",
+            "align_block must be below the 30 blocks of fake_score; got 30",
+        ),
+        (
+            {"adv_weight": 0.1, "adv_blocks": [3, 40], "adv_features": "real_score"},
+            "self_forcing",
+            "adv_blocks must be below the 40 blocks of real_score; got 3, 40",
+        ),
     ],
 )
 def test_settings_that_the_trainer_cannot_follow_are_wrong(
@@ -216,6 +229,7 @@ def test_settings_that_the_trainer_cannot_follow_are_wrong(
         ({"step_counts": (3, 5, 8)}, "do not nest: 8 is no multiple of 3 or 5, whose"),
         ({"adv_weight": 0.1, "adv_warmup": 100}, "never reaches the student"),
         ({"adv_weight": 0.1}, "hands None"),
+        ({"sweep_every": 50}, "2 sweeps, of at least 15 generator calls"),
     ],
 )
 def test_what_is_allowed_but_perhaps_not_meant_is_noted(

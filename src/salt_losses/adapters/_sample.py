@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import runpy
 import sys
@@ -26,8 +27,9 @@ from .rollout.first_chunk import NAME as FIRST_LIST
 def sample(description: str | None = None) -> None:
     """Run `inference.py` of the working directory, which then writes one file per step count.
 
-    Takes `--steps` and `--first_chunk_steps` off the command line; all other arguments are the
-    trainer's. A file that the script would call `a cat.mp4` is `a cat-2steps.mp4`, or
+    Takes `--steps`, `--first_chunk_steps` and `--shift` off the command line; all other arguments
+    are the trainer's. A student that was trained with a `shift` of Salt's own is sampled with it. A
+    file that the script would call `a cat.mp4` is `a cat-2steps.mp4`, or
     `a cat-2steps-first4.mp4` where the first chunk takes 4. Of each prompt all step counts start
     from the same noise and the same random stream, and what they draw leaves the next prompt's
     noise as it is: it depends on the script's seed alone.
@@ -37,7 +39,7 @@ def sample(description: str | None = None) -> None:
         ValueError: the trainer's config is not of a few-step model, or its table of timesteps is
             too coarse for a step count.
     """
-    counts = _arguments(description)
+    counts, shift = _arguments(description)
     if not Path("inference.py").is_file():
         raise FileNotFoundError(
             f"run this in the trainer's checkout: no inference.py in {os.getcwd()}"
@@ -46,7 +48,7 @@ def sample(description: str | None = None) -> None:
     pipelines: Any = importlib.import_module("pipeline")
     video_io: Any = importlib.import_module("torchvision.io")
     with Patches() as patches:
-        sampler = _sampler(pipelines.CausalInferencePipeline, counts)
+        sampler = _sampler(pipelines.CausalInferencePipeline, counts, shift)
         patches.set(pipelines, "CausalInferencePipeline", sampler)
         if hasattr(pipelines, "CausalDiffusionInferencePipeline"):
             patches.set(pipelines, "CausalDiffusionInferencePipeline", _refuse_many_steps)
@@ -54,8 +56,9 @@ def sample(description: str | None = None) -> None:
         runpy.run_path("inference.py", run_name="__main__")
 
 
-def _arguments(description: str | None) -> dict[int, int | None]:
-    """Step count -> steps of the first chunk, `None`: the trainer's own setting."""
+def _arguments(description: str | None) -> tuple[dict[int, int | None], float | None]:
+    """Step count -> steps of the first chunk, `None`: the trainer's own setting; and the grids'
+    shift, `None`: the trainer's."""
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,28 +78,37 @@ def _arguments(description: str | None) -> dict[int, int | None]:
         metavar="N",
         help="steps of the first chunk where K is less; a multiple of those K",
     )
+    parser.add_argument(
+        "--shift",
+        type=float,
+        metavar="S",
+        help="of the grids, where Salt's setting of that name was one in training",
+    )
     ours, sys.argv[1:] = parser.parse_known_args()
     steps, first = ours.steps, ours.first_chunk_steps
+    if ours.shift is not None and not 0 < ours.shift < math.inf:
+        parser.error(f"--shift must be a number above 0; got {ours.shift:g}")
     if min(steps) < 1 or len(set(steps)) < len(steps):
         parser.error(f"--steps must be distinct numbers of at least 1; got {steps}")
     if first is None:
-        return dict.fromkeys(steps)
+        return dict.fromkeys(steps), ours.shift
     if first < 1:
         parser.error(f"--first_chunk_steps must be at least 1; got {first}")
     try:
-        return {k: first_chunk_count(first, k) for k in steps}
+        return {k: first_chunk_count(first, k) for k in steps}, ours.shift
     except ValueError as error:
         parser.error(f"--{error}")
 
 
-def _sampler(base: Any, counts: dict[int, int | None]) -> Any:
+def _sampler(base: Any, counts: dict[int, int | None], shift: float | None) -> Any:
     class Sampler(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             lists = StepLists(self.denoising_step_list, self.scheduler)
 
             def timesteps(num_steps: int) -> Tensor:
-                return lists.timesteps(step_schedule(num_steps, lists.shift))
+                own = lists.shift if shift is None else shift
+                return lists.timesteps(step_schedule(num_steps, own))
 
             # Here, so that a grid that is too fine is refused before any weights are loaded.
             self._salt_lists = [

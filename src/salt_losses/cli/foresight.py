@@ -18,7 +18,7 @@ from .calls import (
     wants_defect,
 )
 from .cards import CARDS, Card, cards_named
-from .memory import extra_memory, head_bytes
+from .memory import NETWORKS, extra_memory, head_bytes
 from .seconds import Sizes, seconds_of, work_of
 from .trainers import Trainer, step_lists
 
@@ -44,6 +44,8 @@ def foresee(
         )
     if salt.adv_weight > 0 and not trainer.adversary:
         problems.append(_problem("adv_weight", f"must be 0 in {trainer.title}, which has no such"))
+    networks = {"fake_score": NETWORKS[generator], "real_score": NETWORKS[teacher]}
+    problems += _blocks(salt, {name: size.layers for name, size in networks.items()})
     if problems:
         return {"problems": problems}
     plans = [salt.scheduler(trainer.shift).plan(i) for i in range(iterations)]
@@ -107,6 +109,19 @@ def foresee(
         "sizes": {"generator": generator, "teacher": teacher, "tokens_per_frame": tokens},
         "notes": _notes(salt, trainer, iterations, steps),
     }
+
+
+def _blocks(salt: SaltConfig, layers: dict[str, int]) -> list[dict[str, Any]]:
+    """Indices that the adapters refuse."""
+    problems = []
+    for wanted, network, name, indices in (
+        (salt.align_weight > 0, salt.align_features, "align_block", [salt.align_block]),
+        (salt.adv_weight > 0, salt.adv_features, "adv_blocks", salt.adv_blocks or []),
+    ):
+        if wanted and any(i is not None and i >= layers[network] for i in indices):
+            message = f"must be below the {layers[network]} blocks of {network}; got "
+            problems.append(_problem(name, message + ", ".join(map(str, indices))))
+    return problems
 
 
 def _problem(setting: str, message: str) -> dict[str, Any]:
@@ -333,6 +348,12 @@ def _notes(
         notes.append(
             f"shift is {salt.shift:g}, and the trainer's table has {trainer.shift:g}: each point "
             "of a grid is the nearest of the table's"
+        )
+    if salt.sweep_every > 0:
+        count = len(range(0, iterations, salt.sweep_every))
+        notes.append(
+            f"sweep_every is {salt.sweep_every}: {count} sweep{'s' * (count > 1)}, of at least 15 "
+            "generator calls for each chunk and prompt, which are not in the calls above"
         )
     if trainer.streaming and salt.first_chunk_steps is not None:
         notes.append(

@@ -75,7 +75,7 @@ def extra_memory(
             )
         )
         network = features[salt.align_features]
-        block = network.layers // 2 if salt.align_block is None else salt.align_block
+        block = (network.layers - 1) // 2 if salt.align_block is None else salt.align_block
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
         items.append(_inputs("alignment", (block + 1) * one))
     if salt.adv_weight > 0:
