@@ -34,6 +34,12 @@ def foresee(
         problems.append(
             _problem("adv_against", "must be 'more_steps' in streaming training; got 'data'")
         )
+    if trainer.solver:
+        problems += [
+            _problem(name, f"does not fit {trainer.title}, whose adapter refuses it; got {value!r}")
+            for name in ("shift", "first_chunk_steps", "sweep_every")
+            if (value := getattr(salt, name))
+        ]
     if problems:
         return {"problems": problems}
     plans = [salt.scheduler(trainer.shift).plan(i) for i in range(iterations)]

@@ -68,18 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     trainer.add_argument("--frames", type=_positive, help="latent frames of a rollout")
     trainer.add_argument("--chunk", type=_positive, help="latent frames of a block")
-    sizes = parser.add_argument_group("sizes, for the memory")
+    sizes = parser.add_argument_group("sizes, for the memory; the trainer's own unless given")
     sizes.add_argument(
-        "--generator", choices=list(NETWORKS), default="1.3B", help="Wan 2.1; default 1.3B"
+        "--generator", choices=list(NETWORKS), help="Wan's; default 1.3B, of longlive2 5B"
     )
     sizes.add_argument(
-        "--teacher", choices=list(NETWORKS), default="14B", help="Wan 2.1; default 14B"
+        "--teacher", choices=list(NETWORKS), help="Wan's; default 14B, of longlive2 5B"
     )
     sizes.add_argument(
         "--tokens",
         type=_positive,
-        default=1560,
-        help="of a latent frame; default 1560, at 480 x 832 pixels",
+        help="of a latent frame; default 1560, at 480 x 832 pixels, of longlive2 880",
     )
 
 
@@ -88,7 +87,12 @@ def run(options: argparse.Namespace) -> int:
     salt, problems = _settings(options)
     if salt is not None:
         foreseen = foresee(
-            salt, trainer, options.iterations, options.generator, options.teacher, options.tokens
+            salt,
+            trainer,
+            options.iterations,
+            options.generator or trainer.generator,
+            options.teacher or trainer.teacher,
+            options.tokens or trainer.tokens,
         )
         problems += foreseen.pop("problems")
     if problems:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..training.step_lists import StepLists
+from ..training.step_lists import SolverLists, StepLists
 from .errors import CommandError
 
 
@@ -29,6 +29,9 @@ class Trainer:
         overlap: frames from before that are scored with a rollout's own.
         cache_frames: what its KV cache holds.
         streaming: whether it trains on chunks of one long rollout.
+        solver: whether its rollouts are made by a solver, from a step count.
+        generator, teacher: names of its networks' sizes (`memory.NETWORKS`).
+        tokens: of one latent frame.
     """
 
     title: str
@@ -42,6 +45,10 @@ class Trainer:
     overlap: int = 0
     cache_frames: int = 21
     streaming: bool = False
+    solver: bool = False
+    generator: str = "1.3B"
+    teacher: str = "14B"
+    tokens: int = 1560
 
     @property
     def blocks(self) -> int:
@@ -51,7 +58,8 @@ class Trainer:
 # Self-Forcing 33593df: configs/self_forcing_dmd.yaml. LongLive v1.0 e52d9ef:
 # configs/longlive_train_init.yaml and _long.yaml, where a chunk of 21 frames has 18 new ones
 # (streaming_min_new_frame) and the cache local_attn_size + slice_last_frames = 33. Causal-Forcing
-# 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and _framewise.yaml.
+# 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and _framewise.yaml. LongLive main 7860ad9:
+# configs/train_dmd.yaml, whose latents are 44 x 80.
 TRAINERS = {
     "self_forcing": Trainer("Self Forcing", "self_forcing"),
     "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive"),
@@ -62,6 +70,17 @@ TRAINERS = {
         overlap=3,
         cache_frames=33,
         streaming=True,
+    ),
+    "longlive2": Trainer(
+        "LongLive 2.0",
+        "longlive2",
+        frames=32,
+        chunk=8,
+        cache_frames=32,
+        solver=True,
+        generator="5B",
+        teacher="5B",
+        tokens=880,
     ),
     "causal_forcing": Trainer("Causal Forcing, chunk-wise", "causal_forcing"),
     "causal_forcing_framewise": Trainer("Causal Forcing, frame-wise", "causal_forcing", chunk=1),
@@ -74,6 +93,9 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
     Raises:
         CommandError: a value that is none, or a `trainer` that is not DMD's.
     """
+    if trainer.solver:  # LongLive 2.0's is in sections, which its script spreads out
+        sections = [part for part in config.values() if isinstance(part, Mapping)]
+        config = {**config, **{name: x for part in sections for name, x in part.items()}}
     kind = config.get("trainer", "score_distillation")
     if kind != "score_distillation":
         raise CommandError(f"{name}: Salt needs `trainer: score_distillation`; it has {kind!r}", 1)
@@ -81,7 +103,8 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
     found = {
         "shift": kwargs.get("timestep_shift"),
         "warped": config.get("warp_denoising_step"),
-        "steps": len([t for t in config.get("denoising_step_list") or () if t]) or None,
+        "steps": len([t for t in config.get("denoising_step_list") or () if t])
+        or config.get("sampling_steps"),
         "update_every": config.get("dfake_gen_update_ratio"),
         "chunk": config.get("num_frame_per_block"),
         # Streaming has other chunks than this setting, which it does not use.
@@ -110,6 +133,8 @@ def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trai
 
 def step_lists(trainer: Trainer) -> StepLists:
     """Makes the trainer's step lists from grids, through its table, without the trainer."""
+    if trainer.solver:
+        return SolverLists(SimpleNamespace(shift=trainer.shift))
     sigmas = torch.linspace(1.0, 0.0, 1001)[:-1]
     table = 1000 * (trainer.shift * sigmas / (1 + (trainer.shift - 1) * sigmas))
     own = torch.zeros(1) if trainer.warped else torch.zeros(1, dtype=torch.long)
