@@ -8,12 +8,17 @@ import os
 from typing import Any
 
 from salt_losses import SaltConfig
-from salt_losses.adapters import causal_forcing, longlive, record, self_forcing
+from salt_losses.adapters import causal_forcing, longlive, longlive2, record, self_forcing
 from salt_losses.adapters.watch import sweep
 
 SETTINGS = "SALT_TEST_SETTINGS"
 OF_A_RANK = ("adversary", "health")
-ADAPTERS = {"self": self_forcing, "longlive": longlive, "causal": causal_forcing}
+ADAPTERS = {
+    "self": self_forcing,
+    "longlive": longlive,
+    "longlive2": longlive2,
+    "causal": causal_forcing,
+}
 
 
 def attach(trainer: Any) -> Any:

@@ -45,7 +45,8 @@ def run_trainer(
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.txt"
         prompts.write_text("".join(f"a video of {number} cats\n" for number in range(8)))
-        config = {"data_path": str(prompts), "switch_prompt_path": str(prompts)} | config
+        paths = ("data_path", "switch_prompt_path", "eval_data_path")
+        config = dict.fromkeys(paths, str(prompts)) | config
         settings = {
             "name": name, "iterations": iterations, "seed": seed, "num_layers": num_layers,
             "config": config, "after_init": after_init, "after_train": after_train,

@@ -38,6 +38,31 @@ def test_a_plans_trainer_is_as_its_own_configuration_has_it(model: Any) -> None:
     assert trainer.warped == args.warp_denoising_step
 
 
+def test_a_plans_solver_is_as_its_own_configuration_has_it(require: Any) -> None:
+    require("longlive2")
+    model = harness.build_model("longlive2", num_layers=1)
+    trainer, args = TRAINERS["longlive2"], model.args
+    assert trainer.steps == args.sampling_steps
+    assert trainer.update_every == args.dfake_gen_update_ratio
+    assert (trainer.chunk, trainer.frames) == (args.num_frame_per_block, args.num_training_frames)
+    assert trainer.shift == model.scheduler.shift
+    model._initialize_inference_pipeline()
+    cache = model.inference_pipeline.kv_cache_size // model.inference_pipeline.frame_seq_length
+    assert trainer.cache_frames == cache
+
+
+def test_the_second_version_of_longlive_is_known_as_such(require: Any) -> None:
+    require("longlive2")
+    root = harness.checkout("longlive2")
+    assert root is not None
+    found = examine(root)
+    assert found["trainer"] == "LongLive 2.0"
+    assert found["adapter"] == "salt_losses.adapters.longlive2"
+    [model] = found["models"]
+    missing = {a["name"]: a["missing"] for a in model["abilities"] if a["missing"]}
+    assert set(missing) == {"step sweeps"}
+
+
 @pytest.mark.parametrize("name", sorted({*TESTED} & {*harness.TRAINERS}))
 def test_every_seam_is_found_in_the_source_of_the_real_trainers(name: str, require: Any) -> None:
     require(name)

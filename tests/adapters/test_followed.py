@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +200,38 @@ def test_a_rollout_that_left_at_its_first_step_has_not_shown_the_others(
             model.critic_loss(**tiny.loss_inputs(model))
         with pytest.raises(RuntimeError, match="step 1 of block 0 was expected at timestep 9"):
             model.critic_loss(**tiny.loss_inputs(model))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_list_that_is_known_makes_the_host_wait_for_nothing(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = torch.tensor([1000.0, 937.5], device=device)
+    pipeline = SimpleNamespace(
+        generate_and_sync_list=lambda blocks, steps, device: [steps - 1] * blocks,
+        generator=lambda **kwargs: None,
+        same_step_across_blocks=True,
+        frame_seq_length=1,
+    )
+
+    def roll() -> None:
+        pipeline.generate_and_sync_list(2, 2, device=device)
+        for block in range(2):
+            for timestep in (*steps, torch.zeros((), device=device)):
+                pipeline.generator(timestep=timestep.expand(1, 3), current_start=block)
+
+    look = followed.Followed()
+    for known in (False, True):
+        if known:
+            monkeypatch.setattr(followed, "compare", lambda *_: pytest.fail("it waits"))
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+        try:
+            with look.watching(pipeline, steps, streaming=False):
+                roll()
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_pipeline_that_makes_its_own_timesteps_is_refused_at_attach(

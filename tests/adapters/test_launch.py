@@ -93,7 +93,7 @@ def test_a_folder_that_is_no_checkout_is_refused(checkout: Path, run: Callable[.
         run("--config_path", "c.yaml", "--salt_config", "salt.yaml")
 
 
-@pytest.mark.parametrize("trainer", ["self_forcing", "longlive", "causal_forcing"])
+@pytest.mark.parametrize("trainer", ["self_forcing", "longlive", "longlive2", "causal_forcing"])
 def test_each_launch_script_says_how_it_is_run(trainer: str) -> None:
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     script = EXAMPLES / trainer / "train_salt.py"

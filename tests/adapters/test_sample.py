@@ -281,7 +281,7 @@ def test_a_grid_that_is_too_fine_is_refused_before_anything_is_sampled(run: Run)
         run("--steps", "2", "1200")
 
 
-@pytest.mark.parametrize("trainer", ["self_forcing", "longlive", "causal_forcing"])
+@pytest.mark.parametrize("trainer", ["self_forcing", "longlive", "longlive2", "causal_forcing"])
 def test_each_script_says_how_it_is_run(trainer: str) -> None:
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     done = subprocess.run(

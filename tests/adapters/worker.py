@@ -29,7 +29,7 @@ def main(settings: dict[str, Any], result_path: Path) -> None:
     name = settings["name"]
     harness.activate(name, process_group=False)
     config = harness.load_config(name, **settings["config"])
-    harness.choose_weights(settings["seed"], settings["num_layers"])
+    harness.choose_weights(settings["seed"], settings["num_layers"], harness.KNOWN[name].tiny)
     _point_at_the_cpu(importlib.import_module("trainer.distillation"))
     trainer = _counted(settings["iterations"])(config)
     handle = _call(settings["after_init"], trainer)
@@ -85,7 +85,8 @@ def _point_at_the_cpu(module: Any) -> None:
     module.launch_distributed_job = functools.partial(module.launch_distributed_job, backend="gloo")
     module.fsdp_wrap = functools.partial(module.fsdp_wrap, min_num_params=MIN_WRAPPED_PARAMETERS)
     loader = torch.utils.data.DataLoader
-    torch.utils.data.DataLoader = lambda *a, **k: loader(*a, **(k | {"num_workers": 0}))
+    no_workers = {"num_workers": 0, "prefetch_factor": None}
+    torch.utils.data.DataLoader = lambda *a, **k: loader(*a, **(k | no_workers))
 
 
 def checksum(module: FSDP) -> str:

@@ -136,11 +136,40 @@ def test_the_heads_size_is_counted_from_a_real_one() -> None:
 
 
 def test_the_examples_files_are_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("self_forcing", "longlive", "causal_forcing"):
-        for file in ("salt.yaml", "released.yaml"):
+    for name in ("self_forcing", "longlive", "longlive2", "causal_forcing"):
+        for file in ("salt.yaml", "released.yaml")[: 1 if name == "longlive2" else 2]:
             path = EXAMPLES / name / file
             assert main(["plan", str(path), "--trainer", name, "--iterations", "100"]) == 0
             assert f"{path}: in order." in capsys.readouterr().out
+
+
+def test_a_solvers_grids_are_of_whole_timesteps_and_its_refusals_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", "--trainer", "longlive2", "--iterations", "100", "--json"]
+    assert main(command) == 0
+    foreseen = json.loads(capsys.readouterr().out)
+    assert foreseen["grids"]["timesteps"]["4"] == [999, 937, 833, 624]
+    assert foreseen["trainer"]["blocks"] == 4
+    assert foreseen["sizes"] == {"generator": "5B", "teacher": "5B", "tokens_per_frame": 880}
+    config = tmp_path / "train_dmd.yaml"  # JSON is YAML
+    sections = {
+        "algorithm": {"trainer": "score_distillation"},
+        "model_kwargs": {"timestep_shift": 3.0, "num_frame_per_block": 4},
+        "training": {"dfake_gen_update_ratio": 2, "num_training_frames": 16},
+        "inference": {"sampling_steps": 2},
+    }
+    config.write_text(json.dumps(sections))
+    assert main([*command, "--trainer-config", str(config)]) == 0
+    trainer = json.loads(capsys.readouterr().out)["trainer"]
+    expected = {"shift": 3.0, "chunk": 4, "frames": 16, "update_every": 2, "steps": 2}
+    assert {name: trainer[name] for name in expected} == expected
+    for setting, value in {"shift": 5.0, "first_chunk_steps": 4, "sweep_every": 5}.items():
+        path = tmp_path / "salt.json"
+        path.write_text(json.dumps({setting: value}))
+        assert main(["plan", str(path), *command[1:]]) == 1
+        problem = json.loads(capsys.readouterr().out)["problems"][0]["problem"]
+        assert problem.startswith(f"{setting} does not fit LongLive 2.0")
 
 
 def test_everything_wrong_in_a_file_is_named_with_its_line(

@@ -62,7 +62,7 @@ def test_every_setting_of_the_released_yaml_names_its_source(trainer):
             assert line.partition("#")[2].strip()
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", [*TRAINERS, "longlive2"])
 def test_the_salt_yaml_of_a_trainer_holds_every_setting_at_its_default(trainer):
     settings = read_yaml(EXAMPLES / trainer / "salt.yaml")
     assert set(settings) == SETTINGS

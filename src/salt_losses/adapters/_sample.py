@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from ..schedule import step_schedule
 from ..training import streams
 from ..training.patches import Patches
 from ..training.step_lists import StepLists
+from .family.seams import SAMPLING_STEPS
 from .rollout.first_chunk import NAME as FIRST_LIST
+
+FEW_STEPS, BY_SOLVER = "CausalInferencePipeline", "CausalDiffusionInferencePipeline"
 
 
 def sample(description: str | None = None) -> None:
@@ -37,7 +41,8 @@ def sample(description: str | None = None) -> None:
     Raises:
         FileNotFoundError: the working directory is no trainer's checkout.
         ValueError: the trainer's config is not of a few-step model, or its table of timesteps is
-            too coarse for a step count.
+            too coarse for a step count; or, of LongLive 2.0, `--first_chunk_steps`, or a config
+            that saves latents alone.
     """
     counts, shift = _arguments(description)
     if not Path("inference.py").is_file():
@@ -48,10 +53,16 @@ def sample(description: str | None = None) -> None:
     pipelines: Any = importlib.import_module("pipeline")
     video_io: Any = importlib.import_module("torchvision.io")
     with Patches() as patches:
-        sampler = _sampler(pipelines.CausalInferencePipeline, counts, shift)
-        patches.set(pipelines, "CausalInferencePipeline", sampler)
-        if hasattr(pipelines, "CausalDiffusionInferencePipeline"):
-            patches.set(pipelines, "CausalDiffusionInferencePipeline", _refuse_many_steps)
+        if hasattr(pipelines, FEW_STEPS):
+            patches.set(
+                pipelines, FEW_STEPS, _sampler(getattr(pipelines, FEW_STEPS), counts, shift)
+            )
+            if hasattr(pipelines, BY_SOLVER):
+                patches.set(pipelines, BY_SOLVER, _refuse_many_steps)
+        else:  # LongLive 2.0
+            if shift is not None:
+                raise ValueError("--shift does not fit LongLive 2.0, whose solver has its own")
+            patches.set(pipelines, BY_SOLVER, solver_sampler(getattr(pipelines, BY_SOLVER), counts))
         patches.set(video_io, "write_video", _writer(video_io.write_video, counts))
         runpy.run_path("inference.py", run_name="__main__")
 
@@ -119,20 +130,56 @@ def _sampler(base: Any, counts: dict[int, int | None], shift: float | None) -> A
         def inference(self, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("report_timing") and len(counts) > 1:
                 raise ValueError(f"--report_timing needs one step count; got {list(counts)}")
-            stream, results = streams.get_state(noise.device), []
-            for steps, first in self._salt_lists:
-                streams.set_state(noise.device, stream)
+
+            def run(steps: Tensor, first: Tensor | None) -> Any:
                 with sampling_lists(self, steps, first, kwargs.get("initial_latent")):
-                    result = super().inference(noise, *args, **kwargs)
-                parts = result if isinstance(result, tuple) else (result,)
-                results.append([part.cpu() for part in parts])
-            streams.set_state(noise.device, stream)
-            streams.set_seed(noise.device, int(torch.randint(2**63 - 1, ())))
-            # One after the other in time: whatever the script does to a video, it does to all.
-            joined = [torch.cat(parts, dim=1) for parts in zip(*results)]
-            return tuple(joined) if len(joined) > 1 else joined[0]
+                    return super(Sampler, self).inference(noise, *args, **kwargs)
+
+            return _one_after_the_other(noise.device, [partial(run, *k) for k in self._salt_lists])
 
     return Sampler
+
+
+def solver_sampler(base: Any, counts: dict[int, int | None]) -> Any:
+    """A pipeline that makes its solver anew for each chunk, from `sampling_steps`."""
+    refused = next((first for first in counts.values() if first is not None), None)
+    if refused is not None:
+        raise ValueError(
+            "--first_chunk_steps must be left out for LongLive 2.0, which trains with one step "
+            f"count for all chunks; got {refused}"
+        )
+
+    class Sampler(base):  # type: ignore[misc]
+        def inference(self, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("return_latents") and len(counts) > 1:
+                raise ValueError(
+                    "save_latents_only must be off, or --steps one number: the trainer's script "
+                    f"would write all videos into one file; got {list(counts)}"
+                )
+
+            def run(steps: int) -> Any:
+                with Patches() as patches:
+                    patches.set(self, SAMPLING_STEPS, steps)
+                    return super(Sampler, self).inference(noise, *args, **kwargs)
+
+            return _one_after_the_other(noise.device, [partial(run, k) for k in counts])
+
+    return Sampler
+
+
+def _one_after_the_other(device: torch.device, runs: list[Callable[[], Any]]) -> Any:
+    """Joined in time: whatever the script does to a video, it does to all. Each starts from the
+    same random stream, and the next prompt's is as if there had been no run."""
+    stream, results = streams.get_state(device), []
+    for run in runs:
+        streams.set_state(device, stream)
+        result = run()
+        parts = result if isinstance(result, tuple) else (result,)
+        results.append([part.cpu() for part in parts])
+    streams.set_state(device, stream)
+    streams.set_seed(device, int(torch.randint(2**63 - 1, ())))
+    joined = [torch.cat(parts, dim=1) for parts in zip(*results)]
+    return tuple(joined) if len(joined) > 1 else joined[0]
 
 
 @contextmanager

@@ -46,6 +46,12 @@ def foresee(
         problems.append(_problem("adv_weight", f"must be 0 in {trainer.title}, which has no such"))
     networks = {"fake_score": NETWORKS[generator], "real_score": NETWORKS[teacher]}
     problems += _blocks(salt, {name: size.layers for name, size in networks.items()})
+    if trainer.solver:
+        problems += [
+            _problem(name, f"does not fit {trainer.title}, whose adapter refuses it; got {value!r}")
+            for name in ("shift", "first_chunk_steps", "sweep_every")
+            if (value := getattr(salt, name))
+        ]
     if problems:
         return {"problems": problems}
     plans = [salt.scheduler(trainer.shift).plan(i) for i in range(iterations)]

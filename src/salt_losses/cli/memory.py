@@ -25,8 +25,8 @@ class Network:
     dim: int
 
 
-# Wan 2.1 (the config.json beside its weights).
-NETWORKS = {"1.3B": Network(30, 1536), "14B": Network(40, 5120)}
+# Wan 2.1, and 2.2's TI2V-5B (the config.json beside their weights).
+NETWORKS = {"1.3B": Network(30, 1536), "5B": Network(30, 3072), "14B": Network(40, 5120)}
 
 
 class Item(NamedTuple):

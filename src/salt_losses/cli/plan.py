@@ -74,18 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     trainer.add_argument("--frames", type=_positive, help="latent frames of a rollout")
     trainer.add_argument("--chunk", type=_positive, help="latent frames of a block")
-    sizes = parser.add_argument_group("sizes, for seconds and memory")
-    sizes.add_argument(
-        "--generator", choices=list(NETWORKS), default="1.3B", help="Wan 2.1; default 1.3B"
+    sizes = parser.add_argument_group(
+        "sizes, for seconds and memory; the trainer's own unless given"
     )
     sizes.add_argument(
-        "--teacher", choices=list(NETWORKS), default="14B", help="Wan 2.1; default 14B"
+        "--generator", choices=list(NETWORKS), help="Wan's; default 1.3B, of longlive2 5B"
+    )
+    sizes.add_argument(
+        "--teacher", choices=list(NETWORKS), help="Wan's; default 14B, of longlive2 5B"
     )
     sizes.add_argument(
         "--tokens",
         type=_positive,
-        default=1560,
-        help="of a latent frame; default 1560, at 480 x 832 pixels",
+        help="of a latent frame; default 1560, at 480 x 832 pixels, of longlive2 880",
     )
 
 
@@ -97,9 +98,9 @@ def run(options: argparse.Namespace) -> int:
             salt,
             trainer,
             options.iterations or trainer.iterations,
-            options.generator,
-            options.teacher,
-            options.tokens,
+            options.generator or trainer.generator,
+            options.teacher or trainer.teacher,
+            options.tokens or trainer.tokens,
             options.card,
         )
         problems += foreseen.pop("problems")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..training.step_lists import StepLists
+from ..training.step_lists import SolverLists, StepLists
 from .errors import CommandError
 
 
@@ -32,6 +32,9 @@ class Trainer:
         critic_updates: of an iteration, all on its plan.
         adversary: whether a discriminator of Salt's can be had there.
         iterations: of its published run, each an update of the critic.
+        solver: whether its rollouts are made by a solver, from a step count.
+        generator, teacher: names of its networks' sizes (`memory.NETWORKS`).
+        tokens: of one latent frame.
     """
 
     title: str
@@ -48,6 +51,10 @@ class Trainer:
     critic_updates: int = 1
     adversary: bool = True
     iterations: int = 600
+    solver: bool = False
+    generator: str = "1.3B"
+    teacher: str = "14B"
+    tokens: int = 1560
 
     @property
     def blocks(self) -> int:
@@ -59,7 +66,8 @@ class Trainer:
 # of 21 frames has 18 new ones (streaming_min_new_frame) and the cache local_attn_size +
 # slice_last_frames = 33. Causal-Forcing 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and
 # _framewise.yaml; README.md says no more than 1000 at its batch size. LightX2V f8aee98:
-# lightx2v_train/configs/train/dmd/wan2_1_t2v_1_3b_ar_dmd.yaml.
+# lightx2v_train/configs/train/dmd/wan2_1_t2v_1_3b_ar_dmd.yaml. LongLive main 7860ad9:
+# configs/train_dmd.yaml, whose latents are 44 x 80.
 TRAINERS = {
     "self_forcing": Trainer("Self Forcing", "self_forcing"),
     "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive", iterations=700),
@@ -79,6 +87,18 @@ TRAINERS = {
     "lightx2v": Trainer(
         "LightX2V, autoregressive", "lightx2v", update_every=1, critic_updates=5, adversary=False
     ),
+    "longlive2": Trainer(
+        "LongLive 2.0",
+        "longlive2",
+        frames=32,
+        chunk=8,
+        cache_frames=32,
+        solver=True,
+        generator="5B",
+        teacher="5B",
+        tokens=880,
+        iterations=5000,
+    ),
 }
 
 
@@ -90,6 +110,9 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
     """
     if trainer.adapter == "lightx2v":
         return replaced(trainer, _of_lightx2v(config, name), name)
+    if trainer.solver:  # LongLive 2.0's is in sections, which its script spreads out
+        sections = [part for part in config.values() if isinstance(part, Mapping)]
+        config = {**config, **{name: x for part in sections for name, x in part.items()}}
     kind = config.get("trainer", "score_distillation")
     if kind != "score_distillation":
         raise CommandError(f"{name}: Salt needs `trainer: score_distillation`; it has {kind!r}", 1)
@@ -97,7 +120,8 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
     found = {
         "shift": kwargs.get("timestep_shift"),
         "warped": config.get("warp_denoising_step"),
-        "steps": len([t for t in config.get("denoising_step_list") or () if t]) or None,
+        "steps": len([t for t in config.get("denoising_step_list") or () if t])
+        or config.get("sampling_steps"),
         "update_every": config.get("dfake_gen_update_ratio"),
         "iterations": config.get("max_iters"),
         "chunk": config.get("num_frame_per_block"),
@@ -146,6 +170,8 @@ def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trai
 
 def step_lists(trainer: Trainer) -> StepLists:
     """Makes the trainer's step lists from grids, through its table, without the trainer."""
+    if trainer.solver:
+        return SolverLists(SimpleNamespace(shift=trainer.shift))
     sigmas = torch.linspace(1.0, 0.0, 1001)[:-1]
     table = 1000 * (trainer.shift * sigmas / (1 + (trainer.shift - 1) * sigmas))
     own = torch.zeros(1) if trainer.warped else torch.zeros(1, dtype=torch.long)
