@@ -77,7 +77,7 @@ def test_the_term_matches_what_the_student_predicts_from_an_extrapolated_state()
     for generator, state in zip(trained.streams, streams):
         generator.set_state(state)
     groups = trained.draw(cdm.levels(TOY.groups), trained.copies).repeat_interleave(TOY.points)
-    assert bool(((groups < 0.75).any() & (groups > 0.75).any()))  # down and up
+    assert bool((groups < 0.75).any() & (groups > 0.75).any())  # down and up
     x = (x_s + (groups - 0.75)[:, None] * v_s).detach()
     x0 = velocity_to_x0(x, net(x, groups), groups)
     assert torch.allclose(x0, kept["x0"])
