@@ -85,6 +85,21 @@ def test_with_vanishing_weights_the_gradients_are_the_parents_in_every_kind_of_c
     assert equal(theirs[1], ours[1])
 
 
+def test_in_bfloat16_too_and_the_levels_are_the_lists_own(kind, tmp_path):
+    """The bidirectional student is given its level in bfloat16, which may be another point's."""
+    more = {"model__running_dtype": "bf16", "model__transformer_param_dtype": "bf16"}
+    theirs = step(fw.build(kind, None, tmp_path, seed=4, **more), 4)
+    trainer = fw.build(kind, settings(1e-38, 1e-38, align_at="end"), tmp_path, seed=4, **more)
+    with kept_triples() as triples:
+        ours = step(trainer, 4)
+    assert ours[0]["salt/sc_loss"] > 0
+    assert ours[0]["salt/align_loss"] > 0
+    assert all(g.dtype == torch.bfloat16 for g in ours[1] if g is not None)
+    assert equal(theirs[1], ours[1])
+    levels = trainer._levels(step_schedule(4))
+    assert all(float(t) in levels for triple in triples for u in triple[:3] for t in u)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_vanishing_weights_lora_adapters_have_the_parents_gradients(kind, tmp_path):
     lora = {"train_type": "lora", "lora": {"rank": 2, "alpha": 2}}
