@@ -1,4 +1,4 @@
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test gpu lint docs format clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.installed-docs
 ARGS ?=
+BUDGET ?= 840
+CHECKOUT ?= $(SALT_SELF_FORCING)
 # Another file, or another PYTHON, needs a .venv of its own: make clean first.
 REQUIREMENTS ?= requirements-dev.txt
 
 help:
 	@echo "make demo    train a tiny video teacher, distil it with DMD and with Salt, compare"
 	@echo "make test    run all tests"
+	@echo "make gpu     all that wants a GPU, in order of worth, within BUDGET seconds (840)"
 	@echo "make lint    ruff (check, format) and mypy --strict over src"
 	@echo "make docs    build the documentation site, strictly, into site/"
 	@echo "make format  let ruff mend what it can"
@@ -38,6 +41,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# All that wants a GPU, in order of worth, within BUDGET seconds; in PYTHON's own environment, whose
+# torch knows the GPU. SALT_SELF_FORCING (or CHECKOUT) names the trainer that is run at real size.
+gpu:
+	$(PYTHON) -m benchmarks.gpu --budget $(BUDGET) $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -25,15 +25,32 @@ def materialised(low: Tensor, ref: Tensor) -> Tensor:
 
 def cases(toy: bool, device: str) -> list[Case]:
     if toy:
-        return [_case(2, 60, 16, torch.float32)]
-    if device == "cuda":
-        sizes = [(21, 1560, 1536), (21, 3600, 5120)]
-        return [_case(*size, torch.bfloat16) for size in sizes]
+        return [_case(2, 60, 16, dtype, toy=True) for dtype in (torch.float32, torch.bfloat16)]
+    if device == "cuda":  # one line decides between the backends: all of them, at these sizes
+        sizes = [(21, 1560, 1536), (21, 3600, 5120), (3, 1560, 1536), (21, 1560, 256)]
+        half = [_case(*size, torch.bfloat16) for size in sizes]
+        # The trainers allow tf32, and products of float32 are other ones then.
+        whole = [_case(21, 1560, 1536, torch.float32, tf32=tf32) for tf32 in (False, True)]
+        return [*half, _case(21, 1560, 1536, torch.bfloat16, tf32=True), *whole]
     sizes = [(21, 1560, 256), (4, 1560, 1536)]
     return [_case(*size, torch.float32) for size in sizes]
 
 
-def _case(frames: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
+def with_tf32(step: Step) -> Step:
+    def run() -> tuple[Tensor, Tensor]:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return step()
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return run
+
+
+def _case(
+    frames: int, tokens: int, dim: int, dtype: torch.dtype, *, toy: bool = False, tf32: bool = False
+) -> Case:
     shape = (frames, tokens, dim)
 
     def build(device: str) -> dict[str, Step]:
@@ -56,16 +73,19 @@ def _case(frames: int, tokens: int, dim: int, dtype: torch.dtype) -> Case:
             "materialised, torch.compile": step_of(torch.compile(materialised, dynamic=False)),
             "salt-losses, chunked": ours("chunked"),
         }
+        if device == "cuda" or toy:  # those of a GPU; the first computes on a CPU too
+            steps["salt-losses, bmm"] = ours("bmm")
         if device == "cuda":
             steps["salt-losses, triton"] = ours("triton")
-        return steps
+        return {name: with_tf32(step) for name, step in steps.items()} if tf32 else steps
 
     return Case(
-        name=f"{list(shape)} {str(dtype).removeprefix('torch.')}",
+        name=f"{list(shape)} {str(dtype).removeprefix('torch.')}" + ", tf32 allowed" * tf32,
         build=build,
         dtype=dtype,
         # Pairs within rounding of the margin fall on either side of it.
-        gradient_tolerance=1e-3 if dtype == torch.float32 else 2e-2,
+        value_tolerance=1e-3 if tf32 else 1e-5,
+        gradient_tolerance=1e-3 if dtype == torch.float32 and not tf32 else 2e-2,
         # Both products over half of the pairs, and the gradient's over all: 4 S^2 D per frame.
         flops=4.0 * frames * tokens**2 * dim,
     )

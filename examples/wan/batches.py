@@ -1,4 +1,4 @@
-"""What each process reads of the data for an update, and that all of them go on or none does."""
+"""What each process reads of the data for an update."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from .config import Config
 from .data import EncodedData, Order, collate
+from .together import in_all
 
 # Places in the data, and what is there.
 Batch = tuple[list[int], dict[str, Tensor]]
@@ -39,20 +40,17 @@ class Batches:
         """Those of one update.
 
         Raises:
-            ValueError: one of the processes could not read its own; in all of them, as none may
-                wait for another.
+            ValueError: one of the processes could not read its own; in all of them.
         """
-        batches, error = [], []
+        return in_all(self._read)
+
+    def _read(self) -> list[Batch]:
         try:
-            for _ in range(self.count):
-                batches.append(next(self._batches))
-        except ValueError as e:
-            # A worker's comes with its traceback, and its name, before it.
-            error = [str(e).strip().splitlines()[-1].removeprefix("ValueError: ")]
-        errors = gather_object(error)
-        if errors:
-            raise ValueError(errors[0])
-        return batches
+            return [next(self._batches) for _ in range(self.count)]
+        except ValueError as error:  # a worker's comes with its traceback and its name before it
+            raise ValueError(
+                str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+            ) from error
 
     def not_finite(self, batches: list[Batch]) -> list[str]:
         """Sources of the samples, of all processes, that hold a NaN or an infinity."""

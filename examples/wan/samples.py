@@ -16,6 +16,7 @@ from .data import EncodedData, stream
 from .distil import condition_of
 from .pretrained import decode_video, load_vae
 from .roles import Roles
+from .together import in_main
 
 
 class Samples:
@@ -34,9 +35,8 @@ class Samples:
         for index in range(min(self.config.sample_count, len(self.data))):
             for num_steps in self.config.sample_steps:
                 latents = self.latents(roles, index, num_steps)
-                if self.accelerator.is_main_process:
-                    self._write(latents, folder / f"{index}-{num_steps}.mp4")
-        self.accelerator.wait_for_everyone()
+                file = folder / f"{index}-{num_steps}.mp4"
+                in_main(self.accelerator, self._write, latents, file)
 
     def latents(self, roles: Roles, index: int, num_steps: int) -> torch.Tensor:
         """`[1, C, F, h, w]`; the first noise is the same at every number of steps."""

@@ -27,6 +27,7 @@ from .distil import Distillation, Draws
 from .pretrained import load_transformer
 from .roles import TRAINED, Roles
 from .samples import Samples
+from .together import finish, in_all, in_main
 
 # Updates without a finite gradient, one after the other, before a run stops.
 MOST_SKIPPED = 20
@@ -47,18 +48,16 @@ class Trainer:
             ],
         )
         check_accelerator(self.accelerator, config)
-        self.data = EncodedData(config.data)
-        check_data(self.data, config)
+        self.data = in_all(EncodedData, config.data)
+        in_all(check_data, self.data, config)
         # What two runs must share to be one: a batch's draws depend on its place in these.
         self.identity = {
             "data": self.data.fingerprint(),
             "batches_per_update": self.accelerator.num_processes
             * config.gradient_accumulation_steps,
         }
-        found = checkpoint.read_for(config, self.identity)
-        self.accelerator.wait_for_everyone()  # before one of them writes
-        if self.accelerator.is_main_process:
-            checkpoint.write_config(config, self.data.settings)
+        found = in_all(checkpoint.read_for, config, self.identity)  # before one writes
+        in_main(self.accelerator, checkpoint.write_config, config, self.data.settings)
         self.roles = Roles(load_transformer(config.model, config.weights), config)
         optimizers = [
             torch.optim.AdamW(
@@ -90,8 +89,7 @@ class Trainer:
         if config.log_with:
             self.accelerator.init_trackers("salt-wan", config={"yaml": yaml.dump(config.as_dict())})
         log = Path(config.out) / "log.jsonl"
-        if main:
-            checkpoint.cut_log(log, self.iteration)
+        in_main(self.accelerator, checkpoint.cut_log, log, self.iteration)
         with tqdm(
             total=config.iterations, initial=self.iteration, unit="it", disable=not main
         ) as bar:
@@ -100,17 +98,20 @@ class Trainer:
                 bar.update()
                 bar.set_postfix({k: f"{v:.3g}" for k, v in numbers.items() if "norm" not in k})
                 self.accelerator.log(numbers, step=self.iteration)
-                if main:
-                    # JSON has no NaN.
-                    row = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-                    with log.open("a") as file:
-                        file.write(json.dumps({"iteration": self.iteration, **row}) + "\n")
+                in_main(self.accelerator, self._log, log, numbers)
                 last = self.iteration == config.iterations
                 if last or self.iteration % config.save_every == 0:
                     self.save()
                 if config.sample_every and (last or self.iteration % config.sample_every == 0):
                     self._sample()
+        finish()
         self.accelerator.end_training()
+
+    def _log(self, path: Path, numbers: dict[str, float]) -> None:
+        # JSON has no NaN.
+        row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        with path.open("a") as file:
+            file.write(json.dumps({"iteration": self.iteration, **row}) + "\n")
 
     def step(self) -> dict[str, float]:
         """One iteration; its numbers, averaged over processes."""
@@ -171,6 +172,7 @@ class Trainer:
             f"is left out; its data {f'is not finite in {bad}' if bad else 'is finite'}"
         )
         if self.skipped_in_a_row == MOST_SKIPPED:
+            finish()
             there = checkpoint.checkpoints(self.config.out)
             raise FloatingPointError(
                 f"the gradients of {MOST_SKIPPED} updates, one after the other, were not finite; "
@@ -208,10 +210,9 @@ class Trainer:
             role: checkpoint.optimizer_state(optimizer)
             for role, optimizer in self.optimizers.items()
         }
-        if self.accelerator.is_main_process:
-            training = {"identity": self.identity, "optimizers": optimizers}
-            checkpoint.save(self.config, self.iteration, self.roles, weights, training)
-        self.accelerator.wait_for_everyone()
+        training = {"identity": self.identity, "optimizers": optimizers}
+        what = (self.config, self.iteration, self.roles, weights, training)
+        in_main(self.accelerator, checkpoint.save, *what)
 
     def _resume(self, found: Path, training: dict[str, Any]) -> None:
         targets = {role: self.roles.trained(role) for role in TRAINED}

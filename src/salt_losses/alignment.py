@@ -32,6 +32,7 @@ def rollout_align_loss(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     checkpoint: bool = True,
+    offload: bool | None = None,
 ) -> Tensor:
     """`relational_align_loss` of what a block of a network sees in two noised rollouts.
 
@@ -56,9 +57,11 @@ def rollout_align_loss(
         noise: standard normal, the shape of `low`; `None`: drawn with `generator`.
         generator: for that draw; never the global stream.
         checkpoint: keep the input of each block alone, and compute the block again for the
-            gradient; so the inner tensors of one block exist at a time. On a CUDA device the inputs
-            wait in pinned memory of the host: the device holds one block's, however many there
-            are. `False` for a network that does this by itself.
+            gradient; so the inner tensors of one block exist at a time. `False` for a network that
+            does this by itself.
+        offload: on a CUDA device, whether these inputs wait in pinned memory of the host, so that
+            the device holds a few, however many blocks there are; `None`: if all of them would take
+            more than half of the memory that is free. The result is the same.
 
     Returns:
         A 0-dim tensor in float32 at least, on the graph of `low` alone. It has no second
@@ -86,6 +89,8 @@ def rollout_align_loss(
         (torch.Size([1, 3, 16, 8]), None)
     """
     index = _check(velocity_fn, blocks, low, ref, block, frames, tokens_per_frame)
+    if offload is not None and not isinstance(offload, bool):
+        raise TypeError(f"offload must be True, False or None; got {describe(offload)}")
     if noise is None:
         check_generator(generator, low.device)
         noise = draw(low.shape, low, generator, normal=True)
@@ -97,7 +102,10 @@ def rollout_align_loss(
     def features(x0: Tensor) -> tuple[Tensor, Tensor]:
         x_t = add_noise(x0, noise, t)
         recomputed = list(blocks)[: index + 1] if checkpoint and torch.is_grad_enabled() else []
-        with feature_tap(blocks, [index], stop_after=True) as outputs, recomputing(recomputed):
+        with (
+            feature_tap(blocks, [index], stop_after=True) as outputs,
+            recomputing(recomputed, offload=offload),
+        ):
             v = velocity_at(velocity_fn, x_t, t)
         z = _by_frame(outputs[0], low.shape[1], tokens_per_frame)
         return z if frames is None else z[:, list(frames)], v

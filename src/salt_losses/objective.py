@@ -188,7 +188,7 @@ class SaltConfig:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"unknown setting {key!r}; {hint}")
+                raise ValueError(f"unknown setting {key!r}; {_BLOCK if key == 'salt' else hint}")
         settings = dict(mapping)
         for name in {"align_reference", "first_chunk_steps"} & set(settings):
             settings[name] = _integer_keys(name, settings[name])
@@ -326,6 +326,10 @@ _SCHEDULERS = (
     "step_counts", "probs", "sc_steps", "sc_warmup", "align_reference", "align_warmup",
     "align_prob", "inference_steps", "seed", "first_chunk_steps",
 )  # fmt: skip
+_BLOCK = (
+    "its settings stand here by themselves: a block of that name belongs in a framework's own "
+    "config (docs/frameworks.md)"
+)
 _CHOICES = {
     "sc_stop_grad": (None, "direct", "composed"),
     "sc_time_weight": (None, "clean"),

@@ -17,14 +17,15 @@ from ._checks import (
     describe,
 )
 from .ops.relational import EPS, Forward, token_scale
+from .ops.relational_bmm import check_support, relational_bmm
 from .ops.relational_chunked import relational_chunked
 
 Relation = Literal["spatial", "temporal", "spatiotemporal"]
-Backend = Literal["auto", "reference", "chunked", "triton"]
+Backend = Literal["auto", "reference", "chunked", "bmm", "triton"]
 
 _RELATIONS = ("spatial", "temporal", "spatiotemporal")
 _REDUCTIONS = ("mean", "none")
-_BACKENDS = ("auto", "reference", "chunked", "triton")
+_BACKENDS = ("auto", "reference", "chunked", "bmm", "triton")
 
 
 def relational_align_loss(
@@ -54,17 +55,20 @@ def relational_align_loss(
         backend: `"reference"` holds the matrices and is the oracle of the tests. `"chunked"`
             finds loss and gradient block by block in one pass: of the matrices it holds one block
             at a time, and a second gradient where the graph is kept, or in float16.
-            `"triton"` is its GPU kernel; Triton must be installed, and float64 is not taken.
-            `"auto"` is `"chunked"` (the kernel has not been measured on a GPU yet), but
-            `"reference"` under `torch.func` transforms and forward-mode differentiation, which
-            the fused backends refuse.
+            Two are for a GPU: `"bmm"` multiplies half-precision tokens in half precision, by the
+            library's products with float32 results (torch 2.8 or newer there), in a workspace
+            below 256 MB; `"triton"` is one kernel (Triton must be installed, and float64 is not
+            taken). `"auto"` is `"chunked"` everywhere, as the three have not been compared on a GPU
+            yet (`python -m benchmarks.speed relational --device cuda` does), but `"reference"`
+            under `torch.func` transforms and forward-mode differentiation, which the fused
+            backends refuse.
 
     Returns:
         A 0-dim tensor; with `reduction="none"` `[B]`, or 0-dim for `[F, S, D]` inputs. It
         is computed in float32 at least. A zero token has cosine 0 with every token, itself
         included, and gets no gradient; one so long that its squares overflow is scaled first
-        (`"triton"`: NaN). The fused backends have no second derivative and say so when it is asked
-        for.
+        (`"bmm"`, `"triton"`: NaN). The fused backends have no second derivative and say so when it
+        is asked for.
 
     Raises:
         TypeError, ValueError: features that are not floating-point or differ in shape, dtype or
@@ -106,7 +110,12 @@ def relational_align_loss(
 def _excess(low: Tensor, ref: Tensor, margin: float, relation: str, backend: str) -> Tensor:
     if backend == "reference":
         return _reference_excess(low, ref, margin, relation)
-    operator = _triton_operator(low) if backend == "triton" else relational_chunked
+    operator = relational_chunked
+    if backend == "triton":
+        operator = _triton_operator(low)
+    elif backend == "bmm":
+        check_support(low)
+        operator = relational_bmm
     with_grad = torch.is_grad_enabled() and low.requires_grad
     excess, _ = operator(low, ref, margin, relation, with_grad)
     return excess
@@ -125,7 +134,7 @@ def _transformed(*features: Tensor) -> bool:
 
 def _triton_operator(low: Tensor) -> Forward:
     try:
-        from .ops.relational_triton import check_support, relational_triton
+        from .ops import relational_triton
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
@@ -134,8 +143,9 @@ def _triton_operator(low: Tensor) -> Forward:
             "backend='chunked' does without",
             name="triton",
         ) from error
-    check_support(low)
-    return relational_triton
+    relational_triton.check_support(low)
+    operator: Forward = relational_triton.relational_triton
+    return operator
 
 
 def _reference_excess(low: Tensor, ref: Tensor, margin: float, relation: str) -> Tensor:

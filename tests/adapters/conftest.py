@@ -18,17 +18,30 @@ def trainers_leave_no_trace() -> Iterator[None]:
     harness.deactivate()
 
 
-@pytest.fixture(scope="module", params=["tiny_video", *harness.TRAINERS])
+FOLLOW_A_LIST = ["tiny_video", *harness.TRAINERS]
+
+
+@pytest.fixture(scope="module", params=FOLLOW_A_LIST)
 def model(request: pytest.FixtureRequest) -> Any:
     """Each trainer's model, and the miniature's, so that there is always one; `model.name` says
     which. Skipped where the checkout is not named."""
-    if request.param == "tiny_video":
+    return built(request.param)
+
+
+@pytest.fixture(scope="module", params=[*FOLLOW_A_LIST, *harness.SOLVERS])
+def every_model(request: pytest.FixtureRequest) -> Any:
+    """As `model`, with those whose rollouts follow no step list."""
+    return built(request.param)
+
+
+def built(name: str) -> Any:
+    if name == "tiny_video":
         return tiny.build_model()
-    if harness.checkout(request.param) is None:
-        variable = harness.TRAINERS[request.param].variable
+    if harness.checkout(name) is None:
+        variable = harness.KNOWN[name].variable
         pytest.skip(f"set {variable} to a checkout of the trainer to run this")
-    model = harness.build_model(request.param)
-    model.name = request.param
+    model = harness.build_model(name)
+    model.name = name
     return model
 
 
@@ -38,7 +51,7 @@ def require() -> Any:
 
     def check(name: str) -> str:
         if harness.checkout(name) is None:
-            variable = harness.TRAINERS[name].variable
+            variable = harness.KNOWN[name].variable
             pytest.skip(f"set {variable} to a checkout of the trainer to run this")
         return name
 

@@ -1,13 +1,7 @@
 """Runs the real trainers on a CPU, with a tiny Wan in float32.
 
-The checkouts are named by environment variables (`TRAINERS`). Their code is imported where it
-lies and never changed on disk; in memory, attention, `from_pretrained`, the text encoder, the VAE
-and the CUDA device queries are stood in for (`stand_ins`), and the sizes that a pipeline takes for
-granted (30 layers, 1560 tokens per frame) are set to the tiny model's right after it is built.
-Everything else is the trainer's own: the DMD step, the pipelines, the caches, checkpointing.
-
-The trainers share top-level package names (`model`, `pipeline`, `utils`, `wan`, `trainer`), so
-one of them is active at a time: `activate` brings its modules in, `deactivate` takes them out.
+The checkouts are named by environment variables (`TRAINERS`); `benchmarks.trainers.checkout` makes
+their code importable, and says what is stood in for.
 """
 
 from __future__ import annotations
@@ -15,61 +9,35 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import sys
-import tempfile
-import types
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import stand_ins
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-PACKAGES = {
-    "model", "pipeline", "utils", "wan", "trainer", "demo_utils",
-    "wan_utils", "wan_trainer", "algorithms", "sp",
-}  # fmt: skip
-FRAMES, CHANNELS, HEIGHT, WIDTH = 21, 16, 4, 4
-FRAME_TOKENS = HEIGHT * WIDTH // 4  # patches of 2 x 2
+from benchmarks.trainers import checkout as checkouts
+from benchmarks.trainers import stand_ins
+from benchmarks.trainers.checkout import (
+    CHANNELS,
+    FRAME_TOKENS,
+    FRAMES,
+    HEIGHT,
+    PACKAGES,
+    TRAINERS,
+    WIDTH,
+    Trainer,
+    deactivate,
+    shrink_after_init,
+    single_process_group,
+)
+
+__all__ = [
+    "CHANNELS", "FRAMES", "FRAME_TOKENS", "HEIGHT", "PACKAGES", "TRAINERS", "WIDTH",
+    "deactivate", "shrink_after_init", "single_process_group",
+]  # fmt: skip
 NUM_LAYERS = 2
-REAL_FRAME_TOKENS = 1560
 
-
-@dataclass(frozen=True)
-class Trainer:
-    """Where a trainer lies and what a tiny one of it needs.
-
-    Attributes:
-        variable: names the checkout.
-        config: its YAML.
-        overrides: settings on top.
-        folders: of the checkout, to import from; the first one holds the trainer.
-        tiny: sizes of the tiny Wan that are not `stand_ins.TINY`.
-    """
-
-    variable: str
-    config: str
-    overrides: dict[str, Any]
-    folders: tuple[str, ...] = (".",)
-    tiny: dict[str, int] = field(default_factory=dict)
-
-
-TRAINERS = {
-    "self_forcing": Trainer("SALT_SELF_FORCING", "self_forcing_dmd.yaml", {}),
-    "longlive": Trainer("SALT_LONGLIVE", "longlive_train_init.yaml", {}),
-    "longlive_streaming": Trainer("SALT_LONGLIVE", "longlive_train_long.yaml", {"adapter": None}),
-    "causal_forcing": Trainer("SALT_CAUSAL_FORCING", "causal_forcing_dmd_chunkwise.yaml", {}),
-    "causal_forcing_framewise": Trainer(
-        "SALT_CAUSAL_FORCING", "causal_forcing_dmd_framewise.yaml", {}
-    ),
-    "causal_forcing_first_chunk": Trainer(
-        "SALT_CAUSAL_FORCING", "causal_forcing_dmd_framewise_2step.yaml", {}
-    ),
-}
 # Other trainers that grew from Self Forcing's; four steps, where the config has one.
 FORKS = {
     "causal_forcing_framewise_1step": Trainer(
@@ -103,15 +71,23 @@ FORKS = {
         tiny={"dim": NUM_LAYERS * 128, "num_heads": NUM_LAYERS},
     ),
 }
-KNOWN = TRAINERS | FORKS
+# Rollouts by a solver, which follow no step list.
+SOLVERS = {
+    "longlive2": Trainer(
+        "SALT_LONGLIVE2",
+        "train_dmd.yaml",
+        {"image_or_video_shape": [1, 32, CHANNELS, HEIGHT, WIDTH], "adapter": None},
+        tiny={"dim": 48, "num_heads": 2},
+        real_frame_tokens=880,
+        sections=True,
+    )
+}
+KNOWN = TRAINERS | FORKS | SOLVERS
 
 # In one process, where it does not shard, FSDP of torch 2.4 with `use_orig_params` raises "Cannot
 # writeback ..." in the pass after one that left parameters without a gradient, or left them with
 # one. So it does without Salt.
 FSDP_FAILS_IN_ONE_PROCESS = torch.__version__.startswith("2.4.")
-_active: dict[str, Any] = {"name": None, "stack": None}
-_modules: dict[str, dict[str, types.ModuleType]] = {}
-_weights = stand_ins.SmallWeights()
 
 
 def checkout(name: str) -> Path | None:
@@ -125,37 +101,7 @@ def activate(name: str, *, process_group: bool = True) -> None:
     root = checkout(name)
     if root is None:
         raise RuntimeError(f"set {KNOWN[name].variable} to a checkout to run {name}")
-    if _active["name"] == str(root):
-        return
-    deactivate()
-    stack = contextlib.ExitStack()
-    displaced = stand_ins.purge(PACKAGES | {"wandb"})
-    stack.callback(sys.modules.update, displaced)
-    stack.callback(lambda: _modules.__setitem__(str(root), stand_ins.purge(PACKAGES | {"wandb"})))
-    folders = [str(root / folder) for folder in KNOWN[name].folders]
-    stack.enter_context(mock.patch.object(sys, "path", [*folders, *sys.path]))
-    stack.enter_context(mock.patch.object(torch.Tensor, "cuda", lambda self, *a, **k: self))
-    stack.enter_context(mock.patch.object(torch.cuda, "set_device", lambda device: None))
-    _active.update(name=str(root), stack=stack)
-    try:
-        if str(root) in _modules:
-            sys.modules.update(_modules[str(root)])
-        else:
-            _import_trainer(root / KNOWN[name].folders[0])
-        cpu = torch.device("cpu")
-        stack.enter_context(mock.patch.object(torch.cuda, "current_device", lambda: cpu))
-        if process_group and not dist.is_initialized():
-            stack.enter_context(_single_process_group())
-    except BaseException:
-        deactivate()
-        raise
-
-
-def deactivate() -> None:
-    """Puts `sys.modules`, `sys.path` and torch back as they were before `activate`."""
-    stack, _active["stack"], _active["name"] = _active["stack"], None, None
-    if stack is not None:
-        stack.close()
+    checkouts.activate(root, KNOWN[name], process_group=process_group)
 
 
 @contextlib.contextmanager
@@ -167,107 +113,12 @@ def warnings_as_errors():
         yield
 
 
-@contextlib.contextmanager
-def _single_process_group():
-    with tempfile.TemporaryDirectory() as folder:
-        store = dist.FileStore(str(Path(folder) / "store"), 1)
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
-
-
-def _import_trainer(root: Path) -> None:
-    for name in ("diffusers.models.modeling_utils", "peft"):  # they probe for packages: first
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    sys.modules["wandb"] = stand_ins.recording_wandb()
-    wan = types.ModuleType("wan")  # its __init__ imports inference code that needs a GPU box
-    wan.__path__ = [str(root / "wan")]
-    sys.modules["wan"] = wan
-    finder = stand_ins.AbsentPackages()
-    sys.meta_path.append(finder)
-    writer = sys.modules.setdefault(
-        "torch.utils.tensorboard", stand_ins.AbsentModule("torch.utils.tensorboard")
-    )
-    try:
-        with (
-            mock.patch.object(torch, "compile", lambda function=None, **kwargs: function),
-            mock.patch.object(torch.cuda, "current_device", lambda: 0),
-        ):
-            ours = "wan_" if (root / "wan_utils").is_dir() else ""  # minWM's names
-            wrapper = importlib.import_module(f"{ours}utils.wan_wrapper")
-            for module in [m for n, m in sys.modules.items() if n.startswith("wan.modules.")]:
-                for name in {"flash_attention", "attention"} & set(vars(module)):
-                    setattr(module, name, stand_ins.attention)
-            wrapper.WanTextEncoder, wrapper.WanVAEWrapper = stand_ins.TextEncoder, stand_ins.VAE
-            for name in ("WanModel", "CausalWanModel", "CausalWanModelInfinity"):
-                if hasattr(wrapper, name):
-                    _weights.attach(getattr(wrapper, name))
-            for name in ("model", "pipeline", f"{ours}trainer"):
-                importlib.import_module(name)
-    finally:
-        sys.meta_path.remove(finder)
-        if isinstance(writer, stand_ins.AbsentModule):
-            del sys.modules["torch.utils.tensorboard"]
-    _shrink_after_init(wrapper.WanDiffusionWrapper)
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("pipeline."):
-            for thing in vars(module).values():
-                if isinstance(thing, type) and thing.__name__.endswith("TrainingPipeline"):
-                    _shrink_after_init(thing)
-
-
-def _shrink_after_init(thing: type) -> None:
-    """Real sizes to tiny ones. On the class, so that instances hold nothing of the harness."""
-    if "_salt_original_init" in vars(thing) or "__init__" not in vars(thing):
-        return
-    thing._salt_original_init = thing.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        thing._salt_original_init(self, *args, **kwargs)
-        if getattr(self, "seq_len", None) is not None:
-            self.seq_len = self.seq_len // REAL_FRAME_TOKENS * FRAME_TOKENS
-        if getattr(self, "tokens_per_frame", None) == REAL_FRAME_TOKENS:  # One-Forcing's wrapper
-            self.tokens_per_frame = FRAME_TOKENS
-        if getattr(self, "frame_seq_length", None) == REAL_FRAME_TOKENS:
-            self.kv_cache_size = self.kv_cache_size // REAL_FRAME_TOKENS * FRAME_TOKENS
-            self.frame_seq_length = FRAME_TOKENS
-            self.num_transformer_blocks = len(self.generator.model.blocks)
-
-    thing.__init__ = init
-
-
 def load_config(name: str, **overrides: Any) -> Any:
     """The trainer's own YAML on its defaults, with what a CPU and a tiny Wan need on top."""
-    from omegaconf import OmegaConf
-
     root = checkout(name)
-    configs = root / KNOWN[name].folders[0] / "configs"
-    configs = configs if configs.is_dir() else root  # One-Forcing's
-    defaults = configs / "default_config.yaml"
-    ours = {
-        "mixed_precision": False,
-        "image_or_video_shape": [1, FRAMES, CHANNELS, HEIGHT, WIDTH],
-        "seed": 1,
-        "generator_ckpt": None,
-        "sharding_strategy": "full",
-        "no_save": True,
-        "no_visualize": True,
-        "disable_wandb": True,
-        "wandb_save_dir": "",
-        "logdir": "",
-        "config_name": name,
-        "vis_interval": -1,
-        "use_one_logger": False,
-        "auto_resume": True,
-    }
-    return OmegaConf.merge(
-        OmegaConf.load(defaults) if defaults.is_file() else {},
-        OmegaConf.load(configs / KNOWN[name].config),
-        OmegaConf.create(ours | KNOWN[name].overrides | overrides),
-    )
+    assert root is not None
+    ours = checkouts.TINY_CONFIG | {"config_name": name} | KNOWN[name].overrides
+    return checkouts.load_config(root, KNOWN[name], **(ours | overrides))
 
 
 def build_model(
@@ -305,15 +156,22 @@ def choose_weights(
     seed: int, num_layers: int = NUM_LAYERS, sizes: dict[str, int] | None = None
 ) -> None:
     """The next models that a trainer loads are this deep; each has weights of its own."""
-    _weights.num_layers, _weights.sizes = num_layers, sizes or {}
-    _weights.seeds = iter(range(100 * seed, 100 * seed + 100))
+    weights = checkouts.weights
+    weights.sizes = stand_ins.TINY | {"num_layers": num_layers} | (sizes or {})
+    weights.seeds = iter(range(100 * seed, 100 * seed + 100))
 
 
 def conditions(model: Any) -> dict[str, dict[str, Tensor]]:
     """`conditional_dict` and `unconditional_dict`."""
+    prompts = ["a cat on a bicycle"]
+    shots = hasattr(model.args, "multi_shot_rope_offset")
+    if shots:  # a prompt for each block, and a second shot
+        prompts = [*prompts, "the cat from below", "a dog in a boat", "the dog swims"]
     with torch.no_grad():
-        conditional = model.text_encoder(text_prompts=["a cat on a bicycle"])
+        conditional = model.text_encoder(text_prompts=prompts)
         unconditional = model.text_encoder(text_prompts=["blurry"])
+    if shots:  # LongLive 2.0's trainer puts it there
+        conditional["scene_cut_mask"] = [False, False, True, False]
     if getattr(model.generator, "use_camera", False):  # minWM's trainer puts it there
         frames = model.args.image_or_video_shape[1]
         views = torch.eye(4).repeat(1, frames, 1, 1)

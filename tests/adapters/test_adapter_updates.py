@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
         return
     if request.param == "fsdp" and harness.FSDP_FAILS_IN_ONE_PROCESS:
         pytest.skip("torch 2.4")
-    with harness._single_process_group(), warnings.catch_warnings():
+    with harness.single_process_group(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FSDP's own
         model = tiny.build_model()
         for name in ("generator", "fake_score"):

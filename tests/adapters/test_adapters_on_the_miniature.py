@@ -274,7 +274,7 @@ def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_i
         assert all(p.requires_grad for p in parameters)
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
-    with harness._single_process_group():
+    with harness.single_process_group():
         without, gradient = critic_gradient(0.0), critic_gradient(1.0)
     assert float(without.abs().sum()) > 0
     assert torch.equal(gradient, without)

@@ -183,7 +183,7 @@ def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
         assert all(p.requires_grad for p in parameters)
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
-    with harness._single_process_group():
+    with harness.single_process_group():
         without = critic_gradient(replace(CONFIG, adv_weight=0.0))
         gradient = critic_gradient(CONFIG)
     assert float(without.abs().sum()) > 0

@@ -287,7 +287,7 @@ def test_self_forcing_does_what_causal_forcings_own_pipeline_does(
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    harness._shrink_after_init(module.SelfForcingTrainingPipeline)
+    harness.shrink_after_init(module.SelfForcingTrainingPipeline)
     own, first = own_steps(model), torch.tensor(levels(model, 2 * own_steps(model)))
 
     def causal_forcings_pipeline() -> None:

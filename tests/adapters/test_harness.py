@@ -12,9 +12,10 @@ from typing import Any
 import harness
 import launch
 import pytest
-import stand_ins
 import torch
 from torch import Tensor
+
+from benchmarks.trainers import stand_ins
 
 Cache = list[dict[str, Any]]
 

@@ -134,7 +134,7 @@ def test_a_trainer_that_has_all_seams_can_be_attached_to(
 @pytest.mark.parametrize(
     ("file", "old", "new", "ability", "message"),
     [
-        ("pipeline/training.py", "kv_cache1 = ", "kv_cache = ", "attach", "pipeline.kv_cache1: no"),
+        ("pipeline/training.py", "kv_cache1 = ", "cache1 = ", "attach", "pipeline.kv_cache1: no"),
         ("trainer/distillation.py", "self.step", "self.at", "attach", "trainer.step: no attribute"),
         ("utils/wrapper.py", "self.timesteps", "self.t", "attach", "model.scheduler.timesteps: no"),
         (
@@ -218,6 +218,60 @@ def test_streaming_and_a_first_chunks_list_choose_the_adapter(fork: Path) -> Non
     trainer.write_text(text.replace("self.step = 0", "self.step, self.streaming_model = 0, None"))
     found = examine(fork)
     assert found["adapter"] == "salt_losses.adapters.longlive"
+
+
+SOLVER = """
+    def roll(self):
+        from solvers import FlowUniPCMultistepScheduler
+        solver = FlowUniPCMultistepScheduler(shift=1)
+        solver.set_timesteps(self.sampling_steps)
+        return solver.timesteps
+"""
+
+
+def test_rollouts_by_longlives_solver_are_its_second_version(fork: Path) -> None:
+    path = fork / "pipeline/training.py"
+    text = path.read_text().replace("self.kv_cache1", "self.sampling_steps = self.kv_cache1", 1)
+    path.write_text(text + SOLVER)
+    found = examine(fork)
+    assert found["trainer"] == "LongLive 2.0"
+    assert found["adapter"] == "salt_losses.adapters.longlive2"
+    assert "sweep_every is refused" in abilities(fork)["step sweeps"][-1]
+    path.write_text(text.replace("sampling_steps", "steps") + SOLVER)
+    assert examine(fork)["trainer"] is None
+    assert "no attribute 'sampling_steps'" in abilities(fork)["attach"][0]
+
+
+@pytest.mark.parametrize("sign", ["self.sampling_steps = 4", "def roll(self): s.set_timesteps(4)"])
+def test_a_rollout_that_makes_its_own_timesteps_is_not_known(
+    fork: Path, capsys: pytest.CaptureFixture[str], sign: str
+) -> None:
+    path = fork / "pipeline/training.py"
+    if sign.startswith("def"):
+        path.write_text(f"{path.read_text()}    {sign}\n")
+    else:
+        path.write_text(
+            path.read_text().replace("self.kv_cache1 =", f"{sign}; self.kv_cache1 =", 1)
+        )
+    assert main(["check", str(fork)]) == 1
+    out = capsys.readouterr().out
+    assert "not known, of unknown commit. Its places are near those of Self Forcing" in out
+    assert "the rollout makes its own timesteps" in out
+    assert examine(fork)["trainer"] is None
+    assert examine(fork)["nearest"] == "Self Forcing"
+
+
+def test_a_trainer_of_another_name_is_found_by_what_it_makes(fork: Path) -> None:
+    (fork / "train.py").write_text("from trainer import MyTrainer\ndef main(): pass\n")
+    (fork / "trainer/__init__.py").write_text("from .distillation import MyTrainer\n")
+    path = fork / "trainer/distillation.py"
+    path.write_text(path.read_text().replace("class Trainer", "class MyTrainer"))
+    assert examine(fork)["trainer"] == "Self Forcing"
+    assert abilities(fork)["attach"] == []
+    assert abilities(fork)["train_salt.py"] != []
+    path = fork / "pipeline/training.py"
+    path.write_text(path.read_text().replace("kv_cache1", "kv_cache"))  # minWM's
+    assert abilities(fork)["attach"] == []
 
 
 def test_the_commit_is_read_from_gits_own_files(

@@ -212,6 +212,8 @@ def test_settings_that_the_trainer_cannot_follow_are_wrong(
         ({"sc_warmup": 75}, "sc_warmup is 75: 25 % of the run is after it"),
         ({"probs": (0.0, 0.5, 0.5)}, "K = 2 has probability 0"),
         ({"shift": 3.0}, "the trainer's table has 5"),
+        ({"step_counts": (3, 4, 8)}, "[3, 4, 8] do not nest: 8 is no multiple of 3, whose"),
+        ({"step_counts": (3, 5, 8)}, "do not nest: 8 is no multiple of 3 or 5, whose"),
         ({"adv_weight": 0.1, "adv_warmup": 100}, "never reaches the student"),
         ({"adv_weight": 0.1}, "hands None"),
     ],
@@ -221,6 +223,30 @@ def test_what_is_allowed_but_perhaps_not_meant_is_noted(
 ) -> None:
     assert any(note in line for line in plan_of(SaltConfig(**settings), 100)["notes"])
     assert not any(note in line for line in plan_of(SaltConfig(), 100)["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("salt.yaml", ""), ("salt.yaml", "# nothing\n"), ("salt.json", "{}")]
+)
+def test_a_file_that_sets_nothing_is_said_to_mean_the_defaults(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert main(["plan", str(path), "--trainer", "self_forcing", "--iterations", "9"]) == 0
+    assert f"Note: {name} sets nothing, which means the defaults" in capsys.readouterr().out
+
+
+def test_a_block_of_a_frameworks_config_is_told_where_it_belongs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "salt.yaml"
+    path.write_text("salt:\n  sc_weight: 1.0\n")
+    assert main(["plan", str(path), "--trainer", "self_forcing", "--iterations", "9"]) == 1
+    assert capsys.readouterr().out == (
+        f"{path}:1: unknown setting 'salt'; its settings stand here by themselves: a block of that "
+        "name belongs in a framework's own config (docs/frameworks.md)\n"
+    )
 
 
 def test_the_trainers_own_configuration_is_followed(

@@ -1,12 +1,14 @@
 """A tiny one of each network class that FastGen has a DMD2 or Self Forcing config for, and a batch
 of its task. `TASKS` names them; those with a causal student are in `CAUSAL`.
 
-In the place of the checkpoint are random weights, in that of an encoder of images one that averages
-them; a video's control and first frame are given as latents.
+In the place of the checkpoint are random weights, in that of the VAE and of the encoder of images
+averages, in that of a video's depth the video.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,8 +72,15 @@ def _build(task: str, causal: bool, disable_grad_ckpt: bool, settings: dict[str,
             return Wan.MODEL_ID_1_3B, 24
 
         def init_preprocessors(self) -> None:
+            self.init_vae()
             if self.use_image_encoder:
-                self.image_encoder = SimpleNamespace(encode=encode_image, to=lambda **_: None)
+                self.image_encoder = SimpleNamespace(encode=encode_image, to=_stay)
+
+        def init_vae(self) -> None:
+            self.vae = VAE
+
+        def prepare_vid_conditioning(self, video: Tensor) -> Tensor:
+            return encode(video)
 
     frames = {"chunk_size": 1, "total_num_frames": 99} if causal else {}
     return Tiny(disable_grad_ckpt=disable_grad_ckpt, **{**frames, **settings})
@@ -83,7 +92,10 @@ def _cosmos(video2world: bool, disable_grad_ckpt: bool, settings: dict[str, Any]
 
     class Tiny(CosmosPredict2):
         def init_preprocessors(self) -> None:
-            pass
+            self.init_vae()
+
+        def init_vae(self) -> None:
+            self.vae = VAE
 
     mode = CheckpointMode.NONE if disable_grad_ckpt else CheckpointMode.BLOCK_WISE
     return Tiny(
@@ -94,8 +106,57 @@ def _cosmos(video2world: bool, disable_grad_ckpt: bool, settings: dict[str, Any]
     )  # fmt: skip
 
 
+def encode(pixels: Tensor, mode: str = "sample") -> Tensor:
+    """Latents of a video: every fourth frame, a pixel of eight by eight."""
+    small = torch.nn.functional.avg_pool3d(pixels[:, :, ::4], (1, 8, 8))
+    return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+def decode(latents: Tensor) -> Tensor:
+    return latents[:, :3].repeat_interleave(4, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
+
+
+def _stay(*_: Any, **__: Any) -> None:
+    pass
+
+
+VAE = SimpleNamespace(encode=encode, decode=decode, to=_stay)
+
+
 def encode_image(pixels: Tensor) -> Tensor:
     return pixels.mean((2, 3))[:, :1, None].expand(-1, 257, TEXT_DIM)
+
+
+class Discriminator(torch.nn.Module):
+    """The least that FastGen asks of one: a logit for each block's features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_indices = {1}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.head = torch.nn.Linear(1, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.head(features[0].flatten(1).mean(1, keepdim=True))
+
+
+class Loader:
+    """Endless batches of pixels and embedded texts, as FastGen's loaders yield them."""
+
+    def __init__(self, batch_size: int, seed: int, batches: int | None = None) -> None:
+        self.batch_size, self._seed, self._batches = batch_size, seed, batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        generator = torch.Generator().manual_seed(self._seed)
+        for _ in itertools.repeat(None) if self._batches is None else range(self._batches):
+            yield {
+                "real": torch.rand(
+                    self.batch_size, 3, 4 * FRAMES - 3, 8 * SIZE, 8 * SIZE, generator=generator
+                ),
+                "condition": torch.randn(self.batch_size, TEXT_LEN, TEXT_DIM, generator=generator),
+                "neg_condition": torch.zeros(self.batch_size, TEXT_LEN, TEXT_DIM),
+            }
 
 
 def batch(task: str, seed: int = 0, size: int = 1) -> dict[str, Any]:

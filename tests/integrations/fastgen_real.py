@@ -6,12 +6,14 @@ text encoder and VAE (none is used). FlexAttention is off, as rollouts do not us
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import fastgen_networks as networks
 import torch
@@ -101,6 +103,64 @@ def trainer(model: Any, folder: Path | None = None, *, fsdp: bool = False) -> An
     config.trainer.fsdp, config.trainer.callbacks = fsdp, {}
     config.trainer.checkpointer.save_dir = str(folder)
     return Trainer(config)
+
+
+def run(
+    model: Any, folder: Path, iterations: int, wandb_mode: str = "disabled", **settings: Any
+) -> list[dict[str, Any]]:
+    """FastGen's own trainer, whole, with the callbacks of its own config of the method, wandb's
+    among them; what they log, in order. Videos are not encoded, and CUDA's numbers are 0."""
+    import fastgen.configs.methods.config_dmd2 as dmd2
+    import fastgen.configs.methods.config_self_forcing as self_forcing
+    import fastgen.trainer as theirs
+    import wandb
+    from fastgen.utils import LazyCall
+
+    causal = hasattr(model.config, "context_noise")
+    config = (self_forcing if causal else dmd2).create_config()
+    config.model = model.config
+    config.dataloader_train = LazyCall(networks.Loader)(batch_size=1, seed=1)
+    config.dataloader_val = LazyCall(networks.Loader)(batch_size=1, seed=2, batches=2)
+    config.log_config.wandb_mode = wandb_mode
+    config.trainer.checkpointer.save_dir = str(folder)
+    config.trainer.max_iter = iterations
+    config.trainer.logging_iter, config.trainer.validation_iter = 1, 2
+    config.trainer.save_ckpt_iter, config.trainer.val_seed = 2, 0
+    for name, value in settings.items():
+        setattr(config.trainer, name, value)
+    logged: list[dict[str, Any]] = []
+    init = wandb.init
+
+    def begun(**settings: Any) -> Any:
+        run = init(**settings)  # which sets wandb.log
+        log = wandb.log
+
+        def noted(numbers: dict[str, Any], step: int) -> None:
+            logged.append({**numbers, "step": step})
+            log(numbers, step=step)
+
+        wandb.log = noted
+        return run
+
+    with contextlib.ExitStack() as stood_in:
+        for name in ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved",
+                     "utilization"):  # fmt: skip
+            stood_in.enter_context(mock.patch.object(torch.cuda, name, lambda *_, **__: 0))
+        stood_in.enter_context(mock.patch.object(wandb, "init", begun))
+        stood_in.enter_context(
+            mock.patch.object(wandb, "Video", lambda video, **_: str(video.shape))
+        )
+        # Of wandb's that newer ones no longer have there.
+        stood_in.enter_context(
+            mock.patch.object(wandb.util, "generate_id", lambda: "run", create=True)
+        )
+        stood_in.enter_context(mock.patch.object(theirs.time, "sleep", lambda _: None))
+        stood_in.enter_context(mock.patch.dict(os.environ, FASTGEN_OUTPUT_ROOT=str(folder)))
+        try:
+            theirs.Trainer(config).run(model)
+        finally:
+            wandb.finish()
+    return logged
 
 
 def free_port() -> int:

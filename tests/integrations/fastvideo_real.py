@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from absent import AbsentPackages
@@ -110,6 +111,90 @@ def config(kind: str, salt: dict | None, method: dict, folder: Path, shift: floa
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(raw))
     return load_run_config(str(path))
+
+
+def run(
+    kind: str,
+    salt: dict | None,
+    folder: Path,
+    steps: int,
+    *,
+    resume: bool = False,
+    accumulate: int = 1,
+    **method: Any,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """FastVideo's own trainer, whole, with the callbacks and the tracker of its own configs of
+    these methods: the method, and what the tracker was given, in order. wandb stays offline;
+    validation samples no video, and swaps the weights all the same."""
+    from fastvideo.train import Trainer
+    from fastvideo.train.callbacks.validation import ValidationCallback
+    from fastvideo.train.utils.builder import build_from_config
+    from fastvideo.train.utils.checkpoint import CheckpointConfig, CheckpointManager
+
+    cfg = config(kind, salt, method, folder)
+    training = cfg.training
+    training.loop.gradient_accumulation_steps = accumulate
+    training.checkpoint.output_dir = str(folder)
+    training.checkpoint.resume_from_checkpoint = str(folder) if resume else ""
+    training.tracker.project_name = "salt"  # which makes wandb the tracker
+    callbacks = {
+        "ema": {"decay": 0.9, "start_iter": 2},
+        "grad_clip": {"max_grad_norm": 1.0},
+        "validation": {"pipeline_target": "none", "dataset_file": "none", "every_steps": 1,
+                       "sampling_steps": [4]},
+    }  # fmt: skip
+    Sharding.on = False
+    _, built, _, start = build_from_config(cfg)
+    torch.manual_seed(0)
+    built.cuda_generator = torch.Generator().manual_seed(0)
+    logged: list[dict[str, Any]] = []
+    none = torch.zeros(1, dtype=torch.uint8)
+    with contextlib.ExitStack() as stood_in:
+        for owner, name, value in (
+            (ValidationCallback, "_run_validation_inner", _note_weights(logged)),
+            (torch.cuda, "get_rng_state", lambda: none),  # a CPU has no such stream to save
+            (torch.cuda, "set_rng_state", lambda state: None),
+        ):
+            stood_in.enter_context(mock.patch.object(owner, name, value))
+        stood_in.enter_context(mock.patch.dict(os.environ, WANDB_MODE="offline"))
+        trainer = Trainer(training, config=cfg.resolved_config(), callback_configs=callbacks)
+        log = trainer.tracker.log
+        trainer.tracker.log = lambda metrics, step: (
+            logged.append({**metrics, "step": step}),
+            log(metrics, step),
+        )
+        manager = CheckpointManager(
+            method=built, dataloader=None, output_dir=str(folder),
+            config=CheckpointConfig(save_steps=2, keep_last=0), callbacks=trainer.callbacks,
+            raw_config=cfg.raw,
+        )  # fmt: skip
+        try:
+            trainer.run(
+                built,
+                dataloader=[batch(seed) for seed in range(1000)][
+                    _first(resume, folder) * accumulate :
+                ],
+                max_steps=steps,
+                start_step=start,
+                checkpoint_manager=manager,
+            )
+        finally:
+            trainer.tracker.finish()
+    return built, logged
+
+
+def _first(resume: bool, folder: Path) -> int:
+    """Where the data go on, which FastVideo's own loader knows by itself."""
+    saved = [int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*")]
+    return max(saved) if resume else 0
+
+
+def _note_weights(logged: list[dict[str, Any]]) -> Any:
+    def note(self: Any, method: Any, step: int, transformer: torch.nn.Module) -> None:
+        total = sum(float(p.double().sum()) for p in transformer.parameters())
+        logged.append({"validated": total, "step": step})
+
+    return note
 
 
 def build(

@@ -266,6 +266,7 @@ class SelfForcingMethod(DMD2Method):
         self._student_sample_type = self.method_config.get("student_sample_type", "sde")
         self._context_noise = self.method_config.get("context_noise", 0.0)
         self._same_step_across_blocks = self.method_config.get("same_step_across_blocks", False)
+        self._last_step_only = self.method_config.get("last_step_only", False)
 
     def _get_denoising_step_list(self, device: torch.device) -> Tensor:
         return super()._get_denoising_step_list(device)
@@ -273,6 +274,8 @@ class SelfForcingMethod(DMD2Method):
     def _sample_exit_indices(
         self, *, num_blocks: int, num_steps: int, device: torch.device
     ) -> list[int]:
+        if self._last_step_only:
+            return [num_steps - 1] * num_blocks
         drawn = 1 if self._same_step_across_blocks else num_blocks
         exits = torch.randint(0, num_steps, (drawn,), generator=self.cuda_generator).tolist()
         return exits * (num_blocks // drawn)
@@ -369,7 +372,9 @@ def build(kind: str, salt: dict | None, folder: Path, *, seed: int = 0, **method
         "warp_denoising_step": True,
         **method,
     }
-    training = SimpleNamespace(distributed=SimpleNamespace(sp_size=1))
+    training = SimpleNamespace(
+        distributed=SimpleNamespace(sp_size=1), loop=SimpleNamespace(max_train_steps=100)
+    )
     built = getattr(importlib.import_module(module), name)(
         cfg=SimpleNamespace(training=training, method=settings), role_models=roles
     )

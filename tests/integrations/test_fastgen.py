@@ -416,16 +416,18 @@ def test_the_cache_holds_constants_when_the_extra_call_comes():
     assert not any(v.requires_grad for v in held)
 
 
-def test_plans_are_saved_with_the_frameworks_schedulers_and_refuse_others(kind):
+def test_plans_are_saved_with_a_learning_rate_scheduler_and_refuse_others(kind):
     model = fw.build(kind, {})
     model._salt.begin(7)
-    state = model.scheduler_dict["salt"].state_dict()
+    state = model.scheduler_dict["net"].state_dict()
     resumed = fw.build(kind, {})
-    resumed.scheduler_dict["salt"].load_state_dict(state)
+    resumed.scheduler_dict["net"].load_state_dict(state)
     assert resumed._salt.scheduler.iteration == 8
-    assert "salt" not in {type(s).__name__ for s in model.get_lr_schedulers(2)}
+    other = fw.build(kind, {"seed": 1})
+    before = other.scheduler_dict["net"].state_dict()
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
-        fw.build(kind, {"seed": 1}).scheduler_dict["salt"].load_state_dict(state)
+        other.scheduler_dict["net"].load_state_dict({**state, "last_epoch": 99})
+    assert other.scheduler_dict["net"].state_dict() == before
 
 
 def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_stopped(

@@ -76,6 +76,24 @@ def test_with_vanishing_weights_rollout_and_gradients_are_the_parents(
     assert found
 
 
+@pytest.mark.parametrize(("kind", "task"), CASES)
+def test_beside_the_discriminator_that_its_configs_have_nothing_else_changes(kind, task):
+    from fastgen.utils import LazyCall
+
+    gan = {"gan_loss_weight_gen": 0.03, "gan_use_same_t_noise": True, "fake_score_pred_type": "x0"}
+    gan |= {"discriminator": LazyCall(networks.Discriminator)()}
+    for weight in (0, 1e-38):
+        for iteration in (1, 2):
+            theirs, ours = (
+                step(fw.build(kind, salt, task=task, **gan), task, iteration=iteration)
+                for salt in (None, settings(kind, weight))
+            )
+            assert same(theirs, ours)
+            parts = [loss[name] for loss, *_ in (theirs, ours) for name in loss if "gan" in name]
+            assert parts
+            assert any(float(part) != 0 for part in parts)
+
+
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("sample_type", ["sde", "ode"])
 def test_a_causal_student_with_a_clean_frame_rolls_out_as_the_parents(chunk, sample_type):

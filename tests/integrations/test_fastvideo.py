@@ -155,6 +155,27 @@ def test_vanishing_weights_vanish_for_they_are_small_and_not_for_the_terms_are(f
     assert equal(found[0][3], found[2][3])
 
 
+def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(fw, kind, tmp_path):
+    """On the parent's own list, whatever the plan of the iteration."""
+    salt = {"step_counts": [8], "probs": [1.0], "sc_weight": 1, "align_weight": 1,
+            "align_reference": {8: 16}, "align_warmup": 0, "align_prob": 1.0}  # fmt: skip
+    salt |= {"first_chunk_steps": 16} if kind == "self_forcing" else {}
+    theirs, ours = (fw.build(kind, s, tmp_path) for s in (None, salt))
+    ours._salt.begin(7)
+    found = []
+    for method in (theirs, ours):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses, _, metrics = method.single_train_step(fw.batch(), 1)
+        found.append((losses, metrics, streams(method)))
+    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())
+    assert found[0][1].keys() == found[1][1].keys()
+    assert equal(found[0][2], found[1][2])
+    assert ours._salt.scheduler.iteration == 8
+    _, metrics, *_ = step(ours, fw)
+    assert metrics["salt/num_steps"] == 8
+
+
 # Mixed steps
 
 
@@ -473,6 +494,20 @@ def test_bad_settings_are_refused(fw, kind, salt, method, message, tmp_path):
     with pytest.raises(ValueError, match=None) as error:
         fw.build(kind, salt, tmp_path, **method)
     assert message in str(error.value)
+
+
+def test_a_list_and_a_term_that_are_never_used_are_said(fw, kind, tmp_path):
+    own = {"dmd_denoising_steps": [1000, 757, 522], "warp_denoising_step": False}
+    with pytest.warns(UserWarning, match=r"of length 3, is never used.* set step_counts to \[3\]"):
+        fw.build(kind, {"sc_weight": 1.0}, tmp_path, **own)
+    salt = {"step_counts": [1, 2], "probs": [0.5, 0.5], "inference_steps": 1}
+    with pytest.warns(UserWarning, match=r"defect term never comes on.* set sc_steps to some of"):
+        fw.build(kind, salt, tmp_path)
+    with pytest.warns(UserWarning, match="align_warmup is 600: .* the run's 100 iterations"):
+        fw.build(kind, {"align_weight": 1}, tmp_path)
+    if kind == "self_forcing":
+        with pytest.warns(UserWarning, match="leave at their last step alone"):
+            fw.build(kind, {}, tmp_path, last_step_only=True)
 
 
 def test_dmd2_refuses_alignments_that_it_has_no_rollout_for(fw, tmp_path):

@@ -312,27 +312,65 @@ def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
         build({"sc_weight": 1.0, "seed": 1}).load_state_dict(first.state_dict())
 
 
-def test_their_plugins_pipeline_comes_second():
+class Packed(nn.Module):
+    """The call of Qwen-Image's transformer: packed tokens, and a guidance that matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, hidden_states: Tensor, guidance: Tensor | None = None, **_: Any) -> Tensor:
+        out = torch.tanh(self.mix(hidden_states))
+        return out if guidance is None else out * guidance[:, None, None].to(out)
+
+
+def qwen(salt: dict[str, Any] | None, **more: Any) -> Any:
+    """A pipeline of Qwen-Image's plug-in, ours unless `salt` is None."""
     from modelopt.torch.fastgen.plugins.qwen_image import QwenImageDMDPipeline
 
     class SaltQwen(SaltDMDPipeline, QwenImageDMDPipeline):
         pass
 
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mix = nn.Linear(16, 16)
+    torch.manual_seed(0)
+    times = {"t_list": T_LIST, "time_dist_type": "uniform"}
+    config = fastgen.DMDConfig(pred_type="flow", student_sample_steps=4, sample_t_cfg=times)
+    roles = (Packed(), Packed(), Packed(), config)
+    if salt is None:
+        return QwenImageDMDPipeline(*roles, **more)
+    return SaltQwen(*roles, salt=salt, **more)
 
-        def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
-            return torch.tanh(self.mix(hidden_states))
 
-    pipeline = build({"sc_weight": 1.0}, network=Packed, base=SaltQwen)
-    calls = Calls(pipeline)
-    latents, noise = torch.randn(2, 3, 4, 8, 8)
-    losses = pipeline.compute_student_loss(latents, noise, torch.randn(3, 5, 16))
-    losses["total"].backward()
-    assert losses["sc"] > 0
-    assert len(calls.made) == 2
+def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
+    latents, noise, text = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 16)
+    for more in ({}, {"guidance": 2.5}):
+        pipeline = qwen({"sc_weight": 1.0}, **more)
+        calls = Calls(pipeline)
+        losses = pipeline.compute_student_loss(latents, noise, text)
+        losses["total"].backward()
+        assert losses["sc"] > 0
+        assert len(calls.made) == 2
+        for kwargs, *_ in calls.made:
+            seen = kwargs["guidance"]
+            assert (seen is None) if not more else torch.all(seen == 2.5)
+        theirs = qwen(None, **more)
+        torch.manual_seed(1)
+        vsd = theirs.compute_student_loss(latents, noise, text)["vsd"]
+        ours = qwen({"sc_weight": 1.0}, **more)
+        torch.manual_seed(1)
+        assert torch.equal(ours.compute_student_loss(latents, noise, text)["vsd"], vsd)
+
+
+def test_an_argument_that_nobody_takes_is_theirs_to_refuse():
+    roles = (Toy(), Toy(), Toy(), fastgen.DMDConfig())
+    with pytest.raises(TypeError, match="guidance"):
+        SaltDMDPipeline(*roles, salt={"sc_weight": 0}, guidance=1.0)
+
+
+def test_a_term_that_counts_for_nothing_is_said_where_the_pipeline_is_made():
+    times = {"t_list": [1.0, 0.5, 0.0]}
+    settings = {"student_sample_steps": 2, "sample_t_cfg": times}
+    with pytest.warns(UserWarning, match="sc_time_weight 'clean' leaves out the level 1"):
+        build({"sc_weight": 1.0, "sc_time_weight": "clean"}, **settings)
 
 
 BAD = {

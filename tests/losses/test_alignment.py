@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
-from salt_losses import add_noise, recompute, relational_align_loss, rollout_align_loss
+from salt_losses import (
+    add_noise,
+    recompute,
+    relational_align_loss,
+    rollout_align_loss,
+    waiting,
+)
 
 BATCH, FRAMES, TOKENS, DIM = 2, 3, 5, 8
 SHAPE = (BATCH, FRAMES, TOKENS, DIM)  # a token is a pixel
@@ -193,20 +199,30 @@ def test_of_each_block_only_the_input_is_saved_for_backward() -> None:
     assert saved(6, checkpoint=False) - saved(2, checkpoint=False) > 32 * randn(0).nbytes
 
 
+@pytest.fixture
+def hosted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The accelerator is played by the CPU: the shapes of what goes to "the host", whose buffers
+    are new."""
+    shapes: list[tuple[int, ...]] = []
+
+    def wait_on_host(x: Tensor, before: Any) -> Any:
+        shapes.append(tuple(x.shape))
+        return waiting.wait_on_host(x, before)
+
+    monkeypatch.setattr(recompute, "_OFFLOADING", {"cpu"})
+    monkeypatch.setattr(recompute, "wait_on_host", wait_on_host)
+    monkeypatch.setattr(waiting, "_hosts", {})
+    return shapes
+
+
 @pytest.mark.parametrize("itself", [False, True])
 def test_on_an_accelerator_the_inputs_of_the_blocks_wait_on_the_host(
-    itself: bool, monkeypatch: pytest.MonkeyPatch
+    itself: bool, hosted: list[tuple[int, ...]]
 ) -> None:
-    """The accelerator is played by the CPU: what is not on "the host" must be gone."""
-    hosted: list[Tensor] = []
-
-    def to_host(x: Tensor) -> Tensor:
-        hosted.append(x.detach().clone())
-        return hosted[-1]
-
+    """What is not on "the host" must be gone."""
     alive: list[int] = []
 
-    def most_inputs(num_blocks: int) -> int:
+    def most_inputs(num_blocks: int, offload: bool) -> int:
         network = Network(num_blocks).requires_grad_(False)
         inputs: list[weakref.ref[Tensor]] = []
 
@@ -221,31 +237,28 @@ def test_on_an_accelerator_the_inputs_of_the_blocks_wait_on_the_host(
         hosted.clear(), alive.clear()
         low = randn(0).requires_grad_()
         rollout_align_loss(
-            network, network.blocks, low, randn(1), 0.5, block=num_blocks - 1, noise=randn(2)
-        ).backward()
+            network, network.blocks, low, randn(1), 0.5,
+            block=num_blocks - 1, noise=randn(2), offload=offload,
+        ).backward()  # fmt: skip
         gradients.append(low.grad)
         return max(alive)
 
     gradients: list[Any] = []
-    on_device = most_inputs(6)
+    on_device = most_inputs(6, offload=False)
     assert on_device >= 6
-    monkeypatch.setattr(recompute, "_offloads", lambda device: True)
-    monkeypatch.setattr(recompute, "_to_host", to_host)
-    assert most_inputs(6) == most_inputs(3) < 4
+    assert hosted == []
+    assert most_inputs(6, offload=True) == most_inputs(3, offload=True) < 4
     assert torch.equal(gradients[0], gradients[1])
     assert len(hosted) == 3
 
 
-def test_what_all_blocks_share_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_all_blocks_share_stays_where_it_is(hosted: list[tuple[int, ...]]) -> None:
     class Conditioned(nn.Module):
         def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
             return tokens * condition
 
     blocks = nn.ModuleList(Conditioned() for _ in range(3))
     condition = torch.ones(SHAPE[0], 1, DIM, dtype=torch.float64)
-    hosted: list[Tensor] = []
-    monkeypatch.setattr(recompute, "_offloads", lambda device: True)
-    monkeypatch.setattr(recompute, "_to_host", lambda x: hosted.append(x) or x.detach().clone())
 
     def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
         tokens = x.flatten(1, 2)
@@ -253,8 +266,87 @@ def test_what_all_blocks_share_stays_where_it_is(monkeypatch: pytest.MonkeyPatch
             tokens = block(tokens, condition)
         return tokens.reshape(x.shape)
 
-    rollout_align_loss(velocity_fn, blocks, randn(0).requires_grad_(), randn(1), 0.5, block=2)
-    assert [x.shape for x in hosted] == [(BATCH, FRAMES * TOKENS, DIM)] * 3
+    low = randn(0).requires_grad_()
+    rollout_align_loss(velocity_fn, blocks, low, randn(1), 0.5, block=2, offload=True)
+    assert hosted == [(BATCH, FRAMES * TOKENS, DIM)] * 3
+
+
+def test_the_hosts_buffers_are_allocated_once_and_serve_again(
+    hosted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    allocate = waiting.allocate
+
+    def counted(size: int, *, pinned: bool) -> Tensor:
+        made.append(size)
+        return allocate(size, pinned=pinned)
+
+    monkeypatch.setattr(waiting, "allocate", counted)
+    network, gradients = Network(4).requires_grad_(False), []
+    for seed in (0, 1, 0):
+        low = randn(seed).requires_grad_()
+        settings = {"block": 3, "noise": randn(2), "offload": True}
+        rollout_align_loss(network, network.blocks, low, randn(3), 0.5, **settings).backward()
+        gradients.append(low.grad)
+    assert len(hosted) == 12
+    assert made == [BATCH * FRAMES * TOKENS * DIM * randn(0).element_size()] * 4
+    # The second pass wrote over the first one's: nothing of it is in the third.
+    assert torch.equal(gradients[0], gradients[2])
+    assert not torch.equal(gradients[0], gradients[1])
+
+
+def test_two_passes_whose_graphs_live_together_have_buffers_of_their_own(
+    hosted: list[tuple[int, ...]],
+) -> None:
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(DIM, DIM), nn.GELU()) for _ in range(3))
+    blocks.double().requires_grad_(False)
+
+    def run(x: Tensor, offload: bool) -> Tensor:
+        with recompute.recomputing(list(blocks), offload=offload):
+            for block in blocks:
+                x = block(x)
+        return x.square().sum()
+
+    found = []
+    for offload in (False, True):
+        one, other = (randn(seed).flatten(1, 2).requires_grad_() for seed in (0, 1))
+        losses = run(one, offload), run(other, offload)
+        for loss in losses:
+            loss.backward(retain_graph=True)
+        losses[0].backward()  # from the host a second time
+        found.append((one.grad, other.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert len(hosted) == 6
+
+
+@pytest.mark.parametrize(
+    ("room", "offloads"), [(3.9, True), (4.1, False), (40.0, False), (0.5, True)]
+)
+def test_inputs_go_to_the_host_where_they_would_take_half_of_what_is_free(
+    room: float, offloads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gib = 2**30
+    # Half of it is free of the device, half lies idle with the allocator.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (int(room / 2 * gib), 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda d: int((30 + room / 2) * gib))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda d: 30 * gib)
+    assert recompute.short_of_room(torch.device("cuda"), 2 * gib) == offloads
+
+
+def test_the_choice_is_made_once_a_pass_for_all_its_blocks(
+    hosted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def short_of_room(device: torch.device, size: int) -> bool:
+        asked.append(size)
+        return True
+
+    monkeypatch.setattr(recompute, "short_of_room", short_of_room)
+    network, low = Network(4).requires_grad_(False), randn(0).requires_grad_()
+    rollout_align_loss(network, network.blocks, low, randn(1), 0.5, block=3).backward()
+    assert asked == [4 * BATCH * FRAMES * TOKENS * DIM * low.element_size()]
+    assert len(hosted) == 4
 
 
 def test_a_block_runs_twice_with_checkpointing_and_not_three_times() -> None:

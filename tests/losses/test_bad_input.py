@@ -695,7 +695,7 @@ relational_align_loss(X[:1], X[:1], relation="temporal")
 relational_align_loss(X, X, reduction="sum")
     ValueError: reduction must be one of 'mean', 'none'; got 'sum'
 relational_align_loss(X, X, backend="cuda")
-    ValueError: backend must be one of 'auto', 'reference', 'chunked', 'triton'; got 'cuda'
+    ValueError: backend must be one of 'auto', 'reference', 'chunked', 'bmm', 'triton'; got 'cuda'
 
 # adversarial
 adversarial_generator_loss(L, kind="wasserstein")

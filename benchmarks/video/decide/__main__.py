@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.video.decide import figures
 from benchmarks.video.decide.pages import BLOCKS, refresh
+from benchmarks.video.decide.records import seeds_with
 from benchmarks.video.decide.results import read
 from benchmarks.video.decide.students import STUDENTS
 from benchmarks.video.decide.study import PICTURED, Decision, decide
-from benchmarks.video.decide.tables import seeds_with
 from benchmarks.video.students import PRESETS
 from benchmarks.video.study import Study
 from examples.tiny_video.checkpoint import SettingsDiffer

@@ -12,21 +12,21 @@ from torch import Tensor
 
 from benchmarks.report import spread
 from benchmarks.video.decide.measures import RANGE, from_text
-from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
-from benchmarks.video.decide.tables import (
+from benchmarks.video.decide.records import (
     Results,
     far_out,
-    number,
     progress,
     quality,
     seeds_with,
     values,
 )
+from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
+from benchmarks.video.decide.tables import number
 from benchmarks.video.measures import COMPARED_STEPS, LONG, STEPS
 
 CURVES = (BASELINE, "mixed", SALT)
 # Of a record's frames.
-ROWS = {"8 steps": STEPS.index(8), f"{LONG} x the length": len(STEPS) + LONG - 1}
+ROWS = {"8 steps": STEPS.index(8), f"{LONG} lengths": len(STEPS) + LONG - 1}
 # Real videos are between black and white.
 COLOURS = ((0.0, "deepskyblue"), (0.25, "black"), (0.75, "white"), (0.9, "red"), (1.0, "darkred"))
 
@@ -43,7 +43,7 @@ def write(folder: Path, results: Results, canvas: tuple[int, int]) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     made = {"training": training(pyplot, results), "frames": frames(pyplot, results, canvas)}
     for stem, figure in made.items():
-        figure.savefig(folder / f"decide_{stem}.png", dpi=110)
+        figure.savefig(folder / f"decide_{stem}.png", dpi=110, bbox_inches="tight")
         pyplot.close(figure)
     return True
 

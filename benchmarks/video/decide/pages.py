@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.video.decide import tables
 from benchmarks.video.decide.figures import median_seed
+from benchmarks.video.decide.records import WHEN, Results
 from benchmarks.video.decide.students import BASELINE, SALT
-from benchmarks.video.decide.tables import Results
 
 PAGES = ("README.md", "docs/evidence.md", "docs/evidence/decide.md")
 BLOCK = re.compile(r"(<!-- decide: ([a-z ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
@@ -19,11 +19,11 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "term": lambda r: tables.sentence(r, SALT, "mixed"),
     "seed": lambda r: f"Seed {median_seed(r)}, the median by DMD's own distance.",
     "facts": tables.facts,
-    "deviation": lambda r: tables.updates_table(r, "deviation", 3),
-    "updates": lambda r: tables.updates_table(r, "distance", 4),
+    "deviation": lambda r: tables.updates_table(r, "deviation"),
+    "updates": lambda r: tables.updates_table(r, "distance"),
     **{
         f"{name} {when}": lambda r, table=table, when=when: table(r, when)
-        for when in tables.WHEN
+        for when in WHEN
         for name, table in {
             "students": tables.students_table,
             "pairs": tables.pairs_table,

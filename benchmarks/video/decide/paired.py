@@ -50,10 +50,12 @@ class Paired:
         signs = binomtest(ours, n, alternative="greater").pvalue * 2 <= LEVEL
         return not low <= 0 <= high and signs
 
-    def __str__(self) -> str:
+    def text(self, digits: int = 4) -> str:
+        """The mean, its standard error, on how many seeds the first is lower; `~`: undecided."""
         mark = "" if self.decided else " ~"
         n = len(self.differences)
-        return f"{self.mean:+.4f} ± {self.error:.4f}, {self.lower} of {n}{mark}"
+        error = f" ± {self.error:.{digits}f}" if n > 1 else ""
+        return f"{self.mean:+.{digits}f}{error}, {self.lower} of {n}{mark}"
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Paired:

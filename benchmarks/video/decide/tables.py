@@ -3,67 +3,33 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks.report import markdown, spread
 from benchmarks.video.decide.paired import FEWEST, Paired, paired
+from benchmarks.video.decide.records import (
+    WHEN,
+    Columns,
+    Measure,
+    Results,
+    answers,
+    distances,
+    far_out,
+    progress,
+    quality,
+    seeds_with,
+    steps_label,
+    thousand_defects,
+    values,
+)
 from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
-from benchmarks.video.measures import COMPARED_STEPS, LONG, STEPS
+from benchmarks.video.measures import COMPARED_STEPS, LONG
 
-Record = dict[str, Any]
-Results = dict[int, Record]  # by seed, then by student
-Measure = Callable[[Record], float]
-WHEN = {"end": "at the end", "best": "at each one's best"}
 PAIRS = (
     *((SALT, BASELINE), ("mixed", BASELINE), ("mixed-sc 0.2", BASELINE), ("dmd-8", BASELINE)),
     *((SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
     *(("mixed-sc after 1-3", SALT), ("mixed-sc after 2-3", SALT)),
 )
-
-
-def quality(when: str, key: str, steps: int) -> Measure:
-    return lambda record: record[when]["quality"][str(steps)][key]
-
-
-def far_out(when: str, key: str, stretch: int = -1) -> Measure:
-    return lambda record: record[when]["long"][stretch][key]
-
-
-def mean_distance(when: str) -> Measure:
-    return lambda record: statistics.fmean(
-        quality(when, "distance", k)(record) for k in COMPARED_STEPS
-    )
-
-
-def progress(stage: int, key: str, steps: int) -> Measure:
-    return lambda record: record["progress"][stage]["report"][str(steps)][key]
-
-
-def steps_label(count: int) -> str:
-    return f"{count} step" + "s" * (count > 1)
-
-
-def distances(when: str) -> dict[str, Measure]:
-    return {
-        **{steps_label(k): quality(when, "distance", k) for k in STEPS},
-        "mean of 2, 4, 8": mean_distance(when),
-        "last quarter of long rollouts": far_out(when, "distance"),
-    }
-
-
-def answers(when: str) -> dict[str, Measure]:
-    """The columns of the first table."""
-    return {**distances(when), "deviation, 8 steps": quality(when, "deviation", 8)}
-
-
-def seeds_with(results: Results, names: Sequence[str]) -> list[int]:
-    """The seeds of which all these students are done."""
-    return sorted(seed for seed, records in results.items() if set(names) <= set(records))
-
-
-def values(results: Results, seeds: Sequence[int], name: str, measure: Measure) -> list[float]:
-    return [measure(results[seed][name]) for seed in seeds]
 
 
 def compare(results: Results, name: str, other: str, measure: Measure) -> Paired:
@@ -73,7 +39,8 @@ def compare(results: Results, name: str, other: str, measure: Measure) -> Paired
 
 
 def cell(found: Sequence[float], digits: int = 4) -> str:
-    return f"{statistics.fmean(found):.{digits}f} ± {spread(list(found)):.{digits}f}"
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return f"{mean} ± {spread(list(found)):.{digits}f}" if len(found) > 1 else mean
 
 
 def answer_table(results: Results) -> str:
@@ -90,14 +57,8 @@ def answer_table(results: Results) -> str:
             for name in (BASELINE, SALT)
         ]
         differences = (compare(results, SALT, BASELINE, m) for m in columns.values())
-        rows.append(["difference, lower on", *map(short, differences)])
+        rows.append(["difference, lower on", *(d.text(3) for d in differences)])
     return markdown([f"Fréchet distance, {number(len(seeds))}", *answers("end")], rows)
-
-
-def short(difference: Paired) -> str:
-    mark = "" if difference.decided else " ~"
-    of = f"{difference.lower} of {len(difference.differences)}"
-    return f"{difference.mean:+.3f} ± {difference.error:.3f}, {of}{mark}"
 
 
 def sentence(results: Results, name: str, other: str) -> str:
@@ -171,7 +132,7 @@ def pairs_table(results: Results, when: str) -> str:
     rows = [
         [
             f"{STUDENTS[name].label} less {STUDENTS[other].label}",
-            *(str(compare(results, name, other, m)) for m in columns.values()),
+            *(compare(results, name, other, m).text() for m in columns.values()),
         ]
         for name, other in PAIRS
         if seeds_with(results, (name, other))
@@ -179,47 +140,49 @@ def pairs_table(results: Results, when: str) -> str:
     return markdown(["", *columns], rows)
 
 
-def updates_table(results: Results, key: str, digits: int) -> str:
-    """A mean over seeds by update, student and step count, of the reporting side."""
-    rows, head = [], []
-    for name, seeds in rows_of(results):
-        stages = results[seeds[0]][name]["progress"]
-        head = [str(stage["updates"]) for stage in stages]
-        for k in COMPARED_STEPS:
+def updates_table(results: Results, key: str) -> str:
+    """Means over seeds by update, of the reporting side: a table for each step count."""
+    parts = []
+    for k in COMPARED_STEPS:
+        rows, head = [], []
+        for name, seeds in rows_of(results):
+            stages = results[seeds[0]][name]["progress"]
+            head = [str(stage["updates"]) for stage in stages]
             columns = (values(results, seeds, name, progress(i, key, k)) for i in range(len(head)))
-            means = (f"{statistics.fmean(column):.{digits}f}" for column in columns)
-            rows.append([STUDENTS[name].label, str(len(seeds)), str(k), *means])
-    return markdown(["student", "seeds", "steps", *head], rows)
+            means = (f"{statistics.fmean(column):.3f}" for column in columns)
+            rows.append([STUDENTS[name].label, *means])
+        parts.append(markdown([f"{key}, {steps_label(k)}", *head], rows))
+    return "\n\n".join(parts)
 
 
 def long_table(results: Results, when: str) -> str:
-    """Distance and deviation of each quarter of the long rollouts."""
-    columns: dict[str, tuple[Measure, int]] = {
-        f"{key}, quarter {i + 1}": (far_out(when, key, i), 3)
-        for key in ("distance", "deviation")
-        for i in range(LONG)
+    """Each quarter of the long rollouts: distance, deviation, and what a classifier sees last."""
+    quarters: dict[str, Columns] = {"distance": {}, "deviation": {}}
+    for key, columns in quarters.items():
+        for i in range(LONG):
+            columns[f"{key}, quarter {i + 1}"] = (far_out(when, key, i), 3)
+    last: Columns = {
+        f"{key}, last": (far_out(when, key), 3) for key in ("accuracy", "coverage", "motion")
     }
-    columns["motion, last"] = (far_out(when, "motion"), 2)
-    columns["accuracy, last"] = (far_out(when, "accuracy"), 3)
-    return plain_table(results, columns)
+    return "\n\n".join(plain_table(results, c) for c in (*quarters.values(), last))
 
 
 def quality_table(results: Results, when: str) -> str:
     """What a classifier sees, and the defect."""
-    columns: dict[str, tuple[Measure, int]] = {
-        f"{key}, {steps_label(k)}": (quality(when, key, k), 3)
-        for key in ("accuracy", "motion", "coverage")
-        for k in COMPARED_STEPS
-    }
-    columns["1000 x defect (eq. 16)"] = (thousand_defects(when), 3)
-    return plain_table(results, columns)
+    parts = []
+    for keys in (("accuracy", "coverage"), ("motion",)):
+        columns: Columns = {
+            f"{key}, {steps_label(k)}": (quality(when, key, k), 3)
+            for key in keys
+            for k in COMPARED_STEPS
+        }
+        if "motion" in keys:
+            columns["1000 x defect (eq. 16)"] = (thousand_defects(when), 3)
+        parts.append(plain_table(results, columns))
+    return "\n\n".join(parts)
 
 
-def thousand_defects(when: str) -> Measure:
-    return lambda record: 1000 * statistics.fmean(record[when]["defect"])
-
-
-def plain_table(results: Results, columns: dict[str, tuple[Measure, int]]) -> str:
+def plain_table(results: Results, columns: Columns) -> str:
     rows = [
         [
             STUDENTS[name].label,

@@ -22,7 +22,7 @@ COMMANDS = {
 DESCRIPTION = """\
 Salt (arXiv 2604.03118) beside a trainer of few-step video diffusion.
 
-  salt-losses plan salt.yaml --trainer self_forcing --iterations 3000
+  salt-losses plan salt.yaml --trainer self_forcing
       before a run: what the settings will do, how often, and what it costs
   salt-losses check path/to/Self-Forcing
       whether a checkout is a trainer that Salt can be attached to

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +29,22 @@ examples:
   salt-losses check ../Self-Forcing
   salt-losses check ../minWM/Wan21 --json
 
+A checkout whose places are near a trainer's, and whose rollouts go another way, is not known: one
+that makes its own timesteps, for instance, where Salt would give it a step list.
+
 Exit code 0: Salt can be attached, though some ability may be missing. 1: it cannot."""
 
 # What tests/adapters was last run with.
 TESTED = {
     "self_forcing": "33593df3e81fa3ec10239271dd2c100facac6de1",
     "longlive": "e52d9ef6865d843282a6b5e9d46d03b35f88929d",
+    "longlive2": "7860ad9685686bc3edfd407eb4d12579ca47d689",
     "causal_forcing": "1fc7bbc19a503c1bce80ecef08158b20e702f386",
 }
 TITLES = {
     "self_forcing": "Self Forcing",
     "longlive": "LongLive v1.0",
+    "longlive2": "LongLive 2.0",
     "causal_forcing": "Causal Forcing",
 }
 _LIGHTX2V = "use the trainers in salt_losses.integrations.lightx2v"
@@ -47,7 +54,6 @@ FRAMEWORKS = {
     "fastgen/methods": ("FastGen", "use the subclasses in salt_losses.integrations.fastgen"),
     "lightx2v_train/trainers/dmd": ("LightX2V", _LIGHTX2V),
     "lightx2v_train/lightx2v_train/trainers/dmd": ("LightX2V", _LIGHTX2V),
-    "fouroversix": ("LongLive 2.0", "Salt's adapter knows its branch v1.0"),
 }
 
 
@@ -71,6 +77,7 @@ def examine(root: Path) -> dict[str, Any]:
         "checkout": str(root),
         "commit": checkout.commit,
         "trainer": None,
+        "nearest": None,
         "adapter": None,
         "tested_commit": None,
         "attachable": False,
@@ -83,12 +90,8 @@ def examine(root: Path) -> dict[str, Any]:
         result["hints"] = _hints(checkout, trainer)
         result["unreadable"] = checkout.broken
         return result
-    adapter = _adapter(checkout, trainer)
-    result |= {
-        "trainer": TITLES[adapter],
-        "adapter": f"salt_losses.adapters.{adapter}",
-        "tested_commit": TESTED[adapter],
-    }
+    adapter = _adapter(checkout, trainer, models)
+    result |= {"nearest": TITLES[adapter], "tested_commit": TESTED[adapter]}
     from .seams import look  # needs torch, which the help does not
 
     for model in models:
@@ -102,6 +105,8 @@ def examine(root: Path) -> dict[str, Any]:
             }
         )
     result["attachable"] = any(model["attachable"] for model in result["models"])
+    if result["attachable"]:
+        result |= {"trainer": TITLES[adapter], "adapter": f"salt_losses.adapters.{adapter}"}
     result["unreadable"] = checkout.broken
     return result
 
@@ -115,7 +120,17 @@ def _trainer(checkout: Checkout) -> Class | None:
         found = checkout.find(Path(path), name)
         if found is not None:
             return found
-    return None
+    return next(_other_trainers(checkout), None)
+
+
+def _other_trainers(checkout: Checkout) -> Iterator[Class]:
+    """Forks may call it otherwise: what makes a DMD model as `self.model`."""
+    for path in sorted(checkout.root.glob("*trainer/*.py")):
+        inside = path.relative_to(checkout.root)
+        tree = checkout.tree(inside)
+        for node in [] if tree is None else tree.body:
+            if isinstance(node, ast.ClassDef) and _models(checkout, Class(node, inside)):
+                yield Class(node, inside)
 
 
 def _models(checkout: Checkout, trainer: Class) -> list[Class]:
@@ -125,7 +140,11 @@ def _models(checkout: Checkout, trainer: Class) -> list[Class]:
     return [cls for cls in classes if any("DMD" in c.name for c in checkout.mro(cls))]
 
 
-def _adapter(checkout: Checkout, trainer: Class) -> str:
+def _adapter(checkout: Checkout, trainer: Class, models: list[Class]) -> str:
+    from .seams import Owners
+
+    if any(Owners(checkout, trainer, model).solves() for model in models):
+        return "longlive2"
     streaming = checkout.attribute(trainer, "streaming_model")
     if streaming is not None:
         return "longlive"
@@ -150,7 +169,7 @@ def _hints(checkout: Checkout, trainer: Class | None) -> list[str]:
     inner = sorted(
         p.parent.parent.relative_to(root)
         for depth in ("*", "*/*")
-        for p in root.glob(f"{depth}/trainer/distillation.py")
+        for p in root.glob(f"{depth}/*trainer/distillation.py")
     )
     hints += [f"{folder}/ has a trainer: check that folder" for folder in inner]
     if not hints:
@@ -163,7 +182,7 @@ def _hints(checkout: Checkout, trainer: Class | None) -> list[str]:
 
 def _text(found: dict[str, Any]) -> str:
     commit = found["commit"]
-    if found["trainer"] is None:
+    if found["nearest"] is None:
         at = f" (at {commit[:7]})" if commit else ""
         lines = [f"{found['checkout']}{at}: no trainer that Salt's adapters know."]
         return "\n".join([*lines, *(f"  {hint}" for hint in found["hints"]), *_broken(found)])
@@ -177,6 +196,11 @@ def _text(found: dict[str, Any]) -> str:
         else f"Salt was tested with {tested[:7]}; a fork counts as the trainer it is nearest to"
     )
     lines = [f"{found['checkout']}: {found['trainer']} {at} ({known})"]
+    if not found["attachable"]:
+        lines = [
+            f"{found['checkout']}: not known, {at}. Its places are near those of "
+            f"{found['nearest']} ({tested[:7]}), and not all of them:"
+        ]
     for model in found["models"]:
         lines += ["", f"{model['class']} ({model['where']})"]
         for ability in model["abilities"]:

@@ -17,7 +17,9 @@ from .calls import (
     reference_chance,
     wants_defect,
 )
-from .memory import extra_memory
+from .cards import CARDS, Card, cards_named
+from .memory import extra_memory, head_bytes
+from .seconds import Sizes, seconds_of, work_of
 from .trainers import Trainer, step_lists
 
 # In forwards: itself, its recomputation under gradient checkpointing, and a backward pass of two.
@@ -25,7 +27,13 @@ CALL_WITH_GRADIENT = 4
 
 
 def foresee(
-    salt: SaltConfig, trainer: Trainer, iterations: int, generator: str, teacher: str, tokens: int
+    salt: SaltConfig,
+    trainer: Trainer,
+    iterations: int,
+    generator: str,
+    teacher: str,
+    tokens: int,
+    card: str = "H200",
 ) -> dict[str, Any]:
     """Plain values, for JSON and for `as_text`. Where `"problems"` are not empty, the rest is
     missing."""
@@ -46,6 +54,21 @@ def foresee(
     of_generator = Counter(p.num_steps for p in updates)
     # In streaming training a first chunk is the first of a long sequence.
     counted = dataclasses.replace(salt, first_chunk_steps=None) if trainer.streaming else salt
+    sizes = Sizes(generator, teacher, trainer.blocks)
+    measured, why = _measured(card, trainer, sizes, tokens)
+    calls = _calls(
+        counted,
+        trainer,
+        of_critic,
+        of_generator,
+        defects,
+        aligned,
+        iterations,
+        sizes,
+        measured,
+    )
+    if measured is not None and calls["seconds"] is None:
+        why = f"not all that these settings do was measured on {measured.name}"
     steps = [
         {
             "num_steps": k,
@@ -69,7 +92,15 @@ def foresee(
         "seed": salt.seed,
         "step_counts": steps,
         "grids": grids,
-        "calls": _calls(counted, trainer, of_critic, of_generator, defects, aligned, iterations),
+        "calls": calls,
+        "card": {
+            "asked": card,
+            "name": None if measured is None else measured.name,
+            "measured_with": None if measured is None else measured.measured_with,
+            "source": None if measured is None else measured.source,
+            "not_measured": why,
+        },
+        "peak_gib": None if measured is None else _peak(salt, steps, measured, sizes),
         "memory": [
             item._asdict() for item in extra_memory(salt, trainer, generator, teacher, tokens)
         ],
@@ -109,9 +140,11 @@ def _calls(
     defects: Counter[int],
     aligned: Counter[int],
     iterations: int,
+    sizes: Sizes,
+    measured: Card | None,
 ) -> dict[str, Any]:
     """Per iteration, of the trainer alone and of each of Salt's parts."""
-    blocks = trainer.blocks
+    blocks, updates = trainer.blocks, sum(of_generator.values())
 
     def total(settings: SaltConfig | None) -> Calls:
         calls = NONE
@@ -135,27 +168,61 @@ def _calls(
     defect = dataclasses.replace(salt, align_weight=0.0, adv_weight=0.0)
     align = dataclasses.replace(salt, adv_weight=0.0)
     plain, steps, with_defect, with_align, whole = map(total, (None, mixed, defect, align, salt))
+
+    def seconds(settings: SaltConfig | None, calls: Calls) -> float | None:
+        if measured is None:
+            return None
+        passes = {} if settings is None else _passing_updates(settings, of_generator, aligned)
+        work = work_of(
+            settings,
+            sizes,
+            calls,
+            generator_updates=updates / iterations,
+            critic_updates=1.0,
+            **{name: number / iterations for name, number in passes.items()},
+        )
+        return seconds_of(work, measured.seconds)
+
+    found = [
+        (calls, seconds(settings, calls))
+        for settings, calls in (
+            (None, plain), (mixed, steps), (defect, with_defect), (align, with_align), (salt, whole)
+        )
+    ]  # fmt: skip
+    names = ("mixed steps", "defect", "alignment", "discriminator")
     parts = {
-        "trainer alone": plain,
-        "mixed steps": steps.plus(plain, -1),
-        "defect": with_defect.plus(steps, -1),
-        "alignment": with_align.plus(with_defect, -1),
-        "discriminator": whole.plus(with_align, -1),
-        "with Salt": whole,
+        "trainer alone": found[0],
+        **{name: _beyond(found[i + 1], found[i]) for i, name in enumerate(names)},
+        "with Salt": found[-1],
     }
-    ours = {name: _entry(calls, _work(plain)) for name, calls in parts.items()}
+    ours = {name: _entry(*part, found[0]) for name, part in parts.items()}
     return {
         "per_iteration": ours,
         "relative": ours["with Salt"]["relative"],
+        "seconds": ours["with Salt"]["seconds"],
         "score_passes_per_generator_update": _score_passes(salt, of_generator, aligned),
     }
 
 
-def _entry(calls: Calls, plain: float) -> dict[str, float]:
+Cost = tuple[Calls, "float | None"]
+
+
+def _beyond(cost: Cost, other: Cost) -> Cost:
+    seconds = None if cost[1] is None or other[1] is None else cost[1] - other[1]
+    return cost[0].plus(other[0], -1), seconds
+
+
+def _entry(calls: Calls, seconds: float | None, plain: Cost) -> dict[str, float | None]:
+    """`relative` is of the seconds, where they are known, and else of the calls."""
+    relative = None
+    if seconds is not None and plain[1] is not None:
+        relative = round(seconds / plain[1], 4)
     return {
         "no_grad": round(calls.no_grad, 4),
         "grad": round(calls.grad, 4),
-        "relative": round(_work(calls) / plain, 4),
+        "seconds": None if seconds is None else round(seconds, 4),
+        "relative": relative,
+        "relative_calls": round(_work(calls) / _work(plain[0]), 4),
     }
 
 
@@ -168,15 +235,59 @@ def _score_passes(
 ) -> dict[str, float]:
     """Passes of whole videos through a score network, up to a block of it."""
     updates = sum(of_generator.values()) or 1
-    references = sum(
-        n * reference_chance(salt, k, salt.align_reference[k]) for k, n in aligned.items()
-    )
-    adversary = sum(n for k, n in of_generator.items() if salt.has_adversary(k)) / updates
+    found = _passing_updates(salt, of_generator, aligned)
     each = (4 if salt.adv_penalty > 0 else 2) * salt.adv_updates
     return {
-        "alignment": round(2 * references / updates, 4),
-        "discriminator": round(each * adversary, 4),
+        "alignment": round(2 * found["alignments"] / updates, 4),
+        "discriminator": round(each * found["adversaries"] / updates, 4),
     }
+
+
+def _passing_updates(
+    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int]
+) -> dict[str, float]:
+    """Generator updates with feature passes, as `work_of` names them."""
+    references = sum(
+        n * reference_chance(salt, k, salt.align_reference[k])
+        for k, n in aligned.items()
+        if salt.align_weight > 0
+    )
+    adversaries = sum(n for k, n in of_generator.items() if salt.has_adversary(k))
+    return {"alignments": references, "adversaries": adversaries}
+
+
+def _measured(
+    name: str, trainer: Trainer, sizes: Sizes, tokens: int
+) -> tuple[Card | None, str | None]:
+    """The card at these sizes, or why there is none."""
+    cards = cards_named(name)
+    if not cards:
+        known = ", ".join(sorted({card.name for card in CARDS}))
+        return None, f"{name} is not among the cards that were measured ({known})"
+    for card in cards:
+        if card.fits(trainer, sizes, tokens):
+            return card, None
+    asked = (
+        f"a {sizes.generator} generator, {trainer.frames} frames in chunks of {trainer.chunk}, "
+        f"{trainer.cache_frames} cached frames of {tokens} tokens"
+    )
+    return None, f"{cards[0].name} was not measured at these sizes: {asked}"
+
+
+def _peak(
+    salt: SaltConfig, steps: list[dict[str, Any]], card: Card, sizes: Sizes
+) -> dict[str, float] | None:
+    """On one GPU that holds all. The alignment and the rollouts without gradient are not at the
+    peak."""
+    plain = card.peak_gib.get(sizes.teacher)
+    if plain is None:
+        return None
+    defect = salt.sc_stop_grad != "composed" and any(
+        wants_defect(salt, s["num_steps"]) for s in steps
+    )
+    head = head_bytes(salt, sizes.of_features(salt.adv_features)) if salt.adv_weight > 0 else 0
+    whole = plain + defect * card.defect_gib + head / 2**30
+    return {"trainer alone": plain, "with Salt": round(whole, 1)}
 
 
 def _notes(
@@ -192,6 +303,13 @@ def _notes(
         )
     if defects:
         notes += _warmup_notes("sc_warmup", salt.sc_warmup, "the defect term", iterations)
+    finest = max(salt.step_counts)
+    strangers = [k for k in sorted(salt.step_counts) if finest % k]
+    if strangers:
+        notes.append(
+            f"step_counts {list(salt.step_counts)} do not nest: {finest} is no multiple of "
+            f"{' or '.join(map(str, strangers))}, whose levels are not among those of {finest}"
+        )
     if salt.align_weight > 0:
         notes += _alignment_notes(salt, iterations, steps)
     if salt.adv_weight > 0:

@@ -50,7 +50,8 @@ def extra_memory(
     student = NETWORKS[generator]
     cache = 2 * student.layers * trainer.cache_frames * tokens * student.dim * BYTES
     prompts = 2 * student.layers * PROMPT_TOKENS * student.dim * BYTES
-    features = {"fake_score": student, "real_score": NETWORKS[teacher]}
+    names = {"fake_score": generator, "real_score": teacher}
+    features = {role: NETWORKS[name] for role, name in names.items()}
     items = []
 
     if any(wants_defect(salt, k) for k in salt.step_counts) and salt.sc_stop_grad != "composed":
@@ -76,16 +77,11 @@ def extra_memory(
         network = features[salt.align_features]
         block = network.layers // 2 if salt.align_block is None else salt.align_block
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
-        items += [
-            Item("alignment: one block's input", one, "GPU", "in its feature pass"),
-            Item("alignment: its blocks' inputs", (block + 1) * one, "host", "in its feature pass"),
-        ]
+        items.append(_inputs("alignment", (block + 1) * one))
     if salt.adv_weight > 0:
         network = features[salt.adv_features]
-        parameters = head_parameters(salt, network)
-        # Weights, gradients and two moments in float32.
-        head = Item("discriminator: its head and AdamW", 16 * parameters, "GPU", "always")
-        items.append(head)
+        head = head_bytes(salt, names[salt.adv_features])
+        items.append(Item("discriminator: its head and AdamW", head, "GPU", "always"))
         if salt.adv_against == "more_steps":
             when = "before the student's first step"
             items.append(
@@ -93,11 +89,18 @@ def extra_memory(
             )
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
         last = max(feature_blocks(network.layers, salt))
-        items += [
-            Item("discriminator: one block's input", one, "GPU", "in its last feature pass"),
-            Item("discriminator: its blocks' inputs", (last + 1) * one, "host", "in that pass"),
-        ]
+        items.append(_inputs("discriminator", (last + 1) * one))
     return items
+
+
+def _inputs(term: str, size: int) -> Item:
+    when = "in its feature pass; on the host, if they take more than half of what is free"
+    return Item(f"{term}: its blocks' inputs", size, "GPU", when)
+
+
+def head_bytes(salt: SaltConfig, network: str) -> int:
+    """Weights, gradients and two moments in float32."""
+    return 16 * head_parameters(salt, NETWORKS[network])
 
 
 def head_parameters(salt: SaltConfig, network: Network) -> int:

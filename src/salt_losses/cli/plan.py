@@ -9,6 +9,7 @@ from typing import Any
 
 from ..objective import SaltConfig
 from ..presets import PRESETS
+from .cards import CARDS
 from .foresight import foresee
 from .memory import NETWORKS
 from .plan_text import as_text
@@ -18,17 +19,19 @@ from .trainers import TRAINERS, Trainer, replaced, with_config
 DESCRIPTION = """\
 What Salt's settings will do in a run, before it starts: how often each step count K and each term
 occurs (the plans are a function of the seed, so these are the run's own), the grids as the
-trainer's table of timesteps has them, the generator calls beside the trainer alone, and the memory
-of the extra terms. Checks the file first, and names everything that is wrong in it.
+trainer's table of timesteps has them, the generator calls and the seconds of an iteration beside
+the trainer alone, and the memory. Checks the file first, and names everything that is wrong in it.
 
 Calls are forwards of the generator on one block of frames, in expectation over the exit steps, as
-in docs/cost.md. The score networks' passes are left out but for those that a term adds: the
-trainer makes the others with and without Salt. So the share of a whole iteration is smaller than
-the ratio given. Memory is reckoned, not measured: in bfloat16, under gradient checkpointing, for
-each rank.
+in docs/cost.md. Seconds are of whole iterations on one GPU, from coefficients that were fitted to
+measured updates; where the card, or the sizes, were not measured, there are calls alone, of which
+one with gradient counts as four: then the score networks' own passes are left out, and the share of
+a whole iteration is smaller than the ratio given. The peak is the measured one; the list of what
+the terms hold is reckoned, in bfloat16, under gradient checkpointing, for each rank.
 
 examples:
-  salt-losses plan salt.yaml --trainer self_forcing --iterations 3000
+  salt-losses plan salt.yaml --trainer self_forcing
+  salt-losses plan salt.yaml --trainer self_forcing --iterations 3000 --teacher 1.3B --card H200
   salt-losses plan --preset released_longlive --trainer longlive --iterations 2000
   salt-losses plan salt.json --trainer causal_forcing --iterations 1000 \\
       --trainer-config configs/causal_forcing_dmd_framewise.yaml --json"""
@@ -47,10 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainer", required=True, choices=list(TRAINERS), help="the trainer")
     parser.add_argument(
         "--iterations",
-        required=True,
         type=_positive,
         metavar="N",
-        help="of the trainer, each an update of the critic",
+        help="of the trainer, each an update of the critic; default: those of its published run",
+    )
+    parser.add_argument(
+        "--card",
+        default=CARDS[0].name,
+        help=f"whose measured seconds to use; default {CARDS[0].name}. Known: "
+        + ", ".join(sorted({card.name for card in CARDS})),
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     trainer = parser.add_argument_group("the trainer, where it is not as its own configs have it")
@@ -66,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     trainer.add_argument("--frames", type=_positive, help="latent frames of a rollout")
     trainer.add_argument("--chunk", type=_positive, help="latent frames of a block")
-    sizes = parser.add_argument_group("sizes, for the memory")
+    sizes = parser.add_argument_group("sizes, for seconds and memory")
     sizes.add_argument(
         "--generator", choices=list(NETWORKS), default="1.3B", help="Wan 2.1; default 1.3B"
     )
@@ -83,12 +91,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     trainer = _trainer(options)
-    salt, problems = _settings(options)
+    salt, problems, notes = _settings(options)
     if salt is not None:
         foreseen = foresee(
-            salt, trainer, options.iterations, options.generator, options.teacher, options.tokens
+            salt,
+            trainer,
+            options.iterations or trainer.iterations,
+            options.generator,
+            options.teacher,
+            options.tokens,
+            options.card,
         )
         problems += foreseen.pop("problems")
+        foreseen["notes"] = notes + foreseen.get("notes", [])
     if problems:
         _report(problems, options.json)
         return 1
@@ -114,18 +129,22 @@ def _trainer(options: argparse.Namespace) -> Trainer:
     return replaced(trainer, given, "the command line")
 
 
-def _settings(options: argparse.Namespace) -> tuple[SaltConfig | None, list[dict[str, Any]]]:
+def _settings(
+    options: argparse.Namespace,
+) -> tuple[SaltConfig | None, list[dict[str, Any]], list[str]]:
+    """The settings, what is wrong with them, and what is worth a note."""
     if options.preset is not None:
-        return SaltConfig.preset(options.preset), []
+        return SaltConfig.preset(options.preset), [], []
     if options.file is None:
-        return SaltConfig(), []
+        return SaltConfig(), [], []
     mapping, text = read_file(options.file)
     salt, problems = check_settings(mapping)
     located = [
         {"file": str(options.file), "line": line_of(text, key), "setting": key, "problem": message}
         for key, message in problems
     ]
-    return salt, sorted(located, key=lambda p: p["line"] or 0)
+    empty = f"{options.file.name} sets nothing, which means the defaults (docs/settings.md)"
+    return salt, sorted(located, key=lambda p: p["line"] or 0), [] if mapping else [empty]
 
 
 def _report(problems: list[dict[str, Any]], as_json: bool) -> None:

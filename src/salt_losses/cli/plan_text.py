@@ -101,27 +101,51 @@ def _grids(plan: dict[str, Any]) -> str:
 
 
 def _calls(plan: dict[str, Any]) -> str:
-    calls = plan["calls"]
-    rows: list[Sequence[str]] = [("per iteration", "without gradient", "with gradient", "relative")]
+    calls, card = plan["calls"], plan["card"]
+    known = calls["seconds"] is not None
+    relative = "relative" if known else "relative_calls"
+    columns = ["no_grad", "grad", *(["seconds"] if known else []), relative]
+    heads = {"no_grad": "without gradient", "grad": "with gradient", "seconds": "seconds"}
+    rows: list[Sequence[str]] = [
+        ("per iteration", *(heads.get(column, "relative") for column in columns))
+    ]
     for name, entry in calls["per_iteration"].items():
         part = name not in ("trainer alone", "with Salt")
-        if part and not (abs(entry["no_grad"]) or abs(entry["grad"])):
+        if part and not (abs(entry["no_grad"]) or abs(entry["grad"]) or abs(entry[relative])):
             continue
         sign = "+" if part else ""
         rows.append(
-            (
-                f"  + {name}" if part else name,
-                *(f"{entry[key]:{sign}.2f}" for key in ("no_grad", "grad", "relative")),
-            )
+            (f"  + {name}" if part else name, *(f"{entry[key]:{sign}.2f}" for key in columns))
         )
-    text = f"Generator calls, one block each; one with gradient counts 4 forwards\n{table(rows)}"
+    if known:
+        title = f"Generator calls, one block each, and seconds of one {card['name']}"
+    else:
+        title = "Generator calls, one block each; one with gradient counts 4 forwards"
+    text = f"{title}\n{table(rows)}"
     passes = {k: v for k, v in calls["score_passes_per_generator_update"].items() if v}
     for name, number in passes.items():
         text += (
             f"\n  The {name} adds {number:.2f} passes of whole videos through a score network to "
             "each generator update."
         )
-    return text
+    return f"{text}\n{_time(plan)}"
+
+
+def _time(plan: dict[str, Any]) -> str:
+    calls, card = plan["calls"], plan["card"]
+    if calls["seconds"] is None:
+        note = f"No seconds, and a ratio of calls alone: {card['not_measured']}."
+    else:
+        hours = [
+            calls["per_iteration"][name]["seconds"] * plan["iterations"] / 3600
+            for name in ("trainer alone", "with Salt")
+        ]
+        note = (
+            f"In all {hours[0]:.1f} hours alone and {hours[1]:.1f} with Salt, for one video an "
+            f"update on one GPU, from updates measured with {card['measured_with']}'s trainer."
+        )
+    indent = "  "
+    return textwrap.fill(note, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def _memory(plan: dict[str, Any]) -> str:
@@ -131,6 +155,13 @@ def _memory(plan: dict[str, Any]) -> str:
         f"teacher {sizes['teacher']},\n{plan['trainer']['cache_frames']} cached frames of "
         f"{sizes['tokens_per_frame']} tokens, bfloat16)"
     )
+    peak = plan["peak_gib"]
+    if peak is not None:
+        alone, salted = peak["trainer alone"], peak["with Salt"]
+        title = (
+            f"Memory at the peak of one {plan['card']['name']} that holds all, measured: "
+            f"{alone:.1f} GiB alone, {salted:.1f} with Salt.\n{title}"
+        )
     if not plan["memory"]:
         return f"{title}\n  none"
     lines = [

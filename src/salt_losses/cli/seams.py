@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..adapters.family import seams
-from ..adapters.family.seams import GENERATOR_CALL, Seam
-from .source import Attribute, Checkout, Class
+from ..adapters.family.seams import GENERATOR_CALL, SAMPLING_STEPS, SET_TIMESTEPS, SOLVER, Seam
+from .source import Attribute, Checkout, Class, Function
 
 
 @dataclass
@@ -87,6 +87,33 @@ class Owners:
             classes = [] if same is None else self.checkout.classes_of(same)
         return classes[0] if classes else None
 
+    def own_timesteps(self) -> list[str]:
+        """By what the pipeline makes timesteps in its rollouts; empty where it follows its list."""
+        if self.pipeline is None:
+            return []
+        there = self.checkout.attribute(self.pipeline, SAMPLING_STEPS) is not None
+        return [SAMPLING_STEPS] * there + [
+            f"{SET_TIMESTEPS} in {name}" for name, used in self._rollouts() if SET_TIMESTEPS in used
+        ]
+
+    def other_cache(self) -> bool:
+        """Whether the KV cache has another of the names that adapters know."""
+        pipeline, names = self.pipeline, seams.KV_CACHES[1:]
+        return pipeline is not None and any(self.checkout.attribute(pipeline, n) for n in names)
+
+    def solves(self) -> bool:
+        """Whether a rollout is made by LongLive 2.0's solver."""
+        return any({SOLVER, SET_TIMESTEPS} <= used for _, used in self._rollouts())
+
+    def _rollouts(self) -> Iterator[tuple[str, set[str]]]:
+        """The pipeline's methods but its constructor, and the names in each."""
+        for owner in [] if self.pipeline is None else self.checkout.mro(self.pipeline):
+            for method in owner.node.body:
+                if isinstance(method, Function) and method.name != "__init__":
+                    nodes = list(ast.walk(method))
+                    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+                    yield method.name, used | {n.id for n in nodes if isinstance(n, ast.Name)}
+
     def check_generator_calls(self, group: Group) -> None:
         """A rollout's calls go by keyword: Salt reads them by name."""
         if self.pipeline is None:
@@ -118,9 +145,14 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
     """All abilities: the first is `attach`, without which there is none."""
     owners = Owners(checkout, trainer, model)
     attach = Group("attach")
-    pipeline = seams.PIPELINE + seams.KV_CACHE
+    pipeline = seams.PIPELINE + (() if owners.other_cache() else seams.KV_CACHE)
     owners.check(attach, seams.TRAINER + seams.MODEL + seams.GENERATOR + pipeline)
     owners.check_generator_calls(attach)
+    solver = owners.solves()
+    if solver:
+        owners.check(attach, seams.SOLVER_PIPELINE)
+    elif signs := owners.own_timesteps():
+        attach.add(seams.not_followed(signs))
     groups = [attach]
     abilities: list[tuple[str, tuple[Seam, ...]]] = [
         ("alignment, by fake_score", seams.feature_seams("fake_score")),
@@ -136,12 +168,16 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
         groups.append(Group("streaming training"))
         owners.check(groups[-1], seams.STREAMING + seams.STREAMING_ADVERSARY)
         owners.check(groups[-1], seams.STREAMING_PIPELINE)
-    sample = _sample(checkout)
+    sample = _sample(checkout, solver=solver)
     sweeps = next(group for group in groups if group.name == "step sweeps")
     # They sample with the same pipeline, but without the script.
     for line in sample.missing:
         if "CausalInferencePipeline" in line:
             sweeps.add(line)
+    if solver:
+        sweeps.add(
+            "they sample by step lists, and this trainer by a solver: sweep_every is refused"
+        )
     return [*groups, _launch(checkout), sample]
 
 
@@ -154,16 +190,18 @@ def _launch(checkout: Checkout) -> Group:
     return group
 
 
-def _sample(checkout: Checkout) -> Group:
+def _sample(checkout: Checkout, *, solver: bool) -> Group:
     """`sample_salt.py` beside each example."""
     group = Group("sample_salt.py")
     script = checkout.root / "inference.py"
     group.add(None if script.is_file() else "inference.py: no such file")
-    sampler = checkout.find(Path("pipeline/__init__.py"), "CausalInferencePipeline")
+    kind = "CausalDiffusionInferencePipeline" if solver else "CausalInferencePipeline"
+    sampler = checkout.find(Path("pipeline/__init__.py"), kind)
     if sampler is None:
-        group.add("pipeline: no CausalInferencePipeline")
+        group.add(f"pipeline: no {kind}")
         return group
-    for name in ("inference", "denoising_step_list", "scheduler"):
+    own = (SAMPLING_STEPS,) if solver else ("denoising_step_list", "scheduler")
+    for name in ("inference", *own):
         found = checkout.attribute(sampler, name)
-        group.add(None if found else f"CausalInferencePipeline.{name}: not there ({sampler.where})")
+        group.add(None if found else f"{kind}.{name}: not there ({sampler.where})")
     return group

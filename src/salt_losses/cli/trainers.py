@@ -31,6 +31,7 @@ class Trainer:
         streaming: whether it trains on chunks of one long rollout.
         critic_updates: of an iteration, all on its plan.
         adversary: whether a discriminator of Salt's can be had there.
+        iterations: of its published run, each an update of the critic.
     """
 
     title: str
@@ -46,20 +47,22 @@ class Trainer:
     streaming: bool = False
     critic_updates: int = 1
     adversary: bool = True
+    iterations: int = 600
 
     @property
     def blocks(self) -> int:
         return self.frames // self.chunk
 
 
-# Self-Forcing 33593df: configs/self_forcing_dmd.yaml. LongLive v1.0 e52d9ef:
-# configs/longlive_train_init.yaml and _long.yaml, where a chunk of 21 frames has 18 new ones
-# (streaming_min_new_frame) and the cache local_attn_size + slice_last_frames = 33. Causal-Forcing
-# 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and _framewise.yaml. LightX2V f8aee98:
+# Self-Forcing 33593df: configs/self_forcing_dmd.yaml; README.md says 600 iterations. LongLive v1.0
+# e52d9ef: configs/longlive_train_init.yaml and _long.yaml (max_iters 700 and 3000), where a chunk
+# of 21 frames has 18 new ones (streaming_min_new_frame) and the cache local_attn_size +
+# slice_last_frames = 33. Causal-Forcing 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and
+# _framewise.yaml; README.md says no more than 1000 at its batch size. LightX2V f8aee98:
 # lightx2v_train/configs/train/dmd/wan2_1_t2v_1_3b_ar_dmd.yaml.
 TRAINERS = {
     "self_forcing": Trainer("Self Forcing", "self_forcing"),
-    "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive"),
+    "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive", iterations=700),
     "longlive_streaming": Trainer(
         "LongLive v1.0, streaming",
         "longlive",
@@ -67,9 +70,12 @@ TRAINERS = {
         overlap=3,
         cache_frames=33,
         streaming=True,
+        iterations=3000,
     ),
-    "causal_forcing": Trainer("Causal Forcing, chunk-wise", "causal_forcing"),
-    "causal_forcing_framewise": Trainer("Causal Forcing, frame-wise", "causal_forcing", chunk=1),
+    "causal_forcing": Trainer("Causal Forcing, chunk-wise", "causal_forcing", iterations=1000),
+    "causal_forcing_framewise": Trainer(
+        "Causal Forcing, frame-wise", "causal_forcing", chunk=1, iterations=1000
+    ),
     "lightx2v": Trainer(
         "LightX2V, autoregressive", "lightx2v", update_every=1, critic_updates=5, adversary=False
     ),
@@ -93,6 +99,7 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
         "warped": config.get("warp_denoising_step"),
         "steps": len([t for t in config.get("denoising_step_list") or () if t]) or None,
         "update_every": config.get("dfake_gen_update_ratio"),
+        "iterations": config.get("max_iters"),
         "chunk": config.get("num_frame_per_block"),
         # Streaming has other chunks than this setting, which it does not use.
         "frames": None if trainer.streaming else config.get("num_training_frames"),

@@ -24,6 +24,7 @@ from .._checks import compute_dtype, grid_floats
 from ..flow import to_velocity
 from ..objective import SaltConfig
 from ..training.defect import Defect
+from ..training.settings_check import warn_of_no_effect
 from ..training.streams import untouched
 from ._hooks import check_hooks
 from ._salt import Salt, check_supported
@@ -65,6 +66,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         student, teacher, fake_score, config, discriminator: the parent's.
         salt: settings of `SaltConfig.from_mapping`; those of the defect term and `seed` have an
             effect. `inference_steps` is 4 where nothing is said and the list can be divided so.
+        more: what a pipeline that comes second takes beside (`guidance=` in Qwen-Image's).
 
     Raises:
         ValueError, TypeError: a setting that is not there or unknown, or a `config` whose student
@@ -80,12 +82,14 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         *,
         discriminator: nn.Module | None = None,
         salt: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         settings = _settings(salt or {}, _grid(config))
         if settings.sc_weight > 0:
             _check(config)
-        super().__init__(student, teacher, fake_score, config, discriminator=discriminator)
+        super().__init__(student, teacher, fake_score, config, discriminator=discriminator, **more)
         self._salt = Salt(settings, shift=1.0)
+        warn_of_no_effect(settings, "Model-Optimizer")
         self._defect: Defect | None = None  # of the update that is being computed
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -95,9 +99,11 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         Called without gradient, it returns the parent's alone.
         """
         salt, compute = self._salt, super().compute_student_loss
-        if not (salt.wants_sc and torch.is_grad_enabled()):
+        if salt.config.sc_weight == 0 or not torch.is_grad_enabled():
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
         salt.begin(salt.scheduler.iteration)
+        if not salt.wants_sc:
+            return cast("dict[str, Tensor]", compute(*args, **kwargs))
         grid = _grid(self.config)
         stride = (len(grid) - 1) // salt.config.inference_steps
         triples = salt.generator("triples")

@@ -43,6 +43,14 @@ def token_scale(x: Tensor) -> Tensor:
     return torch.where(peak > 2.0**40, 4 / peak, 1)
 
 
+def inverse_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """One over the tokens' lengths, contiguous; 0 for a token that counts as zero."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    inverse = norm.reciprocal().masked_fill_(norm <= EPS, 0)
+    # The squares of a token that long overflow: no plausible loss for it.
+    return inverse.masked_fill_(norm.isinf(), float("nan")).contiguous()
+
+
 def register(name: str, forward: Forward) -> Forward:
     """Make `forward` the operator `salt_losses::<name>`, opaque to `torch.compile`."""
     operator = torch.library.custom_op(f"salt_losses::{name}", forward, mutates_args=())

@@ -10,7 +10,8 @@ Where a group fits, symmetry halves the first product. A single kernel would hav
 tile's gradient to memory atomically: more traffic, and another sum in every run. Here all sums
 are ordered, so results repeat bit for bit.
 
-Tile sizes are common practice for such products; they were not tuned on a GPU.
+Tile sizes are common practice for such products. On an H200 they reach 18 % of the rate of cuBLAS
+(bfloat16, [21, 1560, 1536]); a fourth stage changes nothing, four warps take three times as long.
 """
 
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .relational import EPS, empty_slope, register
+from .relational import empty_slope, inverse_norm, register
 
 # Elements of G: 32 MB in half precision, enough for the 3600 tokens of a 720p frame at once.
 _WORKSPACE = 2**24
@@ -197,7 +198,7 @@ def forward(
     groups, tokens = (
         (samples * frames, frame_tokens) if spatial else (samples, frames * frame_tokens)
     )
-    low_norm, ref_norm = _inverse_norm(low), _inverse_norm(ref)
+    low_norm, ref_norm = inverse_norm(low, torch.float32), inverse_norm(ref, torch.float32)
     slope = empty_slope(low, with_grad)
 
     half = low.dtype != torch.float32
@@ -237,13 +238,6 @@ def forward(
                         BM=tile, BN=tile, BK=step, PRECISION=precision, **warps,
                     )  # fmt: skip
     return excess.view(samples, -1).sum(1), slope
-
-
-def _inverse_norm(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-    inverse = norm.reciprocal().masked_fill_(norm <= EPS, 0)
-    # The squares of a token that long overflow: no plausible loss for it.
-    return inverse.masked_fill_(norm.isinf(), float("nan")).contiguous()
 
 
 relational_triton = register("relational_triton", forward)

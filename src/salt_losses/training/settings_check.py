@@ -156,8 +156,9 @@ def _lists(config: SaltConfig, counts: list[int], own_steps: int | None) -> Iter
         used |= {config.align_reference[k] for k in counts if k in config.align_reference}
     if own_steps is not None and own_steps not in used:
         yield (
-            f"its own list of {own_steps} steps is never used: step_counts is {counts}; to train "
-            f"that list, set step_counts to [{own_steps}] (with probs and sc_steps to match)"
+            f"the trainer's own list, of length {own_steps}, is never used: the step counts that "
+            f"occur are {counts}; to train it, set step_counts to [{own_steps}], and probs and "
+            "sc_steps to match"
         )
     first = config.first_chunk_steps
     if first is not None and all(first_chunk_count(first, k) == k for k in counts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -142,6 +143,19 @@ def test_a_file_that_one_process_cannot_read_stops_both_with_its_name(
     assert fork_two("fsdp2", options) == [2, 2]
     said = f"error: {data / EncodedData(data).entries[1]['file']} cannot be read: "
     assert capfd.readouterr().err.count(said) == 2
+
+
+def test_a_disk_that_is_full_under_one_process_stops_both(t2v, tmp_path, capfd):
+    out = run(t2v, tmp_path / "alone", iterations=1)
+    largest = max(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    capfd.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, hard))  # forks inherit it
+    try:
+        assert fork_two("fsdp2", t2v.train_options(tmp_path / "both")) == [2, 2]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capfd.readouterr().err.count("000002 could not be saved") == 2
 
 
 @pytest.fixture(scope="module")

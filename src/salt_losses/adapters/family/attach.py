@@ -13,8 +13,11 @@ from ...objective import SaltConfig
 from ...training.agreement import check_agreement
 from ...training.settings_check import warn_of_no_effect
 from ..rollout.first_chunk import first_list
+from ..rollout.planned import at_once
+from ..rollout.steps import ListSteps, SolverSteps
 from .handle import SaltHandle
 from .seams import (
+    AT_ONCE,
     TRAINER,
     SeamCheck,
     check_adversary,
@@ -22,6 +25,7 @@ from .seams import (
     check_pipeline,
     check_streaming,
 )
+from .solver import check_solver
 
 
 class Adapter:
@@ -30,10 +34,11 @@ class Adapter:
     Args:
         trainer: its name, for messages.
         streaming: whether it may train on chunks of one long rollout (LongLive).
+        solver: whether its rollouts are made by a solver, from a step count (LongLive 2.0).
     """
 
-    def __init__(self, trainer: str, *, streaming: bool = False) -> None:
-        self.trainer, self.streaming = trainer, streaming
+    def __init__(self, trainer: str, *, streaming: bool = False, solver: bool = False) -> None:
+        self.trainer, self.streaming, self.solver = trainer, streaming, solver
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
         """Add Salt to a trainer; undone by the handle's `detach()`. To be called on every rank.
@@ -84,9 +89,12 @@ class Adapter:
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
         _check_settings(model, pipeline, config)
+        if self.solver:
+            check_solver(model, config)
         if config.adv_weight > 0:
             _check_adversary(model, streaming is not None, config)
-        handle = SaltHandle(model, trainer, streaming, config, self.trainer)
+        lists = SolverSteps(model) if self.solver else ListSteps(model)
+        handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
         own = first_list(pipeline)
         if config.first_chunk_steps is not None and own is not None:
             warnings.warn(
@@ -136,7 +144,11 @@ class Adapter:
 
     def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
         """A pipeline that is built later is built once now, looked at, and dropped: it only
-        stores what it is given."""
+        stores what it is given. None where rollouts have none."""
+        if self.solver and at_once(model):
+            check.seams(model, AT_ONCE)
+            check.finish()
+            return None
         pipeline = model.inference_pipeline
         if pipeline is None:
             try:
@@ -144,7 +156,7 @@ class Adapter:
                 pipeline = model.inference_pipeline
             finally:
                 model.inference_pipeline = None
-        check_pipeline(check, pipeline, streaming)
+        check_pipeline(check, pipeline, streaming=streaming, solver=self.solver)
         check.finish()
         return pipeline
 
@@ -167,7 +179,9 @@ def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
     """Settings that only the trainer at hand can refuse."""
     finest = max(config.step_counts)
     nowhere_else = {k for k in config.sc_steps if k in config.step_counts and k > 1} == {finest}
-    if config.sc_weight > 0 and nowhere_else and getattr(pipeline, "last_step_only", False):
+    args: Any = getattr(model, "args", None)
+    of_rollout = args if pipeline is None else pipeline
+    if config.sc_weight > 0 and nowhere_else and getattr(of_rollout, "last_step_only", False):
         raise ValueError(
             "sc_weight must be 0 where the trainer's last_step_only is on: below the last of "
             f"{finest} steps there is no shortcut triple; got {config.sc_weight!r}"
@@ -179,7 +193,6 @@ def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
                 f"align_block must be an index into the {blocks} blocks of "
                 f"{config.align_features}; got {config.align_block}"
             )
-    args: Any = getattr(model, "args", None)
     if getattr(args, "manual_generator_backward", False):  # One-Forcing's
         raise ValueError(
             "manual_generator_backward must be off: with it the trainer calls "

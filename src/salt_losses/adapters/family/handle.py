@@ -12,6 +12,7 @@ from ...training.adversary import Adversary
 from ...training.agreement import check_agreement
 from ...training.health import Health
 from ...training.patches import Patches
+from ..rollout.steps import Steps
 from .clock import Clock
 from .losses import Losses
 from .updates import Updates
@@ -28,13 +29,19 @@ class SaltHandle:
     """
 
     def __init__(
-        self, model: Any, trainer: Any, streaming: Any, config: SaltConfig, trainer_name: str
+        self,
+        model: Any,
+        trainer: Any,
+        streaming: Any,
+        lists: Steps,
+        config: SaltConfig,
+        trainer_name: str,
     ) -> None:
         self.config, self.trainer_name, self.attached = config, trainer_name, False
         self._model = model
         self._updates = Updates(model) if trainer is None else None
         self._clock = Clock(trainer, self._updates, config.seed)
-        self._losses = Losses(model, streaming, config, self._clock)
+        self._losses = Losses(model, streaming, lists, config, self._clock)
         self._patches = Patches()
 
     @property

@@ -24,7 +24,7 @@ from ..rollout.opponent import Opponent
 from ..rollout.planned import planned
 from ..rollout.rollout import Rollout
 from ..rollout.scored import SCORE, Scored, watching
-from ..rollout.steps import ListSteps
+from ..rollout.steps import Steps
 from ..watch.metrics import Metrics
 from ..watch.sweep import Sweeps
 from .clock import Clock
@@ -37,6 +37,7 @@ class Losses:
 
     Args:
         model, streaming: the trainer's; `streaming` is None where it has none.
+        lists: the trainer's step lists.
         config: the settings.
         clock: of the run.
 
@@ -52,9 +53,11 @@ class Losses:
         ValueError: a grid is too fine for the trainer's table of timesteps.
     """
 
-    def __init__(self, model: Any, streaming: Any, config: SaltConfig, clock: Clock) -> None:
+    def __init__(
+        self, model: Any, streaming: Any, lists: Steps, config: SaltConfig, clock: Clock
+    ) -> None:
         self._model, self._streaming, self._config, self._clock = model, streaming, config, clock
-        self.lists = ListSteps(model)
+        self.lists = lists
         self.scheduler: MixedStepScheduler = config.scheduler(self.lists.shift)
         shift = self.scheduler.shift
         grids = self.scheduler.grid_sizes()
@@ -100,8 +103,12 @@ class Losses:
         rollout = self._rollout(original, arguments)
         with self._collecting(rollout), self._scored(rollout):
             loss, log = original()
+        conditional_dict = arguments["conditional_dict"]
         frames = arguments["image_or_video_shape"][1]
-        return self._objective(rollout, loss, log, arguments["conditional_dict"], frames)
+        if rollout.scored is not None:  # of longer rollouts, the last frames and their prompts
+            conditional_dict = rollout.scored.conditional_dict
+            frames = rollout.scored.video.shape[1]
+        return self._objective(rollout, loss, log, conditional_dict, frames)
 
     def _critic_loss(self, original: Original, arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,9 @@ PIPELINE = (
     Seam("pipeline.generate_and_sync_list", ("num_blocks", "num_denoising_steps", "device")),
 )
 KV_CACHE = (Seam("pipeline.kv_cache1"),)
+# Of rollouts by a solver; without a pipeline, those of all frames at once.
+SOLVER_PIPELINE = (Seam("pipeline.sampling_steps"),)
+AT_ONCE = (Seam("model.args"), Seam("model._bidirectional_backward_simulation", ("noise",)))
 STREAMING_PIPELINE = (Seam("pipeline.generate_chunk_with_cache", CHUNK_CALL),)
 STREAMING = (
     Seam("streaming_model.generate_next_chunk", ("requires_grad",)),
@@ -109,8 +112,9 @@ def adversary_seams(network: str) -> tuple[Seam, ...]:
     )
 
 
-# What a rollout has that makes timesteps by a scheduler of its own.
+# By what a rollout makes timesteps of its own; and the solver of LongLive 2.0's.
 SAMPLING_STEPS, SET_TIMESTEPS = "sampling_steps", "set_timesteps"
+SOLVER = "FlowUniPCMultistepScheduler"
 
 
 def not_followed(signs: Iterable[str]) -> str:
@@ -120,6 +124,10 @@ def not_followed(signs: Iterable[str]) -> str:
         f"({', '.join(signs)}) and does not follow it; LongLive 2.0 has an adapter of its own, "
         "salt_losses.adapters.longlive2"
     )
+
+
+def no_solver(pipeline: str) -> str:
+    return f"pipeline: no method of {pipeline} makes a {SOLVER} and calls its {SET_TIMESTEPS}"
 
 
 class MissingSeamError(AttributeError):
@@ -201,22 +209,32 @@ def check_adversary(check: SeamCheck, model: Any, streaming: Any, config: SaltCo
         check.seams(streaming, STREAMING_ADVERSARY)
 
 
+def _rollouts(pipeline: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A pipeline's methods but its constructor, and the names in each."""
+    for kind in type(pipeline).__mro__:
+        for name, method in vars(kind).items():
+            code = getattr(method, "__code__", None)
+            if name != "__init__" and code is not None:
+                yield name, code.co_names
+
+
 def own_timesteps(pipeline: Any) -> list[str]:
     """By what a pipeline makes timesteps in its rollouts, where it follows no list; empty where
     nothing is seen of it."""
     signs = [SAMPLING_STEPS] if hasattr(pipeline, SAMPLING_STEPS) else []
-    for kind in type(pipeline).__mro__:
-        for name, method in vars(kind).items():
-            code = getattr(method, "__code__", None)
-            if name != "__init__" and code is not None and SET_TIMESTEPS in code.co_names:
-                signs.append(f"{SET_TIMESTEPS} in {name}")
-    return signs
+    return signs + [
+        f"{SET_TIMESTEPS} in {name}" for name, used in _rollouts(pipeline) if SET_TIMESTEPS in used
+    ]
 
 
-def check_pipeline(check: SeamCheck, pipeline: Any, streaming: bool) -> None:
+def check_pipeline(check: SeamCheck, pipeline: Any, *, streaming: bool, solver: bool) -> None:
+    """`solver`: its rollouts are to make their own timesteps; otherwise, to follow its list."""
     check.seams(pipeline, PIPELINE)
-    signs = own_timesteps(pipeline)
-    if signs:
+    if solver:
+        check.seams(pipeline, SOLVER_PIPELINE)
+        if not any({SOLVER, SET_TIMESTEPS} <= {*used} for _, used in _rollouts(pipeline)):
+            check.missing.append(no_solver(type(pipeline).__name__))
+    elif signs := own_timesteps(pipeline):
         check.missing.append(not_followed(signs))
     if not any(hasattr(pipeline, name) for name in KV_CACHES):
         check.seams(pipeline, KV_CACHE)

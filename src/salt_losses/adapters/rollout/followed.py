@@ -17,7 +17,7 @@ from ...training.patches import Patches
 from .first_chunk import first_list
 from .tap import CallCounter, Tap
 
-Key = tuple[int, int, int]
+Key = tuple[int, int, int]  # steps of the first block, of the last one, and the blocks
 
 
 class Followed:
@@ -31,6 +31,12 @@ class Followed:
     def __init__(self) -> None:
         self._known: dict[Key, int] = {}  # the last step that was compared
 
+    def look(self, key: Key, last: int, compare: Callable[[], None]) -> None:
+        """`compare` a rollout's calls, if none before went down to its `last` step."""
+        if last > self._known.get(key, -1):
+            compare()
+            self._known[key] = last
+
     @contextmanager
     def watching(self, pipeline: Any, steps: Tensor, *, streaming: bool) -> Iterator[None]:
         """Look at the pipeline's rollouts, whose chunks (but a first one with a list of its own)
@@ -39,7 +45,7 @@ class Followed:
         Raises:
             RuntimeError: a rollout did otherwise, or there was none.
         """
-        watch = _Watch(pipeline, steps, self._known)
+        watch = _Watch(pipeline, steps, self)
         with Patches() as patches:
             patches.set(pipeline, "generate_and_sync_list", watch.draw)
             patches.set(pipeline, "generator", Tap(pipeline.generator, watch.call))
@@ -67,8 +73,8 @@ def compare(at: Sequence[str], expected: Sequence[float], got: Sequence[Tensor])
 class _Watch:
     """One `watching`. Below a trainer's own calls: nothing of Salt's comes between."""
 
-    def __init__(self, pipeline: Any, steps: Tensor, known: dict[Key, int]) -> None:
-        self._known, self._pipeline, self._steps = known, pipeline, steps
+    def __init__(self, pipeline: Any, steps: Tensor, followed: Followed) -> None:
+        self._followed, self._pipeline, self._steps = followed, pipeline, steps
         self._draw: Callable[..., list[int]] = pipeline.generate_and_sync_list
         self._chunk_start, self._rollouts = 0, 0
         self._forget()
@@ -77,7 +83,7 @@ class _Watch:
         self._lists: list[Tensor] = []  # of each block
         self._exits: list[int] = []
         self._counter: CallCounter | None = None
-        self._calls: list[tuple[int, int, Tensor]] | None = None  # None: this list is known
+        self._calls: list[tuple[int, int, Tensor]] = []
 
     def chunk(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         """`generate_chunk_with_cache`, which says where its chunk begins."""
@@ -113,16 +119,11 @@ class _Watch:
             start = max(kwargs["current_start"], chunk)
             self._counter = CallCounter(self._exits, start)
             self._rollouts += 1
-            self._calls = [] if max(self._exits) > self._known.get(self._key, -1) else None
-        if self._calls is not None and self._counter is not None:
+        if self._counter is not None:
             at = self._counter.count(kwargs["current_start"])
             if at is not None:  # of frames that are given, the first ones, the timestep is 0
                 self._calls.append((*at, kwargs["timestep"].detach().flatten()[-1]))
         return generator(**kwargs)
-
-    @property
-    def _key(self) -> Key:
-        return len(self._lists[0]), len(self._lists[-1]), len(self._lists)
 
     def end(self) -> None:
         if not self._rollouts:
@@ -130,14 +131,15 @@ class _Watch:
                 "the plan had no effect: the rollout drew no exit steps from "
                 "pipeline.generate_and_sync_list, or called no pipeline.generator after it"
             )
-        if not self._calls:
-            return
-        # Read here, once: a list on a GPU waits for it as well.
+        if self._calls:
+            key = len(self._lists[0]), len(self._lists[-1]), len(self._lists)
+            self._followed.look(key, max(self._exits), self._compare)
+
+    def _compare(self) -> None:
+        # A list on a GPU waits for it as well.
         timesteps = {id(steps): steps.tolist() for steps in self._lists}
         compare(
             [f"step {step} of block {block}" for block, step, _ in self._calls],
             [timesteps[id(self._lists[block])][step] for block, step, _ in self._calls],
             [timestep for _, _, timestep in self._calls],
         )
-        self._known[self._key] = max(self._exits)
-        self._calls = None

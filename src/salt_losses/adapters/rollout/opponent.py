@@ -16,7 +16,7 @@ from .features import features, noise_level
 from .planned import planned
 from .rollout import Rollout
 from .scored import Scored, real_videos, rolled
-from .steps import ListSteps
+from .steps import Steps
 
 Key = Callable[[str], str]
 
@@ -35,7 +35,7 @@ class Opponent:
     """
 
     def __init__(
-        self, model: Any, streaming: Any, config: SaltConfig, lists: ListSteps, shift: float
+        self, model: Any, streaming: Any, config: SaltConfig, lists: Steps, shift: float
     ) -> None:
         self._model, self._streaming, self._config = model, streaming, config
         self._lists, self._shift = lists, shift

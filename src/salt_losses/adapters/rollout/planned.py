@@ -9,14 +9,21 @@ from typing import Any
 from ...mixed_step import StepPlan
 from ...training.patches import Patches
 from .first_chunk import set_first_list
-from .steps import ListSteps
+from .steps import Steps
+from .whole import WholeRollout
+
+
+def at_once(model: Any) -> bool:
+    """Whether the student sees all frames at once: LongLive 2.0's may."""
+    args = getattr(model, "args", None)
+    return not getattr(args, "generator_is_causal", True)
 
 
 @contextmanager
 def planned(
-    model: Any, streaming: Any, lists: ListSteps, plan: StepPlan, *, watched: bool = True
+    model: Any, streaming: Any, lists: Steps, plan: StepPlan, *, watched: bool = True
 ) -> Iterator[Any]:
-    """The plan's step lists in place of the trainer's; gives the pipeline.
+    """The plan's step lists in place of the trainer's; gives the pipeline, or what stands for it.
 
     Args:
         watched: look whether the rollout follows them.
@@ -24,6 +31,14 @@ def planned(
     Raises:
         RuntimeError: it does not.
     """
+    if at_once(model):
+        with Patches() as patches:
+            steps = lists.timesteps(plan.times)
+            lists.put(patches, steps, None, model)
+            whole = WholeRollout(model.generator, steps)
+            with whole.watching(lists.followed):
+                yield whole
+        return
     if model.inference_pipeline is None:  # before the swap: it keeps the model's list
         model._initialize_inference_pipeline()
     pipeline = model.inference_pipeline

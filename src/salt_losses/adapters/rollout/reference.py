@@ -24,7 +24,7 @@ from ...training.step_lists import noise_levels
 from ..family.seams import KV_CACHES
 from .first_chunk import NAME as FIRST_LIST
 from .first_chunk import first_list
-from .steps import ListSteps
+from .steps import Steps
 from .tap import CallCounter, Tap, untapped
 
 CACHES = (*KV_CACHES, "prope_kv_cache", "crossattn_cache")
@@ -51,7 +51,7 @@ class Reference:
     def __init__(
         self,
         pipeline: Any,
-        lists: ListSteps,
+        lists: Steps,
         steps: Tensor,
         first_steps: Tensor | None,
         config: SaltConfig,
@@ -165,6 +165,7 @@ class Reference:
             self._exit_inputs,
             self._config,
             device,
+            shared=self._config.align_noise == "shared" and self._lists.draws_noise,
         )
         drawn = iter(exits)
 
@@ -202,7 +203,8 @@ class _ReferenceCalls:
 
     The trainer draws noise before each of its steps. From the student's own stream, and as long as
     the reference draws what the student draws, that is the student's noise; at a level where the
-    student has none, an Euler step takes its place and the stream is put back.
+    student has none, an Euler step takes its place and the stream is put back. A solver draws none
+    between its steps (`shared` is then off), and has the student's for the context passes.
 
     Attributes:
         targets: what each block of the student is aligned to, `[B, f, C, H, W]`.
@@ -216,10 +218,13 @@ class _ReferenceCalls:
         exit_inputs: list[Tensor],
         config: SaltConfig,
         device: torch.device,
+        *,
+        shared: bool,
     ) -> None:
         self.targets: list[Tensor] = []
         self._blocks, self._times, self._counter = blocks, times, counter
         self._exit_inputs, self._config, self._device = exit_inputs, config, device
+        self._shared = shared
         self._x: Tensor | None = None  # the last step's input
         self._v: Tensor | None = None
         self._stream: list[Tensor] = []  # after that step
@@ -230,8 +235,7 @@ class _ReferenceCalls:
             return call(**kwargs)
         number, step = at
         block = self._blocks[number]
-        shared = self._config.align_noise == "shared"
-        if shared and step > 0 and not block.student_meets(step):
+        if self._shared and step > 0 and not block.student_meets(step):
             kwargs = {**kwargs, "noisy_image_or_video": self._euler_step(number, step)}
             streams.set_state(self._device, self._stream)
         result = call(**kwargs)

@@ -18,8 +18,9 @@ from ...training.step_lists import noise_levels
 from .first_chunk import first_list
 from .reference import Reference
 from .scored import Scored
-from .steps import ListSteps
+from .steps import Steps
 from .tap import DefectTap
+from .whole import WholeDefect, WholeRollout
 
 
 class Rollout:
@@ -36,7 +37,7 @@ class Rollout:
     def __init__(
         self,
         plan: StepPlan,
-        lists: ListSteps,
+        lists: Steps,
         config: SaltConfig,
         vitals: Vitals,
         *,
@@ -50,7 +51,7 @@ class Rollout:
         self.real: Tensor | None = None
         self.scored: Scored | None = None
         self._lists, self._config, self._streaming = lists, config, streaming
-        self._tap: DefectTap | None = None
+        self._tap: DefectTap | WholeDefect | None = None
 
     def defect(self) -> Tensor | None:
         """The defect term; None where the exit step admits no triple."""
@@ -63,6 +64,12 @@ class Rollout:
         self, model: Any, pipeline: Any, triples: torch.Generator, noise_seed: int
     ) -> Iterator[None]:
         """Collect the terms while the trainer makes the rollout."""
+        if isinstance(pipeline, WholeRollout):
+            if self.wants_sc:
+                times, defect = self._lists.times(self.plan.times), self._defect(triples)
+                self._tap = WholeDefect(pipeline, times, defect, self.vitals)
+            yield
+            return
         with Patches() as patches:
             exits: list[int] = []
             patches.set(pipeline, "generate_and_sync_list", _noted(pipeline, exits))
@@ -103,10 +110,13 @@ class Rollout:
             own = block == 0 and first_list(pipeline) is not None
             return first_times if own else step_times
 
-        train, inference = lists.times(plan.train_times), lists.times(plan.inference_times)
-        defect = Defect(self._config, triples, train, inference)
-        length = pipeline.frame_seq_length
+        defect, length = self._defect(triples), pipeline.frame_seq_length
         return DefectTap(pipeline.generator, times_of, defect, self.vitals, length)
+
+    def _defect(self, triples: torch.Generator) -> Defect:
+        plan, lists = self.plan, self._lists
+        train, inference = lists.times(plan.train_times), lists.times(plan.inference_times)
+        return Defect(self._config, triples, train, inference)
 
     def _accompanied(self, original: Callable[..., Any], reference: Reference) -> Any:
         def rollout(**kwargs: Any) -> Any:

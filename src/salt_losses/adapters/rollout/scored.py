@@ -14,7 +14,7 @@ from ...training import streams
 from ...training.health import Vitals
 from ...training.patches import Patches
 from .reference import CACHES, cloned
-from .steps import ListSteps
+from .steps import Steps
 
 SCORE, DIRECTION = "compute_distribution_matching_loss", "_compute_kl_grad"
 
@@ -109,7 +109,7 @@ def rolled(
     run: Callable[[], Tensor],
     model: Any,
     pipeline: Any,
-    lists: ListSteps,
+    lists: Steps,
     steps: Tensor,
     seed: int,
     streaming: Any,

@@ -7,22 +7,63 @@ from typing import Any
 from torch import Tensor
 
 from ...training.patches import Patches
-from ...training.step_lists import StepLists
+from ...training.step_lists import SolverLists, StepLists
 from .followed import Followed
 
 
 class ListSteps(StepLists):
-    """The rollout reads `denoising_step_list`.
+    """The rollout reads `denoising_step_list`, and draws noise between two steps.
 
     Attributes:
-        followed: looks whether it does.
+        draws_noise: whether it does.
+        followed: looks whether the steps are taken.
     """
+
+    draws_noise = True
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.denoising_step_list, model.scheduler)
         self.followed = Followed()
 
-    def put(self, patches: Patches, steps: Tensor, *owners: Any) -> None:
-        """Give `steps` to the pipeline, and to the model where that has a list as well."""
-        for owner in owners:
-            patches.set(owner, "denoising_step_list", steps)
+    def put(self, patches: Patches, steps: Tensor, pipeline: Any, model: Any = None) -> None:
+        """Give `steps` to the pipeline, and to the model's own list."""
+        for owner in (pipeline, model):
+            if owner is not None:
+                patches.set(owner, "denoising_step_list", steps)
+
+
+class SolverSteps(SolverLists):
+    """The rollout makes a UniPC solver of `sampling_steps`, and draws nothing between two steps.
+
+    Without a pipeline, as a student has that sees all frames at once, the model reads the count
+    among its settings.
+    """
+
+    draws_noise = False
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model.scheduler)
+        self.followed = Followed()
+
+    def put(self, patches: Patches, steps: Tensor, pipeline: Any, model: Any = None) -> None:
+        """Ask for as many steps as these."""
+        if pipeline is not None:
+            patches.set(pipeline, "sampling_steps", len(steps))
+        else:
+            patches.set(model, "args", _Settings(model.args, len(steps)))
+
+
+class _Settings:
+    """A model's settings, with another step count."""
+
+    def __init__(self, settings: Any, sampling_steps: int) -> None:
+        self._settings, self.sampling_steps = settings, sampling_steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._settings, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._settings
+
+
+Steps = ListSteps | SolverSteps

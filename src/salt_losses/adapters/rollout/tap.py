@@ -134,22 +134,26 @@ class DefectTap:
             **{n: detached_alias(c) for n, c in kwargs.items() if n.endswith("kv_cache")},
             "crossattn_cache": _copies(kwargs.get("crossattn_cache")),
         }
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            # In double precision there and back, this is the table's own number again.
-            t_m = 1000 * t
-            t_m = (t_m if timestep.is_floating_point() else t_m.round()).to(timestep.dtype)
-            call = {
-                **kwargs,
-                **cache,
-                "noisy_image_or_video": x,
-                "timestep": t_m[:, None].expand_as(timestep),
-            }
-            v: Tensor = self.generator(**call)[0]
-            return v
-
+        velocity = velocity_of(self.generator, {**kwargs, **cache})
         t_s = torch.full((x_s.shape[0],), t, dtype=torch.float64)
         self._defect.exit_step(velocity, x_s, self._vitals.felt(v_s, t, start), t_s)
+
+
+def velocity_of(
+    generator: Callable[..., Any], kwargs: dict[str, Any]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`velocity(x, t)`: a generator call once more, at another state and times `[B]` in float64."""
+    timestep = kwargs["timestep"]
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        # In double precision there and back, this is the table's own number again.
+        t_m = 1000 * t
+        t_m = (t_m if timestep.is_floating_point() else t_m.round()).to(timestep.dtype)
+        other = {"noisy_image_or_video": x, "timestep": t_m[:, None].expand_as(timestep)}
+        v: Tensor = generator(**{**kwargs, **other})[0]
+        return v
+
+    return velocity
 
 
 def _copies(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -13,12 +13,14 @@ from torch import Tensor
 from ...objective import SaltConfig
 from ...training.defect import Defect
 from ...training.patches import Patches
+from ...training.settings_check import warn_of_no_effect
 from .._first_chunk import ChunkSteps
 from .._reference import Recorded
 from .._salt import Salt, check_supported
 from .alignment import Alignment
 from .framework import DMD2Model, SelfForcingModel
 from .rollout import NetTap
+from .state import carry
 
 SAME_POINT = 2e-3  # FastGen writes its lists with three digits
 
@@ -30,10 +32,12 @@ class _SaltModel:
     net: Any
     config: Any
     device: Any
+    net_lr_scheduler: Any
 
     def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
         settings = SaltConfig.from_mapping(salt or {})
-        check_supported(settings, f"FastGen's {type(self).__name__}", chunks=self._rolls_out)
+        where = f"FastGen's {type(self).__name__}"
+        check_supported(settings, where, chunks=self._rolls_out)
         super().__init__(config)  # type: ignore[call-arg]
         times = config.sample_t_cfg
         shift = 1.0 if times.t_list is None else float(times.shift)
@@ -43,17 +47,27 @@ class _SaltModel:
         self._salt = Salt(settings, shift)
         self._defect: Defect | None = None
         self._target: tuple[Tensor, list[bool]] | None = None
+        self._training = True
         self._updating = False
         self._check_settings()
+        warn_of_no_effect(
+            settings,
+            where,
+            own_steps=config.student_sample_steps if settings.shift is None else None,
+            last_step_only=bool(getattr(config, "last_step_only", False)),
+        )
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
+        train = super().single_train_step  # type: ignore[misc]
+        self._training = torch.is_grad_enabled()
+        if not self._training:  # a validation: nothing of Salt's
+            return train(data, iteration)
         self._salt.begin(iteration)
-        return super().single_train_step(data, iteration)  # type: ignore[misc]
+        return train(data, iteration)
 
-    @property
-    def scheduler_dict(self) -> dict[str, Any]:
-        """The framework's, and under "salt" the scheduler of the plans."""
-        return {**super().scheduler_dict, "salt": self._salt.scheduler}  # type: ignore[misc]
+    def init_optimizers(self) -> None:
+        super().init_optimizers()  # type: ignore[misc]
+        carry(self.net_lr_scheduler, self._salt)
 
     # The step lists.
 
@@ -69,6 +83,9 @@ class _SaltModel:
     @contextmanager
     def _planned(self) -> Iterator[None]:
         """The plan's step list in the config, while a step is drawn or a rollout made."""
+        if not self._training:
+            yield
+            return
         config = self.config
         steps, t_list = config.student_sample_steps, config.sample_t_cfg.t_list
         t_list = t_list and list(t_list)  # OmegaConf's own would change with what takes its place
@@ -125,6 +142,10 @@ class _SaltModel:
         neg_condition: Any = None,
     ) -> Any:
         self._defect = self._target = None
+        if not self._training:
+            return super()._student_update_step(  # type: ignore[misc]
+                input_student, t_student, t, eps, data, condition, neg_condition
+            )
         self._updating = True
         try:
             loss_map, outputs = super()._student_update_step(  # type: ignore[misc]
@@ -184,7 +205,7 @@ class SaltSelfForcingModel(Alignment, _SaltModel, SelfForcingModel):  # type: ig
         where the config has no list, and the exit steps that go with them."""
         first, others = self._salt.first_times, self._salt.plan.times
         with self._planned(), Patches() as patches:
-            if first is None:
+            if first is None or not self._training:
                 yield
                 return
             counts = (len(first) - 1, len(others) - 1)

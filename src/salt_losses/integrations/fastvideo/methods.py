@@ -13,6 +13,7 @@ from ...mixed_step import first_chunk_count
 from ...objective import SaltConfig
 from ...schedule import step_schedule
 from ...training.defect import Defect
+from ...training.settings_check import warn_of_no_effect
 from ...training.step_lists import StepLists, noise_levels
 from .._first_chunk import ChunkSteps
 from .._salt import Salt, check_supported
@@ -41,11 +42,23 @@ class _SaltMethod(Alignment):
         self._tap: StudentTap | None = None
         self._defect: Defect | None = None
         self._target: tuple[Tensor, list[bool]] | None = None
+        self._training = True
         self._check_settings()
+        warn_of_no_effect(
+            config,
+            where,
+            own_steps=None if self._own_list is None else len(self._own_list),
+            last_step_only=bool(getattr(self, "_last_step_only", False)),
+            iterations=int(cast(Any, self).training_config.loop.max_train_steps),
+        )
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> Any:
+        train = super().single_train_step  # type: ignore[misc]
+        self._training = torch.is_grad_enabled()
+        if not self._training:  # a validation: nothing of Salt's
+            return train(batch, iteration)
         self._salt.begin(iteration)
-        loss_map, outputs, metrics = super().single_train_step(batch, iteration)  # type: ignore[misc]
+        loss_map, outputs, metrics = train(batch, iteration)
         return loss_map, outputs, {**metrics, **self._salt.metrics}
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -55,6 +68,8 @@ class _SaltMethod(Alignment):
     # The step lists.
 
     def _get_denoising_step_list(self, device: torch.device) -> Tensor:
+        if not self._training:
+            return cast(Tensor, super()._get_denoising_step_list(device))  # type: ignore[misc]
         return self._step_list(self._salt.plan.times).to(device)
 
     def _step_scheduler(self) -> Any:
@@ -95,6 +110,8 @@ class _SaltMethod(Alignment):
 
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
         dmd = super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[misc]
+        if not self._training:
+            return cast(Tensor, dmd)
         salt = self._salt
         sc = align = None
         if salt.wants_sc:
@@ -129,7 +146,7 @@ class SaltSelfForcingMethod(CausalAlignment, _SaltMethod, SelfForcingMethod):  #
         others = super()._get_denoising_step_list(device)
         first = self._salt.first_times
         self._chunks = None
-        if first is None:
+        if first is None or not self._training:
             return others
         first = self._step_list(first).to(device)
         self._chunks = ChunkSteps(first, others, (len(first), len(others)))

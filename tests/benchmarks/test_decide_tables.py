@@ -13,11 +13,12 @@ from benchmarks.video.decide import pages, tables
 from benchmarks.video.decide.figures import median_seed, write
 from benchmarks.video.decide.measures import in_text
 from benchmarks.video.decide.paired import paired
+from benchmarks.video.decide.records import Results, mean_distance
 from benchmarks.video.decide.results import read
 from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
 from benchmarks.video.measures import LONG, STEPS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_difference_has_its_mean_its_standard_error_and_the_seeds_on_each_side() -> None:
@@ -25,7 +26,9 @@ def test_a_difference_has_its_mean_its_standard_error_and_the_seeds_on_each_side
     assert (found.mean, found.lower) == (-0.25, 3)
     assert found.error == pytest.approx(0.4330127)
     assert found.interval == pytest.approx((-0.25 - 3.182446 * 0.4330127, 1.128040), abs=1e-4)
-    assert str(found) == "-0.2500 ± 0.4330, 3 of 4 ~"
+    assert found.text() == "-0.2500 ± 0.4330, 3 of 4 ~"
+    assert found.text(1) == "-0.2 ± 0.4, 3 of 4 ~"
+    assert paired([1.0], [2.0]).text() == "-1.0000, 1 of 1 ~"
 
 
 @pytest.mark.parametrize(
@@ -70,10 +73,10 @@ def record(distance: float, best: float) -> dict[str, Any]:
     return {"progress": progress, "end": whole(distance, 50), "best": whole(best, 25), **where}
 
 
-def results(seeds: int, names: tuple[str, ...] = tuple(STUDENTS)) -> tables.Results:
+def results(seeds: int, names: tuple[str, ...] = tuple(STUDENTS)) -> Results:
     """DMD's distance is a tenth of the seed's place, Salt's lower by 0.05 at the end, and by
     nothing at the best."""
-    found: tables.Results = {}
+    found: Results = {}
     for seed in range(seeds):
         dmd = 0.1 * (1 + (seed * 5) % seeds)
         references = {"real": quality(0.02), "teacher": quality(0.04)}
@@ -115,7 +118,7 @@ def test_the_answers_table_has_both_students_their_difference_and_its_mark() -> 
 def test_a_comparison_takes_the_seeds_that_have_both_students() -> None:
     found = results(4)
     del found[2][SALT]
-    assert len(tables.compare(found, SALT, BASELINE, tables.mean_distance("end")).differences) == 3
+    assert len(tables.compare(found, SALT, BASELINE, mean_distance("end")).differences) == 3
     assert "DMD-8 less DMD-4" in tables.pairs_table(found, "end")
     for records in found.values():
         del records["dmd-8"]
@@ -141,6 +144,7 @@ def test_every_block_is_made_of_results_that_are_there(tmp_path: Path) -> None:
             text = block(results(6, names))
             assert text.strip(), name
             assert "nan" not in text, name
+            assert "nan" not in block(results(1, names)), name
     assert write(tmp_path, results(6), (8, 16))
     for stem in ("frames", "training"):
         assert (tmp_path / f"decide_{stem}.png").stat().st_size > 5_000

@@ -1,0 +1,130 @@
+"""What is measured, in order of worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from salt_losses import SaltConfig
+from salt_losses.cli.calls import Calls, critic_update, generator_update
+from salt_losses.cli.seconds import Sizes, Work, work_of
+
+OFF: dict[str, Any] = {"sc_weight": 0.0, "sc_steps": (), "align_weight": 0.0, "adv_weight": 0.0}
+# Times any float32 it is 0, but the term is computed.
+VANISHING = 1e-60
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One kind of update.
+
+    Attributes:
+        name: its row's.
+        settings: of Salt beside `step_counts`; None where it is not attached.
+        steps: K.
+        exit: the step at which every block leaves.
+        kind: "generator", "critic", "neutral" (plain against vanishing weights), or "sweep".
+        teacher: 1.3B or 14B.
+    """
+
+    name: str
+    settings: dict[str, Any] | None
+    steps: int = 4
+    kind: str = "generator"
+    teacher: str = "1.3B"
+
+    @property
+    def exit(self) -> int:
+        return self.steps // 2
+
+    @property
+    def salt(self) -> SaltConfig | None:
+        """This step count and its terms in every update, from the first one on."""
+        if self.settings is None:
+            return None
+        first = {
+            "step_counts": (self.steps,),
+            "probs": (1.0,),
+            "inference_steps": max(1, self.steps // 2),
+            "align_reference": {self.steps: 2 * self.steps},
+            "align_warmup": 0,
+            "align_prob": 1.0,
+        }
+        return SaltConfig(**{**first, **OFF, **self.settings})
+
+    @property
+    def key(self) -> str:
+        """No two subjects share it."""
+        kind = "" if self.kind == "generator" else f", {self.kind}"
+        return f"{self.name}, K = {self.steps}{kind}, teacher {self.teacher}"
+
+    def calls(self, blocks: int) -> Calls:
+        """Of the generator, by the formulas of docs/cost.md."""
+        exits = [self.exit] * blocks
+        salt = self.salt
+        if salt is not None and salt.first_chunk_steps is not None:
+            exits[0] = self._first_exit
+        if self.kind == "critic":
+            return critic_update(exits)
+        reference = None if salt is None else salt.align_reference[self.steps]
+        return generator_update(salt, self.steps, reference, exits)
+
+    @property
+    def _first_exit(self) -> int:
+        """The first chunk's, where that has a grid of its own."""
+        salt = self.salt
+        if salt is None or salt.first_chunk_steps is None:
+            return self.exit
+        return int(salt.first_chunk_steps) // 2  # type: ignore[arg-type]
+
+    def work(self, sizes: Sizes) -> Work:
+        salt, calls = self.salt, self.calls(sizes.blocks)
+        if self.kind == "critic":
+            return work_of(salt, sizes, calls, critic_updates=1)
+        return work_of(
+            salt,
+            sizes,
+            calls,
+            generator_updates=1,
+            alignments=float(salt is not None and salt.align_weight > 0),
+            adversaries=float(salt is not None and salt.has_adversary(self.steps)),
+        )
+
+
+DEFECT = {"sc_weight": 1.0}
+ALIGNED = {"align_weight": 0.1, "align_features": "fake_score"}
+OPPONENT = {"adv_weight": 0.03}
+# But for its warm-up.
+RELEASED = {
+    "align_weight": 0.1,
+    "align_at": "exit",
+    "align_features": "real_score",
+    "align_block": 20,
+    "align_levels": (0.0, 0.2),
+}
+NEUTRAL = {
+    "defect": {"sc_weight": VANISHING, "sc_steps": (4,)},
+    "alignment": {**ALIGNED, "align_at": "end", "align_weight": VANISHING},
+    "discriminator": {"adv_weight": VANISHING, "adv_against": "more_steps"},
+}
+
+SUBJECTS = (
+    Subject("plain", None),
+    Subject("attached, terms off", {}),
+    Subject("defect", {**DEFECT, "sc_steps": (8,)}, steps=8),
+    Subject("attached, terms off", {}, steps=8),
+    Subject("plain", None, kind="critic"),
+    *(Subject(name, settings, kind="neutral") for name, settings in NEUTRAL.items()),
+    Subject("alignment at exit", {**ALIGNED, "align_at": "exit"}),
+    Subject("discriminator on data", {**OPPONENT, "adv_against": "data"}),
+    Subject("alignment at end", {**ALIGNED, "align_at": "end"}),
+    Subject("alignment at input", {**ALIGNED, "align_at": "input"}),
+    Subject("discriminator on n + 1 steps", {**OPPONENT, "adv_against": "more_steps"}),
+    Subject("plain", None, steps=8),
+    Subject("plain", None, steps=2),
+    Subject("first chunk in 4", {"first_chunk_steps": 4}, steps=2),
+    Subject("attached, terms off", {}, kind="critic"),
+    Subject("sweep", {"sweep_every": 1, "sweep_prompts": ("a cat", "a dog")}, kind="sweep"),
+    Subject("plain", None, teacher="14B"),
+    Subject("the release's alignment", RELEASED, teacher="14B"),
+)

@@ -1,0 +1,163 @@
+"""Relational alignment by three batched matrix products of the library, and one pass between them.
+
+    P_low = x x^T, P_ref = y y^T         half precision inputs, float32 results
+    R = P * n n^T                        n: one over the tokens' lengths, known before
+    excess, G, (G * R_low) by rows       one pass over both products
+    slope = 2 n (G z - z along)          z = x n, in the inputs' precision
+
+The tokens enter the first two products as they are, so that these are exact in the inputs'
+precision; only z is rounded. Groups go together, and large ones in panels of rows, so that the
+workspace stays below `WORKSPACE` bytes, but for the z of a group that is larger. Every sum has one
+order: results repeat bit for bit.
+
+On a GPU with Triton the two elementwise passes are kernels (`relational_fused`), elsewhere torch's
+operations. Not measured on a GPU yet: `python -m benchmarks.speed relational --device cuda`
+compares it with the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .._checks import compute_dtype
+from .relational import empty_slope, inverse_norm, register
+
+WORKSPACE = 256 * 2**20
+_LEAST_ROWS = 128  # fewer would leave a GPU idle
+
+# Newer torch multiplies half precision into float32 on a GPU: the overload has this name.
+_HALF_TO_FLOAT32 = hasattr(torch.ops.aten.bmm, "dtype")
+
+
+def check_support(low: Tensor) -> None:
+    if low.is_cuda and low.dtype in (torch.float16, torch.bfloat16) and not _HALF_TO_FLOAT32:
+        raise ValueError(
+            "backend='bmm' needs a torch whose bmm takes out_dtype for half precision on a GPU; "
+            f"got torch {torch.__version__} (use backend='chunked' or 'triton')"
+        )
+
+
+def forward(
+    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    samples, frames, frame_tokens, dim = low.shape
+    spatial = relation == "spatial"
+    groups, tokens = (
+        (samples * frames, frame_tokens) if spatial else (samples, frames * frame_tokens)
+    )
+    own_frames = frame_tokens if relation == "temporal" else None
+    exact = compute_dtype(low.dtype)
+    slope = empty_slope(low, with_grad)
+    excess = torch.zeros(groups, dtype=exact, device=low.device)
+    x, y = (t.reshape(groups, tokens, dim) for t in (low, ref))
+    n_x, n_y = (inverse_norm(t, exact).view(groups, tokens) for t in (x, y))
+    passes = _passes(low)
+    at_once, panel = _layout(groups, tokens, dim, low.element_size(), exact.itemsize)
+    out = slope.view(groups, tokens, dim) if with_grad else slope
+
+    with torch.autocast(low.device.type, enabled=False):
+        for first in range(0, groups, at_once):
+            part = slice(first, min(first + at_once, groups))
+            z = (x[part] * n_x[part, :, None]).to(low.dtype) if with_grad else x[part]
+            for row in range(0, tokens, panel):
+                rows = slice(row, min(row + panel, tokens))
+                found, sign, along = passes.compare(
+                    _product(x[part, rows], x[part].mT, exact),
+                    _product(y[part, rows], y[part].mT, exact),
+                    n_x[part], n_y[part], row, margin, own_frames, low.dtype, with_grad,
+                )  # fmt: skip
+                excess[part] += found.sum(1)
+                if with_grad:
+                    passes.finish(
+                        _product(sign, z, exact), x[part, rows], n_x[part, rows], along,
+                        out[part, rows],
+                    )  # fmt: skip
+    return excess.view(samples, -1).sum(1), slope
+
+
+def _layout(groups: int, tokens: int, dim: int, size: int, exact: int) -> tuple[int, int]:
+    """Groups at once, and rows of a panel. For a row: both products and G, and the gradient's
+    product; for a token: z."""
+    of_row = tokens * (2 * exact + size) + dim * exact
+    of_group = tokens * dim * size
+    if tokens * of_row + of_group <= WORKSPACE:
+        return min(groups, WORKSPACE // (tokens * of_row + of_group)), tokens
+    return 1, min(tokens, max(_LEAST_ROWS, (WORKSPACE - of_group) // of_row))
+
+
+def _product(a: Tensor, b: Tensor, exact: torch.dtype) -> Tensor:
+    if a.dtype == exact:
+        return torch.bmm(a, b)
+    if a.is_cuda:
+        return torch.bmm(a, b, out_dtype=exact)
+    return torch.bmm(a.to(exact), b.to(exact))
+
+
+class TorchPasses:
+    """The two elementwise passes by torch's operations: what the kernels are compared with."""
+
+    @staticmethod
+    def compare(
+        p_low: Tensor,
+        p_ref: Tensor,
+        n_low: Tensor,
+        n_ref: Tensor,
+        first_row: int,
+        margin: float,
+        own_frames: int | None,
+        dtype: torch.dtype,
+        with_grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of products `[n, rows, tokens]`: the excess of each row, G, and `(G * R_low)` by rows.
+
+        Args:
+            n_low, n_ref: one over the lengths of all tokens `[n, tokens]`.
+            first_row: the token of the first row.
+            own_frames: tokens of a frame, whose pairs among themselves do not count; None: all do.
+            dtype: of G.
+        """
+        count, tokens = p_low.shape[1:]
+        rows = slice(first_row, first_row + count)
+        r_low = p_low.mul_(n_low[:, rows, None]).mul_(n_low[:, None])
+        difference = r_low - p_ref.mul_(n_ref[:, rows, None]).mul_(n_ref[:, None])
+        excess = difference.abs().sub_(margin)
+        # Written so that NaN counts as an excess, and reaches the loss.
+        counted = ~(excess <= 0)
+        if own_frames is not None:
+            frame = torch.arange(tokens, device=p_low.device) // own_frames
+            counted &= frame[rows, None] != frame
+        found = torch.where(counted, excess, 0).sum(2)
+        if not with_grad:
+            return found, found, found
+        sign = torch.where(counted, torch.where(difference > 0, 1.0, -1.0), 0.0)
+        return found, sign.to(dtype), (sign * r_low).sum(2)
+
+    @staticmethod
+    def finish(product: Tensor, x: Tensor, n: Tensor, along: Tensor, out: Tensor) -> None:
+        """`2 n (product - x n along)` into `out [n, rows, dim]`."""
+        z = x.to(product.dtype) * n[..., None]
+        out.copy_((product - z * along[..., None]).mul_(2 * n[..., None]))
+
+
+def _passes(low: Tensor) -> type[TorchPasses] | ModuleType:
+    fused = _fused(low)
+    return TorchPasses if fused is None else fused
+
+
+def _fused(low: Tensor) -> ModuleType | None:
+    if low.dtype == torch.float64:
+        return None
+    try:
+        from . import relational_fused
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        return None
+    return relational_fused if low.is_cuda or relational_fused.INTERPRETED else None
+
+
+relational_bmm: Callable[..., tuple[Tensor, Tensor]] = register("relational_bmm", forward)

@@ -1,0 +1,343 @@
+"""What only LongLive 2.0 has: solvers, shots, sinks, LoRA, students that see all frames at once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import harness
+import peft
+import pytest
+import torch
+from test_adapters import VANISHING, counted_calls, everything, generator_step, own_steps, salt
+from test_harness import assert_same, relative_change
+from torch import Tensor
+
+from salt_losses import SaltConfig, step_schedule
+from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_forcing
+from salt_losses.training.step_lists import SolverLists
+
+OVERRIDDEN = (
+    "local_attn_size", "max_attention_size", "sink_size", "global_sink_size", "rope_temporal_offset"
+)  # fmt: skip
+
+
+def build(require: Any, **settings: Any) -> Any:
+    model = harness.build_model(require("longlive2"), **settings)
+    model.name = "longlive2"
+    return model
+
+
+def attention_settings(model: Any) -> list[dict[str, Any]]:
+    return [
+        {name: getattr(module, name) for name in OVERRIDDEN if hasattr(module, name)}
+        for module in model.generator.modules()
+    ]
+
+
+def both(model: Any, **settings: Any) -> SaltConfig:
+    terms = {"sc_weight": VANISHING, "align_weight": VANISHING, "align_margin": 0.0}
+    return salt(model, **(terms | settings))
+
+
+@contextlib.contextmanager
+def leaves_at(model: Any, step: int) -> Iterator[None]:
+    """Every rollout leaves there."""
+    model._initialize_inference_pipeline()
+    kind = type(model.inference_pipeline)
+
+    def draw(self: Any, num_blocks: int, num_denoising_steps: int, device: Any) -> list[int]:
+        return [min(step, num_denoising_steps - 1)] * num_blocks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "generate_and_sync_list", draw)
+        yield
+
+
+def test_the_step_lists_are_those_of_its_own_solver(require: Any) -> None:
+    model = build(require, num_layers=1)
+    solver = importlib.import_module("wan_5b.utils.fm_solvers_unipc").FlowUniPCMultistepScheduler
+    for shift in (1.0, 3.0, 5.0, 8.0):
+        model.scheduler.shift = shift
+        lists = SolverLists(model.scheduler)
+        for count in range(1, 33):
+            real = solver(num_train_timesteps=1000, shift=1, use_dynamic_shifting=False)
+            real.set_timesteps(count, device="cpu", shift=shift)
+            assert lists.timesteps(step_schedule(count)).tolist() == real.timesteps.tolist()
+
+
+WAYS = {
+    "as configured": {},
+    # The cache rolls: 8 + 16 of 32 frames; the first ones stay.
+    "rolling with a sink": {
+        "slice_last_frames": 16,
+        "model_kwargs": {"local_attn_size": 8, "sink_size": 2},
+        "inference": {"sink_size": 2},
+    },
+    "exits of each block": {"same_step_across_blocks": False},
+}
+
+
+@pytest.mark.parametrize("way", [*WAYS])
+def test_loss_gradients_streams_caches_and_attention_are_its_own(require: Any, way: str) -> None:
+    model = build(require, **WAYS[way])
+    harness._shrink_windows(model)
+    for seed, at in enumerate(("end", "exit", "input")):
+        for noise in ("own", "shared"):
+            config = both(model, align_at=at, align_noise=noise)
+            plain, plain_cache = generator_step(model, seed), caches(model)
+            settings = attention_settings(model)
+            salted = generator_step(model, seed, config)
+            assert_same(plain.result, salted.result)
+            assert torch.equal(plain.streams[0], salted.streams[0])
+            assert plain.streams[1] == salted.streams[1]
+            assert caches(model) == plain_cache
+            assert attention_settings(model) == settings
+            assert salted.critic_gradients == {}
+    assert any(layer.get("local_end_index") == [96] for layer in plain_cache) == ("roll" in way)
+
+
+def caches(model: Any) -> list[dict[str, Any]]:
+    pipeline = model.inference_pipeline
+    return [
+        {name: x.tolist() if isinstance(x, Tensor) else x for name, x in layer.items()}
+        for layer in (*pipeline.kv_cache1, *pipeline.crossattn_cache)
+    ]
+
+
+def test_the_defects_call_sees_the_prompt_and_the_shot_of_its_block(require: Any) -> None:
+    model = build(require)
+    seen: list[tuple[bool, int, float, Tensor, float]] = []
+
+    def called(module: Any, args: Any, kwargs: Any) -> None:
+        prompt = kwargs["conditional_dict"]["prompt_embeds"]
+        offset = module.model.rope_temporal_offset
+        level = float(kwargs["timestep"].flatten()[0])
+        seen.append((torch.is_grad_enabled(), kwargs["current_start"], offset, prompt, level))
+
+    with leaves_at(model, 1):
+        hook = model.generator.register_forward_pre_hook(called, with_kwargs=True)
+        generator_step(model, 0, salt(model, sc_weight=1.0))
+        hook.remove()
+    exits = [call for call in seen if call[0]]
+    pairs = list(zip(exits[::2], exits[1::2], strict=True))
+    assert len(pairs) == 4
+    for exit_call, extra in pairs:
+        assert exit_call[1:3] == extra[1:3]
+        assert exit_call[3] is extra[3]
+        assert exit_call[4] == 937
+        assert extra[4] in (833, 624)
+    assert [pair[0][2] for pair in pairs] == [0.0, 0.0, 8.0, 8.0]
+    assert len({float(pair[0][3].sum()) for pair in pairs}) == 4
+
+
+def test_mixed_steps_are_counts_of_its_solver_for_student_and_critic(require: Any) -> None:
+    model = build(require, num_layers=1)
+    config = SaltConfig(step_counts=(2, 8), probs=(0.5, 0.5), sc_steps=(8,), align_reference={})
+    levels: list[float] = []
+    hook = model.generator.register_forward_pre_hook(
+        lambda module, args, kwargs: levels.append(float(kwargs["timestep"].flatten()[0])),
+        with_kwargs=True,
+    )
+    made = set()
+    with leaves_at(model, 7):
+        for iteration in range(6):
+            view = type("View", (), {"model": model, "step": iteration})()
+            with longlive2.attached(view, config) as handle:
+                for loss in (model.critic_loss, model.generator_loss):
+                    levels.clear()
+                    loss(**harness.loss_inputs(model))
+                    steps = handle.plan.num_steps
+                    lists = SolverLists(model.scheduler)
+                    expected = lists.timesteps(step_schedule(steps)).tolist()
+                    assert levels[:steps] == expected
+                    made.add(steps)
+    hook.remove()
+    assert made == {2, 8}
+    assert model.inference_pipeline.sampling_steps == own_steps(model)
+
+
+def test_lora_trains_its_adapters_alone_as_without_salt(require: Any) -> None:
+    model = build(require)
+    for network in (model.generator, model.fake_score):
+        layers = [n for n, m in network.model.named_modules() if isinstance(m, torch.nn.Linear)]
+        inside = [name for name in layers if name.startswith("blocks.")]
+        config = peft.LoraConfig(r=4, lora_alpha=4, target_modules=inside, init_lora_weights=False)
+        network.model = peft.get_peft_model(network.model, config)
+    config = both(model)
+    plain, salted = generator_step(model, 0), generator_step(model, 0, config)
+    assert_same(plain.result, salted.result)
+    assert plain.result[1]
+    assert all("lora_" in name for name in plain.result[1])
+    with leaves_at(model, 0):
+        felt = generator_step(model, 0, salt(model, sc_weight=1e3, align_weight=1.0))
+    assert relative_change(felt.result[1], plain.result[1]) > 0.01
+
+
+def test_a_discriminator_sees_rollouts_of_one_step_more(require: Any) -> None:
+    model = build(require)
+    settings = {"adv_weight": VANISHING, "adv_against": "more_steps", "adv_blocks": (0,)}
+    plain, plain_cache = generator_step(model, 0), caches(model)
+    with counted_calls(model) as without:
+        generator_step(model, 0)
+    with counted_calls(model) as counts:
+        salted = generator_step(model, 0, salt(model, **settings))
+    assert_same(plain.result, salted.result)
+    assert torch.equal(plain.streams[0], salted.streams[0])
+    assert caches(model) == plain_cache
+    assert counts["grad"] == without["grad"]
+    assert counts["no_grad"] == without["no_grad"] + 4 * (own_steps(model) + 2)
+    assert "salt/adv_gap" in salted.log
+
+
+# A student that sees all frames at once.
+
+
+def at_once(require: Any) -> Any:
+    return build(require, generator_is_causal=False, all_causal=False, num_frame_per_block=8)
+
+
+def at_once_inputs(model: Any) -> dict[str, Any]:
+    """One prompt, as its trainer gives it."""
+    inputs = harness.loss_inputs(model)
+    for name in ("conditional_dict", "unconditional_dict"):
+        inputs[name] = {"prompt_embeds": inputs[name]["prompt_embeds"][:1]}
+    return inputs
+
+
+def step_at_once(model: Any, config: SaltConfig | None, seed: int = 0) -> Any:
+    """Loss, gradients, stream; and the handle's metrics."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    inputs = at_once_inputs(model)
+    with contextlib.ExitStack() as stack:
+        handle = None if config is None else stack.enter_context(longlive2.attached(model, config))
+        loss, _ = model.generator_loss(**inputs)
+        stream = torch.get_rng_state()
+        loss.backward()
+        metrics = {} if handle is None else handle.metrics
+    return (loss.detach(), harness.gradients(model.generator)), stream, metrics
+
+
+def test_at_once_a_defect_of_vanishing_weight_leaves_the_step_bit_identical(require: Any) -> None:
+    model = at_once(require)
+    values = set()
+    for seed in range(4):
+        with counted_calls(model) as without:
+            plain, stream, _ = step_at_once(model, None, seed)
+        config = salt(model, sc_weight=VANISHING)
+        with counted_calls(model) as counts:
+            salted, ours, metrics = step_at_once(model, config, seed)
+        assert_same(plain, salted)
+        assert torch.equal(stream, ours)
+        assert counts["grad"] == without["grad"] + (metrics["salt/sc_loss"] > 0)
+        assert counts["no_grad"] == without["no_grad"]
+        assert metrics["salt/health/exit_step"] == without["no_grad"]
+        values.add(metrics["salt/sc_loss"] > 0)
+    assert model.inference_pipeline is None
+    assert not isinstance(model.args.sampling_steps, float)
+    assert values == {True, False}
+
+
+@pytest.mark.parametrize("stop_grad", [None, "composed"])
+def test_at_once_the_defects_gradient_is_that_of_the_literal_endpoints(
+    require: Any, stop_grad: str | None
+) -> None:
+    model = at_once(require)
+    two = {"step_counts": (2,), "sc_steps": (2,), "align_reference": {}, "sc_weight": 1e4}
+    config = salt(model, **two, sc_stop_grad=stop_grad)
+    off = salt(model, **(two | {"sc_weight": VANISHING}))
+    calls: list[Any] = []
+    seed = next(s for s in range(10) if step_at_once(model, off, s)[2]["salt/sc_loss"] > 0)
+    hook = model.generator.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((kwargs, output)), with_kwargs=True
+    )
+    plain = step_at_once(model, off, seed)[0][1]
+    hook.remove()
+    whole_gradient = step_at_once(model, config, seed)[0][1]
+    ours = {name: whole_gradient[name] - plain[name] for name in plain}
+
+    kwargs = next(k for k, _ in calls if float(k["timestep"].flatten()[0]) == 999)
+    model.zero_grad(set_to_none=True)
+    x, t_s, t_m = kwargs["noisy_image_or_video"], 0.999, 0.833
+    v_s = model.generator(**kwargs)[0]
+    x_m = x - (t_s - t_m) * v_s
+    middle = torch.full_like(kwargs["timestep"], 833.0)
+    v_m = model.generator(**kwargs | {"noisy_image_or_video": x_m, "timestep": middle})[0]
+    direct = x.double() - t_s * v_s.double()
+    composed = x.double() - (t_s - t_m) * v_s.double() - t_m * v_m.double()
+    if stop_grad == "composed":
+        composed = composed.detach()
+    (1e4 * (direct - composed).square().mean()).backward()
+    assert relative_change(ours, harness.gradients(model.generator)) < 1e-4  # of a difference
+
+
+def test_at_once_a_rollout_of_other_steps_is_an_error(require: Any) -> None:
+    model = at_once(require)
+    seeds: dict[int, int] = {}  # exit step -> a seed that leaves there, of the trainer's 4 steps
+    for seed in range(20):
+        with counted_calls(model) as counts:
+            step_at_once(model, None, seed)
+        seeds[counts["no_grad"]] = seed
+    config = salt(model, step_counts=(2,), sc_steps=(), align_reference={})
+    for step, message in ((1, "step 1 was expected at timestep 833"), (3, "more than 2 steps")):
+        with longlive2.attached(model, config) as handle:
+            handle._losses.lists.put = lambda *args: None
+            torch.manual_seed(seeds[step])
+            with pytest.raises(RuntimeError, match=message):
+                model.generator_loss(**at_once_inputs(model))
+
+
+# Found out.
+
+
+def test_other_adapters_refuse_it_and_name_its_own(require: Any) -> None:
+    model = build(require, num_layers=1)
+    before = everything(model)
+    for other in (self_forcing, longlive):
+        with pytest.raises(MissingSeamError, match=r"sampling_steps, .*adapters\.longlive2"):
+            other.attach(model, salt(model))
+    assert everything(model) == before
+
+
+def test_a_step_count_that_its_rollout_does_not_read_is_an_error(require: Any) -> None:
+    model = build(require, num_layers=1)
+    config = salt(model, step_counts=(2,), sc_steps=(), align_reference={})
+    for wrong in (4, None):
+        with longlive2.attached(model, config) as handle:
+            handle._losses.lists.put = lambda *args: None
+            model._initialize_inference_pipeline()
+            if wrong is None:  # as many steps, and of another shift
+                model.inference_pipeline.sampling_steps = 2
+                handle._losses.lists.shift = 3.0
+            with leaves_at(model, 1), pytest.raises(RuntimeError, match="follow the step list"):
+                model.critic_loss(**harness.loss_inputs(model))
+
+
+@pytest.mark.parametrize(
+    ("args", "settings", "message"),
+    [
+        ({}, {"shift": 5.0}, "shift must be null"),
+        ({}, {"first_chunk_steps": 8}, "first_chunk_steps must be null"),
+        ({}, {"sweep_every": 10}, "sweep_every must be 0"),
+        ({"backward_simulation": False}, {}, "backward_simulation must be on"),
+        ({"i2v": True}, {}, "i2v must be off"),
+        ({"teacher_forcing": True}, {"align_weight": 0.1}, "teacher_forcing is on"),
+        (
+            {"generator_is_causal": False},
+            {"align_weight": 0.1},
+            "generator_is_causal is off: .*got align_weight=0.1",
+        ),
+        ({"generator_is_causal": False}, {"adv_weight": 0.1}, "got adv_weight=0.1"),
+    ],
+)
+def test_what_does_not_carry_over_is_refused_in_a_sentence(
+    require: Any, args: Any, settings: Any, message: str
+) -> None:
+    model = build(require, num_layers=1, **args)
+    before = everything(model)
+    with pytest.raises(ValueError, match=message):
+        longlive2.attach(model, salt(model, **settings))
+    assert everything(model) == before
