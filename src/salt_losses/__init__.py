@@ -18,13 +18,14 @@ if TYPE_CHECKING:
         finite_difference_penalty,
     )
     from .alignment import rollout_align_loss
+    from .config import SaltConfig
     from .discriminator import DiscriminatorHead
     from .dmd import critic_loss, dmd_grad, dmd_loss, guide
     from .features import feature_tap
     from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
     from .kv_cache import detached_alias
     from .mixed_step import MixedStepScheduler, StepPlan
-    from .objective import SaltConfig, salt_loss
+    from .objective import salt_loss
     from .relational import relational_align_loss
     from .sampling import backward_simulation, consistency_sample, euler_sample
     from .schedule import shift_time, step_schedule
@@ -70,6 +71,7 @@ __all__ = [
 _MODULES = (
     "adversarial",
     "alignment",
+    "config",
     "discriminator",
     "dmd",
     "features",

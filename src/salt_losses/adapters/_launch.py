@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..objective import SaltConfig
+from ..config import SaltConfig
 from .watch.record import record
 
 

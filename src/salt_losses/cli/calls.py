@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..config import SaltConfig
 from ..mixed_step import first_chunk_count
-from ..objective import SaltConfig
 from ..schedule import step_schedule
 from ..shortcut import shortcut_triple_sampler
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from ..objective import SaltConfig
+from ..config import SaltConfig
 from ..schedule import step_schedule
 from .calls import (
     NONE,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..config import SaltConfig
 from ..discriminator import DiscriminatorHead
-from ..objective import SaltConfig
 from ..training.adversary import feature_blocks
 from .calls import wants_defect, wants_reference
 from .trainers import Trainer

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..objective import SaltConfig
+from ..config import SaltConfig
 from ..presets import PRESETS
 from .cards import CARDS
 from .foresight import foresee

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..objective import SaltConfig
+from ..config import SaltConfig
 from ..training.adversary import feature_blocks
 from .calls import Calls
 from .memory import NETWORKS

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CommandError
 
 if TYPE_CHECKING:
-    from ..objective import SaltConfig
+    from ..config import SaltConfig
 
 NEEDS_YAML = "reading {path} needs PyYAML: pip install pyyaml. A JSON file needs nothing"
 # As omegaconf reads a number, with which the trainers do: YAML 1.1 takes 1e-5 for a word.
@@ -45,7 +45,7 @@ def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[
     A setting that is refused is put aside and the others are tried without it. What is said of them
     then, but rests on the one put aside, is left out.
     """
-    from ..objective import SaltConfig  # needs torch, which reading a file does not
+    from ..config import SaltConfig  # needs torch, which reading a file does not
 
     rest = dict(mapping)
     problems: list[tuple[str, str]] = []

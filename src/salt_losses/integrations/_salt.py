@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..config import SaltConfig
 from ..mixed_step import StepPlan
-from ..objective import SaltConfig, salt_loss
+from ..objective import salt_loss
 
 
 class Salt:

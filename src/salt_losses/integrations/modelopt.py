@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import compute_dtype, grid_floats
+from ..config import SaltConfig
 from ..flow import to_velocity
-from ..objective import SaltConfig
 from ..training.defect import Defect
 from ..training.settings_check import warn_of_no_effect
 from ..training.streams import untouched

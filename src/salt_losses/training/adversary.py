@@ -21,9 +21,9 @@ from ..adversarial import (
     finite_difference_penalty,
 )
 from ..alignment import with_gradient
+from ..config import SaltConfig
 from ..discriminator import DiscriminatorHead
 from ..flow import add_noise
-from ..objective import SaltConfig
 from .adversary_state import check
 from .agreement import distributed
 from .frozen import frozen

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import moved
-from ..objective import SaltConfig
+from ..config import SaltConfig
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
+from ..config import SaltConfig
 from ..mixed_step import first_chunk_count
-from ..objective import SaltConfig
 from ..schedule import step_schedule
 from ..shortcut import shortcut_triple_sampler
 from .blocks import Block

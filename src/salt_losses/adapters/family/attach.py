@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..._checks import describe
-from ...objective import SaltConfig
+from ...config import SaltConfig
 from ...training.agreement import check_agreement
 from ...training.settings_check import warn_of_no_effect
 from ..rollout.first_chunk import first_list

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from ...config import SaltConfig
 from ...mixed_step import StepPlan
-from ...objective import SaltConfig
 from ...training.adversary import Adversary
 from ...training.agreement import check_agreement
 from ...training.health import Health

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...mixed_step import MixedStepScheduler, StepPlan
-from ...objective import SaltConfig, salt_loss
+from ...objective import salt_loss
 from ...schedule import step_schedule
 from ...training import streams
 from ...training.frozen import frozen

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...objective import SaltConfig
+from ...config import SaltConfig
 
 # What a rollout's every generator call is made with.
 GENERATOR_CALL = (

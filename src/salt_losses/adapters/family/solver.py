@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...objective import SaltConfig
+from ...config import SaltConfig
 from ..rollout.planned import at_once
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...alignment import rollout_align_loss
+from ...config import SaltConfig
 from ...features import feature_tap
-from ...objective import SaltConfig
 from ...recompute import recomputing
 from ...schedule import shift_time
 from ...training import streams

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...mixed_step import StepPlan
-from ...objective import SaltConfig
 from ...schedule import step_schedule
 from ...training import streams
 from ...training.adversary import Adversary, feature_blocks

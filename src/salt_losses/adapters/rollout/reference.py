@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...flow import euler_step
-from ...objective import SaltConfig
 from ...training import streams
 from ...training.blocks import Block
 from ...training.patches import Patches

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...mixed_step import StepPlan
-from ...objective import SaltConfig
 from ...training.defect import Defect
 from ...training.health import Vitals
 from ...training.patches import Patches

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...mixed_step import first_chunk_count
-from ...objective import SaltConfig
 from ...schedule import step_schedule
 from ...training import streams
 from ...training.agreement import from_rank_0

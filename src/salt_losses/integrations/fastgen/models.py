@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ...objective import SaltConfig
+from ...config import SaltConfig
 from ...training.defect import Defect
 from ...training.patches import Patches
 from ...training.settings_check import warn_of_no_effect

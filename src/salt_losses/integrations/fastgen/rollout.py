@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ...objective import SaltConfig
+from ...config import SaltConfig
 from ...training.blocks import Block
 from ...training.defect import Defect
 from .._reference import Recorded, denser_steps

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...mixed_step import first_chunk_count
-from ...objective import SaltConfig
 from ...schedule import step_schedule
 from ...training.defect import Defect
 from ...training.settings_check import warn_of_no_effect

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...objective import SaltConfig
+from ...config import SaltConfig
 from .framework import CausalForcingFlowMatchScheduler, get_sequence_parallel_world_size
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...config import SaltConfig
 from ...kv_cache import detached_alias
 from ...mixed_step import first_chunk_count
-from ...objective import SaltConfig
 from ...schedule import step_schedule
 from ...training.defect import Defect
 from ...training.patches import Patches
