@@ -143,6 +143,7 @@ def _(names: Names) -> Iterator[None]:
     yield
     assert names["handle"].metrics["iteration"] == 1
     assert Path("logs/salt_metrics.jsonl").read_text().count("\n") == 2
+    yield
 
 
 @runs("Before and after, in a trainer")

@@ -7,6 +7,8 @@ the trainer's.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -84,17 +86,30 @@ _MODULES = (
     "shortcut",
 )
 
+
+def _is_the_command() -> bool:
+    """Whether this process is `salt-losses` or `python -m salt_losses`, whose help needs no torch.
+    Anywhere else importing the package has to register its operators."""
+    started = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
+    module = ["-m", __name__] in [sys.orig_argv[i : i + 2] for i in range(len(sys.orig_argv))]
+    return module or os.path.splitext(started)[0] == "salt-losses"
+
+
 if not TYPE_CHECKING:  # for a type checker a name that is not above is a mistake
 
-    def __getattr__(name: str) -> object:
-        """The names above are there when the first of them is asked for: the command's help, which
-        is in this package too, needs no torch."""
-        if name not in __all__ and name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def _import_all() -> None:
         for module in _MODULES:
             found = vars(importlib.import_module(f"{__name__}.{module}"))
             globals().update({public: found[public] for public in __all__ if public in found})
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__ and name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _import_all()
         return globals()[name]
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
+
+    if not _is_the_command():
+        _import_all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,26 +44,41 @@ def test_help_names_every_command_and_each_command_has_its_own(
         assert "examples:" in told
 
 
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which tells every import."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONPROFILEIMPORTTIME": "1",
+    }
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["report", "--help"], ["check", "--help"]]
 )
-def test_what_needs_no_torch_does_not_wait_for_it(arguments: list[str]) -> None:
-    code = (
-        "import sys, salt_losses.cli as cli\n"
-        f"try: cli.main({arguments!r})\n"
-        "finally: assert 'torch' not in sys.modules, 'torch is imported'"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, arguments: list[str]) -> None:
+    script = tmp_path / "salt-losses"  # as an installer writes it
+    script.write_text("import sys; from salt_losses.cli import main; sys.exit(main())")
+    for start in ([str(script)], ["-m", "salt_losses"]):
+        done = run(sys.executable, *start, *arguments)
+        assert done.returncode == 0
+        assert re.search(r"\| +salt_losses\.cli$", done.stderr, re.MULTILINE)
+        assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE), "torch is imported"
 
 
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "salt_metrics.jsonl").write_text('{"iteration": 0, "salt/num_steps": 4}\n')
-    code = (
-        f"import sys, salt_losses.cli as cli; assert cli.main(['report', {str(tmp_path)!r}]) == 0\n"
-        "assert 'torch' not in sys.modules, 'torch is imported'"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = run(sys.executable, "-m", "salt_losses", "report", str(tmp_path))
+    assert done.returncode == 0
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE), "torch is imported"
     assert (tmp_path / "salt_report.html").is_file()
+
+
+def test_importing_the_package_elsewhere_registers_its_operators() -> None:
+    code = "import salt_losses, torch; torch.ops.salt_losses.draw.default"
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_every_public_name_is_there_when_it_is_asked_for_and_no_other() -> None:
@@ -71,4 +88,4 @@ def test_every_public_name_is_there_when_it_is_asked_for_and_no_other() -> None:
     with pytest.raises(AttributeError, match="no attribute 'dmd_los'"):
         _ = salt_losses.dmd_los  # type: ignore[attr-defined]
     code = "from salt_losses import *; assert callable(dmd_loss) and callable(salt_loss)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert run(sys.executable, "-c", code).returncode == 0

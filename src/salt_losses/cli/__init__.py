@@ -27,7 +27,7 @@ Salt (arXiv 2604.03118) beside a trainer of few-step video diffusion.
   salt-losses check path/to/Self-Forcing
       whether a checkout is a trainer that Salt can be attached to
   salt-losses report logs/salt
-      during and after a run: one HTML file with its curves, sweeps and alarms
+      during and after a run: a verdict, and one HTML file that shows why
 
 `salt-losses plan --help` and so on explain each."""
 
