@@ -111,7 +111,7 @@ def whole_video_trainer(weight: float | None, train_steps: int = 8) -> Trainer:
     torch.nn.init.normal_(wrapper.model.head.weight, std=0.2)
     trainer = Trainer(config, wrapper.state_dict(), CPU)
     if weight is not None:
-        add_defect_term(trainer, weight, inference_steps=4)
+        add_defect_term(trainer, weight, inference_steps=min(4, train_steps))
     return trainer
 
 
