@@ -293,6 +293,12 @@ def test_without_gradient_the_losses_are_theirs_and_no_update_is_counted():
     assert pipeline.state_dict()["iteration"] == 0
 
 
+def test_a_warm_up_counts_the_students_updates():
+    pipeline = build({"sc_weight": 1.0, "sc_warmup": 2})
+    found = ["sc" in student_step(pipeline, seed)[0] for seed in range(4)]
+    assert found == [False, False, True, True]
+
+
 def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
     whole = build({"sc_weight": 1.0})
     for seed in range(4):
