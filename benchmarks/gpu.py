@@ -34,7 +34,7 @@ class Part:
     budgeted: bool = False
 
 
-def parts(checkout: Path | None, toy: bool) -> list[Part]:
+def parts(checkout: Path | None, toy: bool, results: Path | None = None) -> list[Part]:
     speed = [sys.executable, "-m", "benchmarks.speed"]
     size = [sys.executable, "-m", "benchmarks.real_size"]
     if toy:
@@ -42,6 +42,9 @@ def parts(checkout: Path | None, toy: bool) -> list[Part]:
         size += ["--toy"]
     else:
         speed += ["--device", "cuda"]
+    if results is not None:
+        speed += ["--results", str(results.resolve())]
+        size += ["--results", str(results.resolve())]
     losses = [
         f"tests/losses/test_{name}.py" for name in ("cuda", "relational_triton", "relational_bmm")
     ]
@@ -69,10 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--resume", action="store_true", help="of real size, keep what is there")
     parser.add_argument("--toy", action="store_true", help="on a CPU: shows that it runs")
+    parser.add_argument("--results", type=Path, help="folder (default: benchmarks/results)")
     options = parser.parse_args(arguments)
     if options.checkout is None and not options.toy:
         print("no checkout is named: nothing is run at real size", file=sys.stderr)
-    return run(parts(options.checkout, options.toy), options.budget, resume=options.resume)
+    commands = parts(options.checkout, options.toy, options.results)
+    return run(commands, options.budget, resume=options.resume)
 
 
 def run(

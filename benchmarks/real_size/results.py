@@ -19,6 +19,7 @@ from benchmarks.real_size.build import MINIATURE, commit_of
 from benchmarks.real_size.subjects import Subject
 from benchmarks.real_size.workbench import Update
 from benchmarks.report import machine_name
+from benchmarks.trainers import packages
 
 Results = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]
@@ -114,12 +115,8 @@ def subject_of(row: dict[str, Any]) -> Subject:
 def _stood_in(trainer: str) -> list[str]:
     if trainer == MINIATURE:
         return ["the trainer itself: the miniature of examples/tiny_video"]
-    packages = [
-        name
-        for name in ("diffusers", "omegaconf", "peft")
-        if importlib.util.find_spec(name) is None
-    ]
-    return ["attention", "checkpoints", *packages, "text encoder", "VAE"]
+    lacking = [name for name in ("diffusers", "omegaconf") if not packages.installed(name)]
+    return ["attention", "checkpoints", *lacking, "text encoder", "VAE"]
 
 
 def _version(package: str) -> str | None:

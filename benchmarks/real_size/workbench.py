@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.real_size.subjects import Subject
-from salt_losses import step_schedule
+from salt_losses import detached_alias, step_schedule
 from salt_losses.adapters import record
 from salt_losses.training.patches import Patches
 from salt_losses.training.step_lists import StepLists
@@ -61,7 +62,9 @@ class Workbench:
         if self.model.inference_pipeline is None:
             self.model._initialize_inference_pipeline()
         self._own_steps = self.model.denoising_step_list
-        self._batch = None if self.streaming else next(iter(trainer.dataloader))
+        # The same prompt every time; a new epoch would draw from the random stream, too.
+        self._batch = next(iter(trainer.dataloader))
+        trainer.dataloader = itertools.repeat(self._batch)
         trainer.step = 1  # at 0 the trainers empty the allocator's cache
 
     @property
@@ -188,6 +191,11 @@ class Workbench:
             trainer.fwdbwd_one_step(self._batch, not critic)
         else:
             trainer.streaming_active = False  # the first chunk of a sequence, every time
+            # As a critic's update between two of the generator's leaves them.
+            pipeline = self.model.inference_pipeline
+            for name in ("kv_cache1", "crossattn_cache"):
+                if getattr(pipeline, name, None) is not None:
+                    setattr(pipeline, name, detached_alias(getattr(pipeline, name)))
             trainer.fwdbwd_one_step_streaming(not critic)
         if not self._clips:
             network = self.model.fake_score if critic else self.model.generator

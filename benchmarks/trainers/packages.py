@@ -10,6 +10,7 @@ import copy
 import functools
 import importlib.util
 import inspect
+import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.trainers.stand_ins import AbsentModule
 from salt_losses.cli.settings import read_file
 
 
@@ -97,14 +99,29 @@ def register_to_config(init: Any) -> Any:
     return remembering
 
 
+def installed(name: str) -> bool:
+    there = sys.modules.get(name)
+    if there is not None:  # ours has no spec, and would be an error to `find_spec`
+        return there.__spec__ is not None
+    return importlib.util.find_spec(name) is not None
+
+
 def lacking() -> dict[str, types.ModuleType]:
     """Modules by name, for those of the two packages that are not installed."""
     found: dict[str, types.ModuleType] = {}
-    if importlib.util.find_spec("omegaconf") is None:
+    if not installed("omegaconf"):
         found |= _modules("omegaconf", OmegaConf=OmegaConf, DictConfig=Config, ListConfig=list)
-    if importlib.util.find_spec("diffusers") is None:
+    if not installed("diffusers"):
+        # `AbsentPackages` makes the rest of it, which is imported and not used.
         found |= _modules("diffusers")
         found |= _modules("diffusers.models")
+        found |= _modules("diffusers.schedulers")
+        found |= _modules(
+            "diffusers.schedulers.scheduling_utils",
+            KarrasDiffusionSchedulers=(),
+            SchedulerMixin=type("SchedulerMixin", (), {}),
+            SchedulerOutput=type("SchedulerOutput", (), {}),
+        )
         found |= _modules("diffusers.models.modeling_utils", ModelMixin=ModelMixin)
         found |= _modules(
             "diffusers.configuration_utils",
@@ -115,7 +132,7 @@ def lacking() -> dict[str, types.ModuleType]:
 
 
 def _modules(name: str, **contents: Any) -> dict[str, types.ModuleType]:
-    module = types.ModuleType(name)
+    module = AbsentModule(name)
     module.__path__ = []
     vars(module).update(contents)
     return {name: module}

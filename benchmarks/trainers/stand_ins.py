@@ -46,6 +46,7 @@ REAL = {
 ABSENT = {
     "torchvision", "lmdb", "cv2", "decord", "dashscope", "imageio", "datasets", "ftfy", "regex",
     "easydict", "one_logger_utils", "peft", "transformers", "PIL", "scipy", "tqdm", "safetensors",
+    "diffusers",
 }  # fmt: skip
 
 

@@ -106,7 +106,8 @@ class Waiting:
             self._done = None
 
     def __del__(self) -> None:
+        # A graph that was dropped before its backward pass: nobody may have this memory yet.
+        if getattr(self, "_done", None) is not None:
+            self._done.synchronize()
         if hasattr(self, "_buffer"):  # None was to be had
-            if hasattr(self, "_done"):
-                self._wait()  # before the memory that is copied to or from is anybody's
             self._host.give(self._buffer)

@@ -55,3 +55,9 @@ def test_the_parts_are_in_order_of_worth_and_their_files_exist() -> None:
     assert len(tests) == 3
     assert all((ROOT / test).is_file() for test in tests)
     assert "real size" not in [part.name for part in parts(None, toy=False)]
+
+
+def test_results_go_where_they_are_told(tmp_path: Path) -> None:
+    for part in parts(Path("somewhere"), toy=False, results=tmp_path)[1:]:
+        at = part.command.index("--results")
+        assert part.command[at + 1] == str(tmp_path.resolve())

@@ -8,22 +8,11 @@ from typing import Any
 
 from ..config import SaltConfig
 from ..schedule import step_schedule
-from .calls import (
-    NONE,
-    Calls,
-    expected_critic_update,
-    expected_generator_update,
-    expected_triples,
-    reference_chance,
-    wants_defect,
-)
-from .cards import CARDS, Card, cards_named
-from .memory import NETWORKS, extra_memory, head_bytes
-from .seconds import Sizes, seconds_of, work_of
+from .calls import expected_triples, wants_defect
+from .expense import iteration_cost, measured_card, peak_memory
+from .memory import NETWORKS, extra_memory
+from .seconds import Sizes
 from .trainers import Trainer, step_lists
-
-# In forwards: itself, its recomputation under gradient checkpointing, and a backward pass of two.
-CALL_WITH_GRADIENT = 4
 
 
 def foresee(
@@ -63,8 +52,8 @@ def foresee(
     # In streaming training a first chunk is the first of a long sequence.
     counted = dataclasses.replace(salt, first_chunk_steps=None) if trainer.streaming else salt
     sizes = Sizes(generator, teacher, trainer.blocks)
-    measured, why = _measured(card, trainer, sizes, tokens)
-    calls = _calls(
+    measured, why = measured_card(card, trainer, sizes, tokens)
+    calls = iteration_cost(
         counted,
         trainer,
         of_critic,
@@ -108,7 +97,7 @@ def foresee(
             "source": None if measured is None else measured.source,
             "not_measured": why,
         },
-        "peak_gib": None if measured is None else _peak(salt, steps, measured, sizes),
+        "peak_gib": None if measured is None else peak_memory(salt, steps, measured, sizes),
         "memory": [
             item._asdict() for item in extra_memory(salt, trainer, generator, teacher, tokens)
         ],
@@ -151,164 +140,6 @@ def _grids(salt: SaltConfig, trainer: Trainer) -> tuple[list[dict[str, Any]], di
         else:
             grids[str(size)] = [round(float(t), 3) for t in timesteps]
     return problems, {"shift": scheduler.shift, "timesteps": grids}
-
-
-def _calls(
-    salt: SaltConfig,
-    trainer: Trainer,
-    of_critic: Counter[int],
-    of_generator: Counter[int],
-    defects: Counter[int],
-    aligned: Counter[int],
-    iterations: int,
-    sizes: Sizes,
-    measured: Card | None,
-) -> dict[str, Any]:
-    """Per iteration, of the trainer alone and of each of Salt's parts."""
-    blocks, updates = trainer.blocks, sum(of_generator.values())
-
-    def total(settings: SaltConfig | None) -> Calls:
-        calls = NONE
-        for k in of_critic:
-            steps = trainer.steps if settings is None else k
-            calls = calls.plus(expected_critic_update(settings, steps, blocks), of_critic[k])
-            update = expected_generator_update(settings, steps, None, blocks)
-            calls = calls.plus(update, of_generator[k])
-            if settings is not None and settings.sc_weight > 0:  # not before its warm-up ends
-                without = dataclasses.replace(settings, sc_weight=0.0)
-                saved = update.plus(expected_generator_update(without, steps, None, blocks), -1)
-                calls = calls.plus(saved, defects[k] - of_generator[k])
-            if settings is not None and aligned[k]:
-                reference = expected_generator_update(
-                    settings, k, settings.align_reference[k], blocks
-                )
-                calls = calls.plus(reference.plus(update, -1), aligned[k])
-        return calls.over(iterations)
-
-    mixed = dataclasses.replace(salt, sc_weight=0.0, align_weight=0.0, adv_weight=0.0)
-    defect = dataclasses.replace(salt, align_weight=0.0, adv_weight=0.0)
-    align = dataclasses.replace(salt, adv_weight=0.0)
-    plain, steps, with_defect, with_align, whole = map(total, (None, mixed, defect, align, salt))
-
-    def seconds(settings: SaltConfig | None, calls: Calls) -> float | None:
-        if measured is None:
-            return None
-        passes = {} if settings is None else _passing_updates(settings, of_generator, aligned)
-        work = work_of(
-            settings,
-            sizes,
-            calls,
-            generator_updates=updates / iterations,
-            critic_updates=1.0,
-            **{name: number / iterations for name, number in passes.items()},
-        )
-        return seconds_of(work, measured.seconds)
-
-    found = [
-        (calls, seconds(settings, calls))
-        for settings, calls in (
-            (None, plain), (mixed, steps), (defect, with_defect), (align, with_align), (salt, whole)
-        )
-    ]  # fmt: skip
-    names = ("mixed steps", "defect", "alignment", "discriminator")
-    parts = {
-        "trainer alone": found[0],
-        **{name: _beyond(found[i + 1], found[i]) for i, name in enumerate(names)},
-        "with Salt": found[-1],
-    }
-    ours = {name: _entry(*part, found[0]) for name, part in parts.items()}
-    return {
-        "per_iteration": ours,
-        "relative": ours["with Salt"]["relative"],
-        "seconds": ours["with Salt"]["seconds"],
-        "score_passes_per_generator_update": _score_passes(salt, of_generator, aligned),
-    }
-
-
-Cost = tuple[Calls, "float | None"]
-
-
-def _beyond(cost: Cost, other: Cost) -> Cost:
-    seconds = None if cost[1] is None or other[1] is None else cost[1] - other[1]
-    return cost[0].plus(other[0], -1), seconds
-
-
-def _entry(calls: Calls, seconds: float | None, plain: Cost) -> dict[str, float | None]:
-    """`relative` is of the seconds, where they are known, and else of the calls."""
-    relative = None
-    if seconds is not None and plain[1] is not None:
-        relative = round(seconds / plain[1], 4)
-    return {
-        "no_grad": round(calls.no_grad, 4),
-        "grad": round(calls.grad, 4),
-        "seconds": None if seconds is None else round(seconds, 4),
-        "relative": relative,
-        "relative_calls": round(_work(calls) / _work(plain[0]), 4),
-    }
-
-
-def _work(calls: Calls) -> float:
-    return calls.no_grad + CALL_WITH_GRADIENT * calls.grad
-
-
-def _score_passes(
-    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int]
-) -> dict[str, float]:
-    """Passes of whole videos through a score network, up to a block of it."""
-    updates = sum(of_generator.values()) or 1
-    found = _passing_updates(salt, of_generator, aligned)
-    each = (4 if salt.adv_penalty > 0 else 2) * salt.adv_updates
-    return {
-        "alignment": round(2 * found["alignments"] / updates, 4),
-        "discriminator": round(each * found["adversaries"] / updates, 4),
-    }
-
-
-def _passing_updates(
-    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int]
-) -> dict[str, float]:
-    """Generator updates with feature passes, as `work_of` names them."""
-    references = sum(
-        n * reference_chance(salt, k, salt.align_reference[k])
-        for k, n in aligned.items()
-        if salt.align_weight > 0
-    )
-    adversaries = sum(n for k, n in of_generator.items() if salt.has_adversary(k))
-    return {"alignments": references, "adversaries": adversaries}
-
-
-def _measured(
-    name: str, trainer: Trainer, sizes: Sizes, tokens: int
-) -> tuple[Card | None, str | None]:
-    """The card at these sizes, or why there is none."""
-    cards = cards_named(name)
-    if not cards:
-        known = ", ".join(sorted({card.name for card in CARDS}))
-        return None, f"{name} is not among the cards that were measured ({known})"
-    for card in cards:
-        if card.fits(trainer, sizes, tokens):
-            return card, None
-    asked = (
-        f"a {sizes.generator} generator, {trainer.frames} frames in chunks of {trainer.chunk}, "
-        f"{trainer.cache_frames} cached frames of {tokens} tokens"
-    )
-    return None, f"{cards[0].name} was not measured at these sizes: {asked}"
-
-
-def _peak(
-    salt: SaltConfig, steps: list[dict[str, Any]], card: Card, sizes: Sizes
-) -> dict[str, float] | None:
-    """On one GPU that holds all. The alignment and the rollouts without gradient are not at the
-    peak."""
-    plain = card.peak_gib.get(sizes.teacher)
-    if plain is None:
-        return None
-    defect = salt.sc_stop_grad != "composed" and any(
-        wants_defect(salt, s["num_steps"]) for s in steps
-    )
-    head = head_bytes(salt, sizes.of_features(salt.adv_features)) if salt.adv_weight > 0 else 0
-    whole = plain + defect * card.defect_gib + head / 2**30
-    return {"trainer alone": plain, "with Salt": round(whole, 1)}
 
 
 def _notes(

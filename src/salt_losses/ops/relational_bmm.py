@@ -15,8 +15,6 @@ operations. Not measured on a GPU yet: `python -m benchmarks.speed relational --
 compares it with the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import ModuleType
 
