@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from salt_losses import SaltConfig, step_schedule
 from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_forcing
+from salt_losses.adapters.family import losses
 from salt_losses.training.step_lists import SolverLists
 
 OVERRIDDEN = (
@@ -98,6 +99,34 @@ def test_loss_gradients_streams_caches_and_attention_are_its_own(require: Any, w
             assert attention_settings(model) == settings
             assert salted.critic_gradients == {}
     assert any(layer.get("local_end_index") == [96] for layer in plain_cache) == ("roll" in way)
+
+
+@pytest.mark.parametrize(("at", "leaves"), [("end", 7), ("exit", 2)])
+def test_the_reference_is_its_solver_of_more_steps_from_the_students_noise(
+    require: Any, monkeypatch: pytest.MonkeyPatch, at: str, leaves: int
+) -> None:
+    model = build(require)
+    rollouts: list[Any] = []
+    aligned = losses.aligned
+    monkeypatch.setattr(losses, "aligned", lambda *a: (rollouts.append(a[2]), aligned(*a))[1])
+    started: list[Any] = []
+    real = model._consistency_backward_simulation
+
+    def rolls(**kwargs: Any) -> Any:
+        started.append((torch.get_rng_state(), kwargs))
+        return real(**kwargs)
+
+    monkeypatch.setattr(model, "_consistency_backward_simulation", rolls)
+    with leaves_at(model, 1):
+        config = salt(model, align_weight=1.0, align_at=at, align_noise="shared")
+        generator_step(model, 0, config)
+    stream, kwargs = started[0]  # the draw of leaves_at takes nothing from the stream
+    with leaves_at(model, leaves), torch.no_grad():
+        model.inference_pipeline.sampling_steps = 8
+        torch.set_rng_state(stream)
+        video = real(**kwargs)[0]
+    assert torch.equal(rollouts[0].reference.output, video)
+    assert relative_change({"": rollouts[0].output.detach()}, {"": video}) > 0
 
 
 def test_windows_of_two_sizes_fail_in_its_own_backward_pass(require: Any) -> None:

@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-# Between one block (19 M parameters) and one model (41 M), as the trainers' 5e7 lies for Wan 1.3B.
+# Between one block and one model (19 M and 41 M parameters, or 33 and 100 thousand), as the trainers'
+# 5e7 lies for Wan 1.3B.
 MIN_WRAPPED_PARAMETERS = int(3e7)
+MIN_OF_TINY = int(3e4)
 
 
 class Stop(BaseException):
@@ -30,7 +32,8 @@ def main(settings: dict[str, Any], result_path: Path) -> None:
     harness.activate(name, process_group=False)
     config = harness.load_config(name, **settings["config"])
     harness.choose_weights(settings["seed"], settings["num_layers"], harness.KNOWN[name].tiny)
-    _point_at_the_cpu(importlib.import_module("trainer.distillation"))
+    least = MIN_OF_TINY if harness.KNOWN[name].tiny else MIN_WRAPPED_PARAMETERS
+    _point_at_the_cpu(importlib.import_module("trainer.distillation"), least)
     trainer = _counted(settings["iterations"])(config)
     handle = _call(settings["after_init"], trainer)
     with contextlib.suppress(Stop):
@@ -81,9 +84,9 @@ def _counted(iterations: int) -> type:
     return CountedTrainer
 
 
-def _point_at_the_cpu(module: Any) -> None:
+def _point_at_the_cpu(module: Any, min_num_params: int) -> None:
     module.launch_distributed_job = functools.partial(module.launch_distributed_job, backend="gloo")
-    module.fsdp_wrap = functools.partial(module.fsdp_wrap, min_num_params=MIN_WRAPPED_PARAMETERS)
+    module.fsdp_wrap = functools.partial(module.fsdp_wrap, min_num_params=min_num_params)
     loader = torch.utils.data.DataLoader
     no_workers = {"num_workers": 0, "prefetch_factor": None}
     torch.utils.data.DataLoader = lambda *a, **k: loader(*a, **(k | no_workers))
