@@ -47,18 +47,14 @@ def test_two_ranks_follow_one_plan_and_stay_equal(
     assert len(list((tmp_path / "vis").glob("step_*/latents_*"))) == 4 * 2
 
 
-@pytest.mark.parametrize(("adapter", "world_size"), [(LORA, 2), (None, 1)], ids=["lora", "full"])
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
 def test_a_resumed_run_continues_the_plans(
-    adapter: Any,
-    world_size: int,
-    require: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    adapter: Any, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full run saves optimizer states, at which FSDP fails on a CPU for two ranks."""
+    """In one process: gathering its checkpoints, FSDP fails on a CPU for two, Salt or not."""
     require("longlive2")
     monkeypatch.setenv(SETTINGS, json.dumps(ADVERSARY | {"first_chunk_steps": None}))
-    saving = {"no_save": False, "log_iters": 2, "adapter": adapter, "world_size": world_size}
+    saving = {"no_save": False, "log_iters": 2, "adapter": adapter, "world_size": 1}
     first = train(2, tmp_path, **saving)
     checkpoint = tmp_path / "checkpoint_model_000002"
     assert json.loads((checkpoint / "salt.json").read_text())["iteration"] == 2
