@@ -239,6 +239,17 @@ def test_sweeps_that_get_better_or_are_few_or_jitter_are_not_called_worse(tmp_pa
     assert of(verdict(log), "More steps against fewer").state == "unsure"
 
 
+def test_a_fall_begins_at_the_last_sweep_that_is_as_good_as_the_best_but_for_jitter(
+    tmp_path: Path,
+) -> None:
+    log = write(tmp_path / "run")
+    # Neighbours usually lie 0.1 apart. 0.79 is the best one but for jitter, and 0.72 is not.
+    agreement = [0.5, 0.6, 0.7, 0.8, 0.79, 0.72, 0.5, 0.4]
+    sweeps(log, lambda i: {"agreement": {"4-8": agreement[i]}})
+    told = of(verdict(log), "More steps against fewer").text
+    assert told.startswith("look worse since iteration 400.")
+
+
 def test_more_steps_that_saturate_look_worse(tmp_path: Path) -> None:
     log = write(tmp_path / "run")
     sweeps(log, lambda i: {"deviation": {"4": 1.0, "8": 1 + 0.1 * max(0, i - 2)}})
