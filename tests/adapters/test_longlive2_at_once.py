@@ -1,4 +1,4 @@
-"""LongLive 2.0's student that sees all frames at once: no cache, mixed steps and the defect term."""
+"""LongLive 2.0's student that sees all frames at once: no cache, mixed steps, the defect term."""
 
 from __future__ import annotations
 
