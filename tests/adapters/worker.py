@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-# Between one block and one model (19 M and 41 M parameters, or 33 and 100 thousand), as the trainers'
-# 5e7 lies for Wan 1.3B.
+# Between one block (19 M parameters) and one model (41 M), as the trainers' 5e7 lies for Wan 1.3B;
+# and for a network with `tiny` sizes.
 MIN_WRAPPED_PARAMETERS = int(3e7)
 MIN_OF_TINY = int(3e4)
 

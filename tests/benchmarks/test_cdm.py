@@ -118,6 +118,6 @@ def test_a_toy_run_has_a_row_for_every_student(
 def test_the_page_has_the_table_of_the_recorded_run() -> None:
     root = Path(__file__).parents[2]
     results = json.loads((root / "benchmarks/results/two_dimensions_cdm.json").read_text())
-    page = (root / "docs/cdm.md").read_text()
+    page = (root / "docs/evidence/cdm.md").read_text()
     assert cdm.table(results) in page
     assert f"{results['scale']['iterations']} updates, {results['calls']}" in page

@@ -35,7 +35,7 @@ def checkout() -> Path | None:
 
 def activate() -> None:
     """Makes the checkout importable."""
-    os.environ.setdefault("HF_HOME", "nowhere")
+    os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "nowhere"))
     if not any(getattr(finder, "names", None) == ABSENT for finder in sys.meta_path):
         import diffusers  # noqa: F401 (asks for torchvision, and must not find the stand-in)
         import transformers  # noqa: F401

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def checkout() -> Path | None:
 
 def activate() -> None:
     """Makes the checkout importable, and what needs a GPU or a download something tiny."""
-    os.environ.setdefault("HF_HOME", "nowhere")
+    os.environ.setdefault("HF_HOME", os.path.join(tempfile.gettempdir(), "nowhere"))
     if any(getattr(finder, "names", None) == ABSENT for finder in sys.meta_path):
         return
     import diffusers  # noqa: F401 (asks for torchvision, and must not find the stand-in)
