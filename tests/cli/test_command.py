@@ -55,7 +55,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["report", "--help"], ["check", "--help"]]
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
 )
 def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, arguments: list[str]) -> None:
     script = tmp_path / "salt-losses"  # as an installer writes it

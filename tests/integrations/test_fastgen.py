@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import json
 import os
@@ -21,6 +22,15 @@ import torch
 from torch import Tensor
 
 from salt_losses import step_schedule
+from salt_losses.cli.calls import (
+    NONE,
+    expected_critic_update,
+    expected_generator_update,
+)
+from salt_losses.cli.calls import (
+    Calls as Counted,
+)
+from salt_losses.cli.trainers import TRAINERS, step_lists
 
 KINDS = ("dmd2", "self_forcing")
 EVERY = {  # the defect term in every iteration, and the framework's own step list
@@ -537,3 +547,59 @@ def test_the_example_configs_name_our_classes_in_the_frameworks_own(name):
     target = config.model_class["_target_"]
     assert "Salt" in (target if isinstance(target, str) else target.__name__)
     assert config.model_class.salt["step_counts"] == [2, 4, 8]
+
+
+# What `salt-losses plan` says of it
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 16])
+def test_a_plans_grids_are_the_models_step_lists(kind, count):
+    trainer = TRAINERS["fastgen_dmd2" if kind == "dmd2" else "fastgen"]
+    for shift in (None, 3.0):
+        model = fw.build(kind, settings(kind, 1.0, 0.0, shift=shift))
+        times = step_schedule(count, shift or trainer.shift)
+        foreseen = step_lists(trainer, own=shift is None).timesteps(times).tolist()
+        expected = [1000 * t for t in model._steps(times)[:-1]]
+        assert foreseen == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("align_at", ["exit", "end", "input"])
+def test_a_plans_calls_are_those_that_are_counted(kind, align_at, monkeypatch):
+    trainer = TRAINERS["fastgen_dmd2" if kind == "dmd2" else "fastgen"]
+    aligned = kind == "self_forcing"
+    blocks = 1
+    generator, critic = NONE, NONE
+    for leaves, iteration in itertools.product(range(4), (1, 2)):
+        align = {"align_at": align_at} if aligned else {}
+        model = fw.build(kind, settings(kind, 1.0, 0.1, **align))
+        if aligned:
+            blocks = fw.FRAMES // model.net.chunk_size
+            exits = [leaves] * blocks
+            monkeypatch.setattr(model, "_sample_denoising_end_steps", lambda _, exits=exits: exits)
+        calls: list[bool] = []
+        model.net.register_forward_pre_hook(lambda *_, to=calls: to.append(torch.is_grad_enabled()))
+        model.single_train_step(fw.batch(), iteration)
+        counted = Counted(sum(calls), len(calls) - sum(calls))
+        if iteration % 2:  # the critic's alone
+            critic = critic.plus(counted, 1 / 4)
+        else:
+            generator = generator.plus(counted, 1 / 4)
+    config, rollout = model._salt.config, trainer.rollout
+    reference = 8 if aligned else None
+    assert expected_critic_update(config, 4, blocks, rollout) == critic
+    assert expected_generator_update(config, 4, reference, blocks, rollout) == generator
+
+
+@pytest.mark.parametrize(("name", "file"), [("fastgen", "sf"), ("fastgen_dmd2", "dmd2")])
+def test_a_plans_trainer_is_as_its_own_configuration_has_it(name, file):
+    module = importlib.import_module(f"fastgen.configs.experiments.WanT2V.config_{file}")
+    config, trainer = module.create_config(), TRAINERS[name]
+    times = config.model.sample_t_cfg
+    assert [1000 * t for t in times.t_list] == pytest.approx([*trainer.own_list, 0])
+    assert (times.shift, 1000 * times.max_t) == (trainer.shift, trainer.top)
+    assert config.model.student_sample_steps == trainer.steps
+    assert config.model.student_update_freq == trainer.update_every
+    assert config.model.input_shape[1] == trainer.frames
+    assert config.trainer.max_iter - 1 == trainer.iterations
+    if name == "fastgen":
+        assert config.model.net.chunk_size == trainer.chunk

@@ -21,6 +21,17 @@ from fastvideo_oracle import literal_reference, watched
 from torch import Tensor
 
 from salt_losses import step_schedule
+from salt_losses.cli.calls import (
+    NONE,
+    expected_critic_update,
+    expected_generator_update,
+)
+from salt_losses.cli.calls import (
+    Calls as Counted,
+)
+from salt_losses.cli.settings import read_file
+from salt_losses.cli.trainer_configs import with_config
+from salt_losses.cli.trainers import ADVERSARY, SWEEPS, TRAINERS, Rollout, Trainer, step_lists
 
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list
@@ -730,3 +741,130 @@ def test_the_frameworks_own_tests_of_these_methods_pass_on_the_subclasses(real):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "5 passed" in done.stdout
+
+
+# What `salt-losses plan` says of it
+
+
+def planned(kind: str) -> Trainer:
+    return TRAINERS["fastvideo_dmd2" if kind == "dmd2" else "fastvideo"]
+
+
+def counted_calls(method: Any, fw: Any, *, with_grad: bool) -> Counted:
+    """The student's of one rollout."""
+    calls = NONE
+    batch = prepared(method, fw)
+
+    def watching(call: Any) -> Any:
+        def watched_call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls = calls.plus(Counted(1, 0) if torch.is_grad_enabled() else Counted(0, 1))
+            return call(*args, **kwargs)
+
+        return watched_call
+
+    for name in ("predict_noise", "predict_noise_streaming"):
+        if hasattr(method.student, name):
+            setattr(method.student, name, watching(getattr(method.student, name)))
+    with torch.set_grad_enabled(with_grad):
+        method._student_rollout(batch, with_grad=with_grad)
+    return calls
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_a_plans_grids_are_the_methods_step_lists(fw, kind, count, tmp_path):
+    own = [1000, 757, 522]  # not the grid's
+    for steps in ([1000, 750, 500, 250], own):
+        method = fw.build(kind, {**BOTH, "align_weight": 0}, tmp_path, dmd_denoising_steps=steps)
+        foreseen = step_lists(
+            dataclasses.replace(
+                planned(kind),
+                shift=float(method._step_scheduler().shift),
+                warped=True,
+                own_list=tuple(steps),
+            )
+        )
+        times = step_schedule(count, foreseen.shift)
+        expected = method._step_list(times).double()
+        torch.testing.assert_close(
+            foreseen.timesteps(times).double(), expected, rtol=1e-6, atol=0.0
+        )
+
+
+@pytest.mark.parametrize("align_at", ["exit", "end"])
+def test_a_plans_calls_are_those_that_are_counted(fw, kind, align_at, tmp_path):
+    salt = {**BOTH, "sc_weight": 1.0, "align_weight": 0.1, "align_at": align_at}
+    rollout = planned(kind).rollout
+    generator, critic = NONE, NONE
+    for leaves in range(4):
+        for with_grad in (True, False):
+            method = fw.build(kind, salt, tmp_path)
+            blocks = prepared(method, fw).latents.shape[1] if kind == "self_forcing" else 1
+            if kind == "self_forcing":  # the other one's calls do not depend on where it leaves
+                exits = [leaves] * blocks
+                object.__setattr__(method, "_sample_exit_indices", lambda exits=exits, **_: exits)
+            calls = counted_calls(method, fw, with_grad=with_grad)
+            if with_grad:
+                generator = generator.plus(calls, 1 / 4)
+            else:
+                critic = critic.plus(calls, 1 / 4)
+    config = method._salt.config
+    assert expected_critic_update(config, 4, blocks, rollout) == critic
+    assert expected_generator_update(config, 4, 8, blocks, rollout) == generator
+    assert generator.grad == blocks + (blocks if kind == "dmd2" else blocks * 3 / 4)
+
+
+def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
+    salt = {**BOTH, "sc_weight": 1.0, "align_weight": 0}
+    rollout = Rollout(cache=False, before_exit="none", lockstep=True, skips=False)
+    for with_grad in (True, False):
+        method = fw.build("dmd2", salt, tmp_path, rollout_mode="data_latent")
+        calls = counted_calls(method, fw, with_grad=with_grad)
+        config = method._salt.config
+        if with_grad:
+            assert calls == expected_generator_update(config, 4, None, 1, rollout) == (2, 0)
+        else:
+            assert calls == expected_critic_update(config, 4, 1, rollout) == (0, 1)
+
+
+def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
+    others = {
+        "adv_weight": 0.1, "adv_against": "more_steps", "adv_step_counts": (2,),
+        "adv_kind": "hinge", "adv_features": "real_score", "adv_blocks": (1,),
+        "adv_levels": (0.1, 0.4), "adv_lr": 1e-4, "adv_penalty": 0.1, "adv_sigma": 0.2,
+        "adv_warmup": 5, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a",),
+    }  # fmt: skip
+    assert set(others) == {*ADVERSARY, *SWEEPS}
+    for name, value in {**others, "first_chunk_steps": 8, "seed": 3, "align_at": "end"}.items():
+        settings = {**BOTH, "align_weight": 0, name: value}
+        if name in planned(kind).refuses:
+            with pytest.raises(ValueError, match=name):
+                fw.build(kind, settings, tmp_path)
+        else:
+            fw.build(kind, settings, tmp_path)
+
+
+@pytest.mark.skipif(fastvideo_real.checkout() is None, reason="needs a checkout of FastVideo")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("fastvideo", "self_forcing_causal_t2v.yaml"), ("fastvideo_dmd2", "dmd2_t2v.yaml")],
+)
+def test_a_plans_trainer_is_as_its_own_configuration_has_it(name, file):
+    folder = fastvideo_real.checkout() / "examples/train/configs/distribution_matching/wan"
+    bare = Trainer(
+        "bare",
+        shift=9.0,
+        adapter="fastvideo",
+        own_list=(1000,),
+        chunk=7,
+        update_every=3,
+        cache_frames=0,
+        rollout=TRAINERS[name].rollout,
+        uneven=True,
+        tokens=1,
+    )
+    found = with_config(bare, read_file(folder / file)[0], file)
+    read = ("shift", "warped", "steps", "own_list", "update_every", "frames", "chunk", "tokens",
+            "iterations", "generator", "teacher", "rollout")  # fmt: skip
+    for field in read:
+        assert getattr(found, field) == getattr(TRAINERS[name], field), field

@@ -15,6 +15,7 @@ from ..config import SaltConfig
 from ..mixed_step import first_chunk_count
 from ..schedule import step_schedule
 from ..shortcut import shortcut_triple_sampler
+from .trainers import Rollout
 
 
 class Calls(NamedTuple):
@@ -31,6 +32,7 @@ class Calls(NamedTuple):
 
 
 NONE = Calls(0.0, 0.0)
+SELF_FORCING = Rollout()
 
 
 def wants_defect(salt: SaltConfig, steps: int) -> bool:
@@ -93,7 +95,9 @@ def _more_steps(salt: SaltConfig, steps: int) -> int:
     return steps + 2 if rolls else 0
 
 
-def _reference(salt: SaltConfig, exits: Sequence[int], steps: int, reference_steps: int) -> int:
+def _reference(
+    salt: SaltConfig, exits: Sequence[int], steps: int, reference_steps: int, skips: bool = True
+) -> int:
     """Each block's steps up to the reference's exit, its context pass, the student's input."""
     first = first_chunk_count(salt.first_chunk_steps, steps)
     counts = [(first, math.lcm(first, reference_steps)), *[(steps, reference_steps)] * len(exits)]
@@ -102,7 +106,7 @@ def _reference(salt: SaltConfig, exits: Sequence[int], steps: int, reference_ste
     references = [e * high // low for e, (low, high) in zip(exits, counts)]
     # A block whose reference has taken no more steps than the student is not aligned.
     aligned = sum(r > e for r, e in zip(references, exits))
-    if not aligned:
+    if not aligned and skips:
         return 0
     return sum(r + 2 for r in references) + (aligned if salt.align_at == "input" else 0)
 
@@ -111,21 +115,29 @@ def _reference(salt: SaltConfig, exits: Sequence[int], steps: int, reference_ste
 # where that has a grid of its own).
 
 
-def expected_critic_update(salt: SaltConfig | None, steps: int, blocks: int) -> Calls:
-    return Calls(0.0, blocks * 2 + _before_exit(salt, steps, blocks))
+def expected_critic_update(
+    salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout = SELF_FORCING
+) -> Calls:
+    return Calls(0.0, blocks).plus(_beside_exit(salt, steps, blocks, rollout))
 
 
 def expected_generator_update(
-    salt: SaltConfig | None, steps: int, reference_steps: int | None, blocks: int
+    salt: SaltConfig | None,
+    steps: int,
+    reference_steps: int | None,
+    blocks: int,
+    rollout: Rollout = SELF_FORCING,
 ) -> Calls:
     """As `generator_update`, for a rollout of so many `blocks`."""
-    calls = Calls(blocks, blocks + _before_exit(salt, steps, blocks))
+    calls = Calls(blocks, 0).plus(_beside_exit(salt, steps, blocks, rollout))
     if salt is None:
         return calls
     if wants_defect(salt, steps):
-        calls = calls.plus(_defect_call(salt), expected_triples(salt, steps, blocks))
+        made = blocks if rollout.lockstep else expected_triples(salt, steps, blocks)
+        calls = calls.plus(_defect_call(salt), made)
     if reference_steps is not None and salt.align_weight > 0:
-        calls = calls.plus(Calls(0, _expected_reference(salt, steps, reference_steps, blocks)))
+        reference = _expected_reference(salt, steps, reference_steps, blocks, rollout)
+        calls = calls.plus(Calls(0, reference))
     return calls.plus(Calls(0, blocks * _more_steps(salt, steps)))
 
 
@@ -159,22 +171,33 @@ def expected_triples(salt: SaltConfig, steps: int, blocks: int) -> float:
     return sum(first) / len(first) + (blocks - 1) * sum(others) / len(others)
 
 
-def reference_chance(salt: SaltConfig, steps: int, reference_steps: int) -> float:
-    """How likely a reference that the plan wants takes place. Where the student leaves at its first
-    step, `align_at` "exit" and "input" have none; then there are no feature passes either."""
+def reference_chance(
+    salt: SaltConfig, steps: int, reference_steps: int, rollout: Rollout = SELF_FORCING
+) -> float:
+    """How likely an alignment that the plan wants has feature passes. Where the student leaves at
+    its first step, `align_at` "exit" and "input" have none."""
+    if rollout.lockstep:
+        return 1.0
     exits = _exits(salt, steps, 2)
     return sum(_reference(salt, e, steps, reference_steps) > 0 for e in exits) / len(exits)
 
 
-def _before_exit(salt: SaltConfig | None, steps: int, blocks: int) -> float:
-    """The steps before the exit step, of all blocks."""
+def _beside_exit(salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout) -> Calls:
+    """The steps beside the exit step and the context pass, of all blocks."""
     first = steps if salt is None else first_chunk_count(salt.first_chunk_steps, steps)
-    return (first - 1) / 2 + (blocks - 1) * (steps - 1) / 2
+    others = first - 1 + (blocks - 1) * (steps - 1)
+    share = {"exit": 0.5, "all": 1.0, "none": 0.0}[rollout.before_exit]
+    return Calls(0.0, share * others + rollout.cache * blocks)
 
 
-def _expected_reference(salt: SaltConfig, steps: int, reference_steps: int, blocks: int) -> float:
+def _expected_reference(
+    salt: SaltConfig, steps: int, reference_steps: int, blocks: int, rollout: Rollout
+) -> float:
+    if rollout.lockstep:
+        return reference_steps + rollout.cache
     exits = _exits(salt, steps, blocks)
-    return sum(_reference(salt, e, steps, reference_steps) for e in exits) / len(exits)
+    total = sum(_reference(salt, e, steps, reference_steps, rollout.skips) for e in exits)
+    return total / len(exits)
 
 
 def _exits(salt: SaltConfig, steps: int, blocks: int) -> list[list[int]]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .seconds import Sizes
 from .trainers import Trainer
+
+if TYPE_CHECKING:  # needs torch, which the command's help does not
+    from .seconds import Sizes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .calls import (
 from .cards import CARDS, Card, cards_named
 from .memory import head_bytes
 from .seconds import Sizes, seconds_of, work_of
-from .trainers import Trainer
+from .trainers import Rollout, Trainer
 
 # In forwards: itself, its recomputation under gradient checkpointing, and a backward pass of two.
 CALL_WITH_GRADIENT = 4
@@ -36,22 +36,23 @@ def iteration_cost(
     measured: Card | None,
 ) -> dict[str, Any]:
     """Per iteration, of the trainer alone and of each of Salt's parts."""
-    blocks, updates = trainer.blocks, sum(of_generator.values())
+    blocks, updates, rollout = trainer.blocks, sum(of_generator.values()), trainer.rollout
 
     def total(settings: SaltConfig | None) -> Calls:
         calls = NONE
-        for k in of_critic:
+        for k in of_critic | of_generator:
             steps = trainer.steps if settings is None else k
-            calls = calls.plus(expected_critic_update(settings, steps, blocks), of_critic[k])
-            update = expected_generator_update(settings, steps, None, blocks)
+            critic = expected_critic_update(settings, steps, blocks, rollout)
+            calls = calls.plus(critic, of_critic[k])
+            update = expected_generator_update(settings, steps, None, blocks, rollout)
             calls = calls.plus(update, of_generator[k])
             if settings is not None and settings.sc_weight > 0:  # not before its warm-up ends
                 without = dataclasses.replace(settings, sc_weight=0.0)
-                saved = update.plus(expected_generator_update(without, steps, None, blocks), -1)
-                calls = calls.plus(saved, defects[k] - of_generator[k])
+                bare = expected_generator_update(without, steps, None, blocks, rollout)
+                calls = calls.plus(update.plus(bare, -1), defects[k] - of_generator[k])
             if settings is not None and aligned[k]:
                 reference = expected_generator_update(
-                    settings, k, settings.align_reference[k], blocks
+                    settings, k, settings.align_reference[k], blocks, rollout
                 )
                 calls = calls.plus(reference.plus(update, -1), aligned[k])
         return calls.over(iterations)
@@ -64,13 +65,15 @@ def iteration_cost(
     def seconds(settings: SaltConfig | None, calls: Calls) -> float | None:
         if measured is None:
             return None
-        passes = {} if settings is None else _passing_updates(settings, of_generator, aligned)
+        passes = (
+            {} if settings is None else _passing_updates(settings, of_generator, aligned, rollout)
+        )
         work = work_of(
             settings,
             sizes,
             calls,
             generator_updates=updates / iterations,
-            critic_updates=float(trainer.critic_updates),
+            critic_updates=sum(of_critic.values()) / iterations,
             **{name: number / iterations for name, number in passes.items()},
         )
         return seconds_of(work, measured.seconds)
@@ -92,7 +95,8 @@ def iteration_cost(
         "per_iteration": ours,
         "relative": ours["with Salt"]["relative"],
         "seconds": ours["with Salt"]["seconds"],
-        "score_passes_per_generator_update": _score_passes(salt, of_generator, aligned),
+        "score_calls": trainer.score_calls,
+        "score_passes_per_generator_update": _score_passes(salt, of_generator, aligned, rollout),
     }
 
 
@@ -123,11 +127,11 @@ def _work(calls: Calls) -> float:
 
 
 def _score_passes(
-    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int]
+    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int], rollout: Rollout
 ) -> dict[str, float]:
     """Passes of whole videos through a score network, up to a block of it."""
     updates = sum(of_generator.values()) or 1
-    found = _passing_updates(salt, of_generator, aligned)
+    found = _passing_updates(salt, of_generator, aligned, rollout)
     each = (4 if salt.adv_penalty > 0 else 2) * salt.adv_updates
     return {
         "alignment": round(2 * found["alignments"] / updates, 4),
@@ -136,11 +140,11 @@ def _score_passes(
 
 
 def _passing_updates(
-    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int]
+    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int], rollout: Rollout
 ) -> dict[str, float]:
     """Generator updates with feature passes, as `work_of` names them."""
     references = sum(
-        n * reference_chance(salt, k, salt.align_reference[k])
+        n * reference_chance(salt, k, salt.align_reference[k], rollout)
         for k, n in aligned.items()
         if salt.align_weight > 0
     )
@@ -152,6 +156,8 @@ def measured_card(
     name: str, trainer: Trainer, sizes: Sizes, tokens: int
 ) -> tuple[Card | None, str | None]:
     """The card at these sizes, or why there is none."""
+    if not trainer.measured:
+        return None, f"no update of {trainer.title} was measured on any card"
     cards = cards_named(name)
     if not cards:
         known = ", ".join(sorted({card.name for card in CARDS}))

@@ -10,7 +10,8 @@ from ..config import SaltConfig
 from ..schedule import step_schedule
 from .calls import expected_triples, wants_defect
 from .expense import iteration_cost, measured_card, peak_memory
-from .memory import NETWORKS, extra_memory
+from .memory import extra_memory
+from .networks import NETWORKS
 from .seconds import Sizes
 from .trainers import Trainer, step_lists
 
@@ -27,6 +28,7 @@ def foresee(
     """Plain values, for JSON and for `as_text`. Where `"problems"` are not empty, the rest is
     missing."""
     problems, grids = _grids(salt, trainer)
+    seeded = salt if trainer.seed is None else dataclasses.replace(salt, seed=trainer.seed)
     if trainer.streaming and salt.adv_weight > 0 and salt.adv_against == "data":
         problems.append(
             _problem("adv_against", "must be 'more_steps' in streaming training; got 'data'")
@@ -35,19 +37,16 @@ def foresee(
         problems.append(_problem("adv_weight", f"must be 0 in {trainer.title}, which has no such"))
     networks = {"fake_score": NETWORKS[generator], "real_score": NETWORKS[teacher]}
     problems += _blocks(salt, {name: size.layers for name, size in networks.items()})
-    if trainer.solver:
-        problems += [
-            _problem(name, f"does not fit {trainer.title}, whose adapter refuses it; got {value!r}")
-            for name in ("shift", "first_chunk_steps", "sweep_every")
-            if (value := getattr(salt, name))
-        ]
+    problems += _refused(salt, trainer)
     if problems:
         return {"problems": problems}
-    plans = [salt.scheduler(trainer.shift).plan(i) for i in range(iterations)]
-    updates = plans[:: trainer.update_every]
+    scheduler = seeded.scheduler(trainer.shift)
+    plans = {i: scheduler.plan(i) for i in range(trainer.first, trainer.first + iterations)}
+    updates = [plan for i, plan in plans.items() if i % trainer.update_every == 0]
+    critics = [p for i, p in plans.items() if not trainer.apart or i % trainer.update_every]
     defects = Counter(p.num_steps for p in updates if p.use_sc and salt.sc_weight > 0)
     aligned = Counter(p.num_steps for p in updates if p.use_align and salt.align_weight > 0)
-    of_critic = Counter([p.num_steps for p in plans] * trainer.critic_updates)
+    of_critic = Counter([p.num_steps for p in critics] * trainer.critic_updates)
     of_generator = Counter(p.num_steps for p in updates)
     # In streaming training a first chunk is the first of a long sequence.
     counted = dataclasses.replace(salt, first_chunk_steps=None) if trainer.streaming else salt
@@ -86,7 +85,7 @@ def foresee(
         "trainer": {**dataclasses.asdict(trainer), "blocks": trainer.blocks},
         "iterations": iterations,
         "generator_updates": len(updates),
-        "seed": salt.seed,
+        "seed": seeded.seed,
         "step_counts": steps,
         "grids": grids,
         "calls": calls,
@@ -119,12 +118,21 @@ def _blocks(salt: SaltConfig, layers: dict[str, int]) -> list[dict[str, Any]]:
     return problems
 
 
+def _refused(salt: SaltConfig, trainer: Trainer) -> list[dict[str, Any]]:
+    defaults = SaltConfig()
+    return [
+        _problem(name, f"does not fit {trainer.title}, whose adapter refuses it; got {value!r}")
+        for name in trainer.refuses
+        if (value := getattr(salt, name)) != getattr(defaults, name)
+    ]
+
+
 def _problem(setting: str, message: str) -> dict[str, Any]:
     return {"setting": setting, "problem": f"{setting} {message}"}
 
 
 def _grids(salt: SaltConfig, trainer: Trainer) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    lists = step_lists(trainer)
+    lists = step_lists(trainer, own=salt.shift is None)
     scheduler = salt.scheduler(lists.shift)
     sizes = scheduler.grid_sizes()
     if salt.adv_against == "more_steps":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,22 +10,11 @@ from ..config import SaltConfig
 from ..discriminator import DiscriminatorHead
 from ..training.adversary import feature_blocks
 from .calls import wants_defect, wants_reference
+from .networks import NETWORKS, Network
 from .trainers import Trainer
 
 PROMPT_TOKENS = 512
 BYTES = 2  # bfloat16
-
-
-@dataclass(frozen=True)
-class Network:
-    """A transformer's layers and width."""
-
-    layers: int
-    dim: int
-
-
-# Wan 2.1, and 2.2's TI2V-5B (the config.json beside their weights).
-NETWORKS = {"1.3B": Network(30, 1536), "5B": Network(30, 3072), "14B": Network(40, 5120)}
 
 
 class Item(NamedTuple):
@@ -66,14 +54,15 @@ def extra_memory(
         )
     if any(wants_reference(salt, k) for k in salt.step_counts):
         beside = salt.align_at == "input"
-        items.append(
-            Item(
-                "alignment: the reference's KV cache",
-                cache + prompts,
-                "GPU",
-                "beside the student's graph" if beside else "before the student's first step",
+        if trainer.rollout.cache:
+            items.append(
+                Item(
+                    "alignment: the reference's KV cache",
+                    cache + prompts,
+                    "GPU",
+                    "beside the student's graph" if beside else "before the student's first step",
+                )
             )
-        )
         network = features[salt.align_features]
         block = (network.layers - 1) // 2 if salt.align_block is None else salt.align_block
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES

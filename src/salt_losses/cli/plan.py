@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import SaltConfig
 from ..presets import PRESETS
 from .cards import CARDS
-from .foresight import foresee
-from .memory import NETWORKS
+from .errors import CommandError
+from .networks import NETWORKS
 from .plan_text import as_text
 from .settings import check_settings, line_of, read_file
-from .trainers import TRAINERS, Trainer, replaced, with_config
+from .trainer_configs import salt_block, with_config
+from .trainers import TRAINERS, Trainer, replaced
+
+if TYPE_CHECKING:
+    from ..config import SaltConfig
 
 DESCRIPTION = """\
 What Salt's settings will do in a run, before it starts: how often each step count K and each term
@@ -44,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         help="Salt's settings, YAML (needs PyYAML) or JSON; it may begin with a preset. "
-        "Without it: the defaults",
+        "Without it: those in the --trainer-config, or the defaults",
     )
     what.add_argument("--preset", choices=sorted(PRESETS), help="a published recipe as it is")
     parser.add_argument("--trainer", required=True, choices=list(TRAINERS), help="the trainer")
@@ -66,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trainer-config",
         type=Path,
         metavar="FILE",
-        help="its own YAML, for the shift, the step list, frames and chunks, and the update ratio",
+        help="its own YAML, for the shift, the step list, frames and chunks, and the update ratio; "
+        "where it has Salt's settings too (FastVideo, LightX2V, the Wan recipe), for these",
     )
     trainer.add_argument("--shift", type=float, help="of its table of timesteps")
     trainer.add_argument(
@@ -91,8 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    trainer = _trainer(options)
-    salt, problems, notes = _settings(options)
+    from .foresight import foresee  # needs torch, which the command's help does not
+
+    config = _trainer_config(options)
+    trainer = _trainer(options, config)
+    block = salt_block(trainer, config)
+    salt, problems, notes = _settings(options, block)
     if salt is not None:
         foreseen = foresee(
             salt,
@@ -108,7 +117,9 @@ def run(options: argparse.Namespace) -> int:
     if problems:
         _report(problems, options.json)
         return 1
-    source = options.preset or str(options.file or "the defaults")
+    source = options.preset or str(
+        options.file or ("the defaults" if block is None else options.trainer_config)
+    )
     print(
         json.dumps({"settings": source, **foreseen}, indent=1)
         if options.json
@@ -117,10 +128,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trainer(options: argparse.Namespace) -> Trainer:
+def _trainer_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The trainer's own file; empty without."""
+    if options.trainer_config is None:
+        return {}
+    if TRAINERS[options.trainer].adapter == "fastgen":
+        raise CommandError(
+            f"{options.trainer_config}: FastGen's configurations are Python, which plan does not "
+            "run; give --shift, --frames, --chunk and --update-every where yours differs"
+        )
+    return read_file(options.trainer_config)[0]
+
+
+def _trainer(options: argparse.Namespace, config: dict[str, Any]) -> Trainer:
     trainer = TRAINERS[options.trainer]
     if options.trainer_config is not None:
-        config, _ = read_file(options.trainer_config)
         trainer = with_config(trainer, config, str(options.trainer_config))
     given = {
         name: getattr(options, name)
@@ -131,20 +153,25 @@ def _trainer(options: argparse.Namespace) -> Trainer:
 
 
 def _settings(
-    options: argparse.Namespace,
+    options: argparse.Namespace, block: Mapping[str, Any] | None
 ) -> tuple[SaltConfig | None, list[dict[str, Any]], list[str]]:
     """The settings, what is wrong with them, and what is worth a note."""
+    from ..config import SaltConfig
+
     if options.preset is not None:
         return SaltConfig.preset(options.preset), [], []
-    if options.file is None:
+    if options.file is None and block is None:
         return SaltConfig(), [], []
-    mapping, text = read_file(options.file)
+    file = options.file or options.trainer_config  # which has Salt's settings in a block
+    mapping, text = read_file(file)
+    if options.file is None:
+        mapping = dict(block or {})
     salt, problems = check_settings(mapping)
     located = [
-        {"file": str(options.file), "line": line_of(text, key), "setting": key, "problem": message}
+        {"file": str(file), "line": line_of(text, key), "setting": key, "problem": message}
         for key, message in problems
     ]
-    empty = f"{options.file.name} sets nothing, which means the defaults (docs/settings.md)"
+    empty = f"{file.name} sets nothing, which means the defaults (docs/settings.md)"
     return salt, sorted(located, key=lambda p: p["line"] or 0), [] if mapping else [empty]
 
 

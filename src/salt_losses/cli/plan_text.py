@@ -37,11 +37,28 @@ def _heading(source: str, plan: dict[str, Any]) -> str:
     trainer, iterations = plan["trainer"], plan["iterations"]
     return (
         f"{source}: in order.\n\n"
-        f"{trainer['title']}, {iterations} iterations: each updates the critic"
-        f"{_times(trainer['critic_updates'])}, every {_nth(trainer['update_every'])} the "
-        f"generator, {plan['generator_updates']} in all.\n"
-        f"A rollout has {trainer['blocks']} blocks of {trainer['chunk']} latent frames."
+        f"{trainer['title']}, {iterations} iterations: {_updates(trainer)}, "
+        f"{plan['generator_updates']} in all.\n"
+        f"{_rollout(trainer)}"
     )
+
+
+def _updates(trainer: dict[str, Any]) -> str:
+    every = f"every {_nth(trainer['update_every'])}"
+    if trainer["apart"]:
+        return f"each updates the critic, but {every} the generator instead"
+    return f"each updates the critic{_times(trainer['critic_updates'])}, {every} the generator"
+
+
+def _rollout(trainer: dict[str, Any]) -> str:
+    if trainer["rollout"]["cache"]:
+        return f"A rollout has {trainer['blocks']} blocks of {trainer['chunk']} latent frames."
+    how = {
+        "none": "of noised data, in one step",
+        "exit": "of a state of its own, by up to as many steps as K",
+        "all": "of a state of its own, by as many steps as K",
+    }[trainer["rollout"]["before_exit"]]
+    return f"The student makes a whole video of {trainer['frames']} latent frames {how}."
 
 
 def _times(number: int) -> str:
@@ -87,7 +104,11 @@ def _how_often(plan: dict[str, Any]) -> str:
 def _grids(plan: dict[str, Any]) -> str:
     grids, trainer = plan["grids"], plan["trainer"]
     how = (
-        "its table of timesteps" if trainer["warped"] else "thousandths, as its list is not warped"
+        "the grid's own levels"
+        if trainer["top"] is not None
+        else "its table of timesteps"
+        if trainer["warped"]
+        else "thousandths, as its list is not warped"
     )
     lines = [f"Grids T(K), as timesteps ({how}; shift {grids['shift']:g})"]
     width = max(len(f"T({k})") for k in grids["timesteps"])
@@ -120,7 +141,8 @@ def _calls(plan: dict[str, Any]) -> str:
     if known:
         title = f"Generator calls, one block each, and seconds of one {card['name']}"
     else:
-        title = "Generator calls, one block each; one with gradient counts 4 forwards"
+        each = "block" if plan["trainer"]["rollout"]["cache"] else "video"
+        title = f"Generator calls, one {each} each; one with gradient counts 4 forwards"
     text = f"{title}\n{table(rows)}"
     passes = {k: v for k, v in calls["score_passes_per_generator_update"].items() if v}
     for name, number in passes.items():
@@ -128,6 +150,10 @@ def _calls(plan: dict[str, Any]) -> str:
             f"\n  The {name} adds {number:.2f} passes of whole videos through a score network to "
             "each generator update."
         )
+    if calls["score_calls"]:
+        ours = calls["per_iteration"]["with Salt"]
+        every = ours["no_grad"] + ours["grad"] + calls["score_calls"]
+        text += f"\n  With {calls['score_calls']} of the scores, {every:.2f} calls in an iteration."
     return f"{text}\n{_time(plan)}"
 
 
@@ -150,10 +176,15 @@ def _time(plan: dict[str, Any]) -> str:
 
 def _memory(plan: dict[str, Any]) -> str:
     sizes = plan["sizes"]
+    trainer = plan["trainer"]
+    frames = (
+        f"{trainer['cache_frames']} cached frames"
+        if trainer["rollout"]["cache"]
+        else f"{trainer['frames']} frames"
+    )
     title = (
         f"Memory of the extra terms on each rank, reckoned (generator {sizes['generator']}, "
-        f"teacher {sizes['teacher']},\n{plan['trainer']['cache_frames']} cached frames of "
-        f"{sizes['tokens_per_frame']} tokens, bfloat16)"
+        f"teacher {sizes['teacher']},\n{frames} of {sizes['tokens_per_frame']} tokens, bfloat16)"
     )
     peak = plan["peak_gib"]
     if peak is not None:

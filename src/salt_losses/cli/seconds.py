@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..config import SaltConfig
 from ..training.adversary import feature_blocks
 from .calls import Calls
-from .memory import NETWORKS
+from .networks import NETWORKS
 
 # How often, by the name of a card's coefficient.
 Work = dict[str, float]

@@ -5,13 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..training.step_lists import SolverLists, StepLists
 from .errors import CommandError
+
+if TYPE_CHECKING:  # needs torch, which the command's help does not
+    from .grids import Lists
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How often a rollout calls the student, where it is not as Self Forcing's.
+
+    Attributes:
+        cache: whether each block has a call that writes it into a KV cache.
+        before_exit: the steps beside the exit step: `"exit"`, those before it; `"all"`, all but
+            one of the list, wherever it leaves; `"none"`, as it predicts from noised data.
+        lockstep: whether the defect's call and the whole reference are made wherever it leaves.
+        skips: whether there is no reference where no block leaves after its first step.
+    """
+
+    cache: bool = True
+    before_exit: str = "exit"
+    lockstep: bool = False
+    skips: bool = True
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,16 @@ class Trainer:
         solver: whether its rollouts are made by a solver, from a step count.
         generator, teacher: names of its networks' sizes (`memory.NETWORKS`).
         tokens: of one latent frame.
+        first: the number of its first iteration.
+        apart: whether an iteration that updates the generator leaves the critic alone.
+        own_list: the list of as many steps as it holds, in thousandths, if Salt leaves it as it is.
+        top: lists are a grid's own levels, none above this timestep; `None`: by way of a table.
+        uneven: whether the first block takes the frames that are left over.
+        rollout: of which its calls are counted.
+        score_calls: of the score networks in an iteration, where they were counted.
+        measured: whether updates of such a trainer were measured, at some sizes.
+        refuses: settings of Salt's that it does not have.
+        seed: of the plans, where the trainer's own is.
     """
 
     title: str
@@ -55,11 +82,29 @@ class Trainer:
     generator: str = "1.3B"
     teacher: str = "14B"
     tokens: int = 1560
+    first: int = 0
+    apart: bool = False
+    own_list: tuple[int, ...] = ()
+    top: float | None = None
+    uneven: bool = False
+    rollout: Rollout = Rollout()
+    score_calls: int = 0
+    measured: bool = True
+    refuses: tuple[str, ...] = ()
+    seed: int | None = None
 
     @property
     def blocks(self) -> int:
-        return self.frames // self.chunk
+        return max(1, self.frames // self.chunk)
 
+
+ADVERSARY = (
+    "adv_weight", "adv_against", "adv_step_counts", "adv_kind", "adv_features", "adv_blocks",
+    "adv_levels", "adv_lr", "adv_penalty", "adv_sigma", "adv_warmup", "adv_updates",
+)  # fmt: skip
+SWEEPS = ("sweep_every", "sweep_prompts")
+# The frameworks' rollouts with a KV cache have a reference wherever the student leaves.
+FRAMEWORK = Rollout(skips=False)
 
 # Self-Forcing 33593df: configs/self_forcing_dmd.yaml; README.md says 600 iterations. LongLive v1.0
 # e52d9ef: configs/longlive_train_init.yaml and _long.yaml (max_iters 700 and 3000), where a chunk
@@ -67,7 +112,11 @@ class Trainer:
 # slice_last_frames = 33. Causal-Forcing 1fc7bbc: configs/causal_forcing_dmd_chunkwise.yaml and
 # _framewise.yaml; README.md says no more than 1000 at its batch size. LightX2V f8aee98:
 # lightx2v_train/configs/train/dmd/wan2_1_t2v_1_3b_ar_dmd.yaml. LongLive main 7860ad9:
-# configs/train_dmd.yaml, whose latents are 44 x 80.
+# configs/train_dmd.yaml, whose latents are 44 x 80. FastVideo 2f3d407:
+# examples/train/configs/distribution_matching/wan/self_forcing_causal_t2v.yaml and dmd2_t2v.yaml
+# (448 x 832, not warped; a student without a cache has a table of its own shift, 3 by default).
+# FastGen 34f30e8: fastgen/configs/experiments/WanT2V/config_sf.py and config_dmd2.py (max_iter
+# 5000 and 6000, the last of which is not run). The Wan recipe: examples/wan/t2v_1.3b.yaml.
 TRAINERS = {
     "self_forcing": Trainer("Self Forcing", "self_forcing"),
     "longlive": Trainer("LongLive v1.0, whole rollouts", "longlive", iterations=700),
@@ -85,7 +134,12 @@ TRAINERS = {
         "Causal Forcing, frame-wise", "causal_forcing", chunk=1, iterations=1000
     ),
     "lightx2v": Trainer(
-        "LightX2V, autoregressive", "lightx2v", update_every=1, critic_updates=5, adversary=False
+        "LightX2V, autoregressive",
+        "lightx2v",
+        update_every=1,
+        critic_updates=5,
+        rollout=FRAMEWORK,
+        adversary=False,
     ),
     "longlive2": Trainer(
         "LongLive 2.0",
@@ -98,56 +152,83 @@ TRAINERS = {
         teacher="5B",
         tokens=880,
         iterations=5000,
+        refuses=("shift", "first_chunk_steps", "sweep_every"),
+    ),
+    "fastvideo": Trainer(
+        "FastVideo, Self Forcing",
+        "fastvideo",
+        first=1,
+        own_list=(1000, 750, 500, 250),
+        uneven=True,
+        rollout=FRAMEWORK,
+        measured=False,
+        refuses=(*ADVERSARY, *SWEEPS),
+        iterations=4000,
+    ),
+    "fastvideo_dmd2": Trainer(
+        "FastVideo, DMD2",
+        "fastvideo",
+        shift=3.0,
+        warped=False,
+        first=1,
+        own_list=(1000, 750, 500, 250),
+        frames=20,
+        chunk=20,
+        cache_frames=0,
+        rollout=Rollout(cache=False, before_exit="all", lockstep=True, skips=False),
+        measured=False,
+        refuses=("first_chunk_steps", *ADVERSARY, *SWEEPS),
+        teacher="1.3B",
+        tokens=1456,
+        iterations=4000,
+    ),
+    "fastgen": Trainer(
+        "FastGen, Self Forcing",
+        "fastgen",
+        first=1,
+        apart=True,
+        own_list=(999, 937, 833, 624),
+        top=999.0,
+        uneven=True,
+        rollout=FRAMEWORK,
+        measured=False,
+        refuses=(*ADVERSARY, *SWEEPS),
+        teacher="1.3B",
+        iterations=4999,
+    ),
+    "fastgen_dmd2": Trainer(
+        "FastGen, DMD2",
+        "fastgen",
+        first=1,
+        apart=True,
+        own_list=(999, 937, 833, 624),
+        top=999.0,
+        chunk=21,
+        cache_frames=0,
+        rollout=Rollout(cache=False, before_exit="none", lockstep=True, skips=False),
+        measured=False,
+        refuses=("first_chunk_steps", "align_weight", *ADVERSARY, *SWEEPS),
+        teacher="1.3B",
+        iterations=5999,
+    ),
+    "wan": Trainer(
+        "the Wan recipe",
+        "examples.wan",
+        shift=12.0,
+        top=1000.0,
+        steps=8,
+        update_every=1,
+        critic_updates=5,
+        chunk=21,
+        cache_frames=0,
+        rollout=Rollout(cache=False, before_exit="none", lockstep=True, skips=False),
+        score_calls=8,
+        measured=False,
+        refuses=("shift", "seed", "first_chunk_steps", "align_weight", "adv_weight", *SWEEPS),
+        teacher="1.3B",
+        iterations=2400,
     ),
 }
-
-
-def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Trainer:
-    """The trainer as its own configuration file sets it up.
-
-    Raises:
-        CommandError: a value that is none, or a `trainer` that is not DMD's.
-    """
-    if trainer.adapter == "lightx2v":
-        return replaced(trainer, _of_lightx2v(config, name), name)
-    if trainer.solver:  # LongLive 2.0's is in sections, which its script spreads out
-        sections = [part for part in config.values() if isinstance(part, Mapping)]
-        config = {**config, **{name: x for part in sections for name, x in part.items()}}
-    kind = config.get("trainer", "score_distillation")
-    if kind != "score_distillation":
-        raise CommandError(f"{name}: Salt needs `trainer: score_distillation`; it has {kind!r}", 1)
-    kwargs = config.get("model_kwargs") or {}
-    found = {
-        "shift": kwargs.get("timestep_shift"),
-        "warped": config.get("warp_denoising_step"),
-        "steps": len([t for t in config.get("denoising_step_list") or () if t])
-        or config.get("sampling_steps"),
-        "update_every": config.get("dfake_gen_update_ratio"),
-        "iterations": config.get("max_iters"),
-        "chunk": config.get("num_frame_per_block"),
-        # Streaming has other chunks than this setting, which it does not use.
-        "frames": None if trainer.streaming else config.get("num_training_frames"),
-    }
-    return replaced(trainer, {k: v for k, v in found.items() if v is not None}, name)
-
-
-def _of_lightx2v(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    training = config.get("training") or {}
-    method, dmd = training.get("method"), training.get("dmd") or {}
-    if method not in ("video_ar_dmd", "salt_video_ar_dmd"):
-        wanted = "`training.method: salt_video_ar_dmd`"
-        raise CommandError(f"{name}: what plan knows of LightX2V is {wanted}; it has {method!r}", 1)
-    shift = (config.get("scheduler") or {}).get("time_shift_settings") or {}
-    pictures = dmd.get("num_frames")
-    found = {
-        "shift": shift.get("time_shift_mu"),
-        "warped": dmd.get("warp_denoising_step"),
-        "steps": len(dmd.get("denoising_step_list") or ()) or dmd.get("num_inference_steps"),
-        "critic_updates": dmd.get("fake_update_ratio"),
-        "chunk": dmd.get("num_frame_per_chunk"),
-        "frames": pictures and (pictures - 1) // 4 + 1,
-    }
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trainer:
@@ -160,20 +241,24 @@ def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trai
         kind = {"shift": (int, float), "warped": (bool,)}.get(name, (int,))
         if not isinstance(value, kind) or (name != "warped" and value <= 0):
             raise CommandError(f"{source}: {name} must be a number above 0; got {value!r}")
+    if not trainer.rollout.cache:  # a video is one block
+        if "chunk" in settings:
+            raise CommandError(f"{source}: chunk must be left out: {trainer.title} has none")
+        settings = {**settings, "chunk": settings.get("frames", trainer.frames)}
+    if trainer.top is not None and settings.get("shift", trainer.shift) != trainer.shift:
+        settings = {**settings, "own_list": ()}  # its levels are those of the other shift
     trainer = dataclasses.replace(trainer, **settings)
-    if trainer.frames % trainer.chunk:
+    if trainer.frames % trainer.chunk and not trainer.uneven:
         raise CommandError(
             f"{source}: {trainer.frames} frames are no whole number of chunks of {trainer.chunk}"
         )
     return trainer
 
 
-def step_lists(trainer: Trainer) -> StepLists:
-    """Makes the trainer's step lists from grids, through its table, without the trainer."""
-    if trainer.solver:
-        return SolverLists(SimpleNamespace(shift=trainer.shift))
-    sigmas = torch.linspace(1.0, 0.0, 1001)[:-1]
-    table = 1000 * (trainer.shift * sigmas / (1 + (trainer.shift - 1) * sigmas))
-    own = torch.zeros(1) if trainer.warped else torch.zeros(1, dtype=torch.long)
-    scheduler = SimpleNamespace(timesteps=table, shift=trainer.shift)
-    return StepLists(own, scheduler)
+def step_lists(trainer: Trainer, *, own: bool = True) -> Lists:
+    """Makes the trainer's step lists from grids, as it has them, without the trainer.
+
+    `own`: whether its own list stays as it is, which a `shift` of Salt's replaces."""
+    from .grids import lists_of
+
+    return lists_of(trainer, own=own)

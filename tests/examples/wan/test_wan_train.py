@@ -16,12 +16,15 @@ import torch
 import yaml
 from diffusers import WanPipeline, WanTransformer3DModel
 
-from examples.wan import checkpoint, train
+from examples.wan import checkpoint, distil, train
 from examples.wan.config import Config
 from examples.wan.data import EncodedData
 from examples.wan.distil import condition_of
 from examples.wan.pretrained import load_transformer
 from examples.wan.roles import ROLES
+from salt_losses.cli.foresight import foresee
+from salt_losses.cli.trainer_configs import with_config
+from salt_losses.cli.trainers import TRAINERS
 from tests.examples.wan.runs import (
     ROOT,
     assert_same,
@@ -131,6 +134,54 @@ def test_an_iteration_makes_the_calls_that_the_readme_says(t2v, tmp_path):
     trainer.step()
     assert calls == {"student": 1 + 1 + 5, "fake_score": 1 + 5, "teacher": 2}
     assert set(calls) == set(ROLES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "all_calls"),
+    [
+        ({}, 15),
+        ({"salt.sc_weight": 0}, 14),
+        ({"guidance_scale": 0}, 14),
+        ({"salt.sc_stop_grad": "composed"}, 15),
+        ({"backward_simulation": True}, None),
+        ({"backward_simulation": True, "salt.step_counts": [4], "salt.sc_steps": [4]}, None),
+    ],
+)
+def test_a_plans_calls_and_grids_are_the_recipes(t2v, tmp_path, monkeypatch, settings, all_calls):
+    calls: Counter[tuple[str, bool]] = Counter()
+    steps_before: list[int] = []
+    config = train.load_config(
+        train.parse(t2v.train_options(tmp_path / "run", critic_updates=5, iterations=1, **settings))
+    )
+    simulate = distil.backward_simulation
+
+    def simulated(velocity, noise, times, exit_step, **options):
+        steps_before.append(exit_step)
+        assert foreseen["grids"]["timesteps"][str(len(times) - 1)] == pytest.approx(
+            (1000 * times[:-1]).tolist(), abs=1e-3
+        )
+        return simulate(velocity, noise, times, exit_step, **options)
+
+    monkeypatch.setattr(distil, "backward_simulation", simulated)
+    planned = with_config(TRAINERS["wan"], config.as_dict(), "its config")
+    foreseen = foresee(config.salt, planned, 1, "1.3B", "1.3B", 1560)
+    trainer = train.Trainer(config)
+    roles = trainer.roles
+    roles.network("student").register_forward_pre_hook(
+        lambda *_: calls.update([(roles.active, torch.is_grad_enabled())])
+    )
+    trainer.step()
+    scores = sum(n for (role, _), n in calls.items() if role != "student")
+    assert foreseen["calls"]["score_calls"] == scores
+    found = foreseen["calls"]["per_iteration"]["with Salt"]
+    assert found["grad"] == calls["student", True]
+    mean = (max(config.salt.step_counts) - 1) / 2
+    beyond = mean * len(steps_before) - sum(steps_before)  # of the exits that were drawn
+    assert found["no_grad"] == calls["student", False] + beyond
+    if all_calls is None:
+        assert len(steps_before) == 6
+    else:
+        assert found["grad"] + found["no_grad"] + scores == all_calls
 
 
 def test_samples_are_written_for_each_number_of_steps(whole):
