@@ -9,6 +9,7 @@ from lightx2v_oracle import (
     Calls,
     again,
     equal,
+    followed,
     kept_triples,
     settings,
     step,
@@ -17,6 +18,15 @@ from lightx2v_oracle import (
 )
 
 from salt_losses import step_schedule
+from salt_losses.cli.calls import (
+    NONE,
+    expected_critic_update,
+    expected_generator_update,
+)
+from salt_losses.cli.calls import (
+    Calls as Counted,
+)
+from salt_losses.cli.trainers import TRAINERS
 
 KINDS = ("ar", "dmd")
 
@@ -229,3 +239,25 @@ def test_the_cache_holds_constants_when_an_extra_call_comes(tmp_path):
         own, ours = calls.with_gradient[::2], calls.with_gradient[1::2]
         assert [call["in_graph"] for call in own] == [False, in_graph, in_graph]
         assert not any(call["in_graph"] for call in ours)
+
+
+@pytest.mark.parametrize("align_at", ["exit", "end", "input"])
+def test_a_plans_calls_are_those_that_are_counted(align_at, tmp_path):
+    rollout, blocks = TRAINERS["lightx2v"].rollout, fw.FRAMES
+    generator, critic = NONE, NONE
+    for leaves in range(4):
+        for stage in ("student", "fake"):
+            trainer = fw.build("ar", settings(1, 0.1, align_at=align_at), tmp_path)
+            calls = Calls(trainer)
+            with followed([leaves] * blocks):
+                step(trainer, stage=stage)
+            calls.end()
+            grad = len(calls.with_gradient)
+            counted = Counted(grad, len(calls.made) - grad)
+            if stage == "student":
+                generator = generator.plus(counted, 1 / 4)
+            else:
+                critic = critic.plus(counted, 1 / 4)
+    config = trainer._salt.config
+    assert expected_critic_update(config, 4, blocks, rollout) == critic
+    assert expected_generator_update(config, 4, 8, blocks, rollout) == generator
