@@ -181,6 +181,21 @@ def test_a_prediction_from_data_has_no_alignment(
     assert "align_weight does not fit FastVideo, DMD2" in refusal(capsys, *arguments, from_data)
 
 
+def test_an_alignment_that_a_student_cannot_have_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    salt = tmp_path / "salt.json"
+    aligned = {"align_weight": 0.1, "align_warmup": 0}
+    salt.write_text(json.dumps({**aligned, "align_at": "input"}))
+    told = refusal(capsys, salt, "--trainer", "fastvideo_dmd2")
+    assert told.startswith("align_at must be 'exit' or 'end' in FastVideo, DMD2, whose student")
+    plan(capsys, salt, "--trainer", "fastvideo", "--iterations", 9)
+    salt.write_text(json.dumps(aligned))
+    path = as_yaml(tmp_path / "run.yaml", FASTVIDEO, dmd_denoising_steps=[1000, 800, 500, 250])
+    told = refusal(capsys, salt, "--trainer", "fastvideo", "--trainer-config", path)
+    assert "align_reference 4: the list of 8 steps does not hold dmd_denoising_steps" in told
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "trainers"),
     [

@@ -38,6 +38,8 @@ def foresee(
     networks = {"fake_score": NETWORKS[generator], "real_score": NETWORKS[teacher]}
     problems += _blocks(salt, {name: size.layers for name, size in networks.items()})
     problems += _refused(salt, trainer)
+    if salt.align_weight > 0:
+        problems += _alignment_problems(salt, trainer, grids["timesteps"])
     if problems:
         return {"problems": problems}
     scheduler = seeded.scheduler(trainer.shift)
@@ -125,6 +127,22 @@ def _refused(salt: SaltConfig, trainer: Trainer) -> list[dict[str, Any]]:
         for name in trainer.refuses
         if (value := getattr(salt, name)) != getattr(defaults, name)
     ]
+
+
+def _alignment_problems(
+    salt: SaltConfig, trainer: Trainer, grids: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    problems = []
+    if salt.align_at == "input" and not trainer.rollout.cache:
+        message = f"must be 'exit' or 'end' in {trainer.title}, whose student has no cache"
+        problems.append(_problem("align_at", f"{message}; got 'input'"))
+    for low, high in salt.align_reference.items():
+        few, many = grids.get(str(low)), grids.get(str(high))
+        # FastGen takes the points of its own list wherever they come by them.
+        if trainer.adapter == "fastvideo" and few and many and few != many[:: high // low]:
+            message = f"{low}: the list of {high} steps does not hold dmd_denoising_steps"
+            problems.append(_problem("align_reference", f"{message}; got {few}"))
+    return problems
 
 
 def _problem(setting: str, message: str) -> dict[str, Any]:
