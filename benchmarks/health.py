@@ -31,6 +31,7 @@ from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import VideoDiffusionWrapper
 from salt_losses import SaltConfig
 from salt_losses.adapters import SaltHandle, self_forcing
+from salt_losses.adapters.watch import metrics as watched
 from salt_losses.training.health import Vitals
 
 # Name -> what it changes of the trainer's settings, and of Salt's; whether it is cut short.
@@ -160,12 +161,12 @@ def cost(preset: Config, iterations: int) -> str:
     handle.on_metrics(lambda metrics: None)  # they are read, as where a run is recorded
     trainer.train(3)
     spent = {"health": 0.0, "read": 0.0}
-    read = type(handle)._report
+    read = watched.Metrics.report
     with (
         timed(Vitals, "scored", spent, "health"),
         timed(Vitals, "felt", spent, "health"),
         timed(Vitals, "_pulled", spent, "health"),
-        mock.patch.object(type(handle), "_report", clocked(read, spent, "read")),
+        mock.patch.object(watched.Metrics, "report", clocked(read, spent, "read")),
     ):
         started = time.process_time()
         trainer.train(3 + iterations)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
+import io
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 _T = TypeVar("_T")
@@ -57,7 +59,8 @@ def _that_crosses(error: Exception) -> Exception:
     """`error`, or its text where it cannot be sent: some of other packages take no pickling, or
     cannot be made again from what they keep."""
     try:
-        pickle.loads(pickle.dumps(error))
+        torch.save(error, io.BytesIO())  # pickles, as the broadcast does
+        copy.copy(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
