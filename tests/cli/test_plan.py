@@ -317,6 +317,7 @@ def test_in_lightx2v_an_iteration_has_one_update_of_the_generator_and_several_of
 ) -> None:
     salt, lightx2v = SaltConfig(), TRAINERS["lightx2v"]
     found = plan_of(salt, 40, lightx2v)
+    assert "no update of LightX2V" in found["card"]["not_measured"]
     assert sum(row["critic_updates"] for row in found["step_counts"]) == 200
     assert sum(row["generator_updates"] for row in found["step_counts"]) == 40
     # Five iterations of Self Forcing's have as many updates of both.

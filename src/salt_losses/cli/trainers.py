@@ -140,6 +140,7 @@ TRAINERS = {
         critic_updates=5,
         rollout=FRAMEWORK,
         adversary=False,
+        measured=False,
     ),
     "longlive2": Trainer(
         "LongLive 2.0",
