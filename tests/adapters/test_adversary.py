@@ -258,7 +258,12 @@ def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
         recorded = Recorded(model, 1, config)
     head = DiscriminatorHead(getattr(model, features).model.dim, (1, 0))
     head.load_state_dict(recorded.heads[0])
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, betas=(0.0, 0.999))
+    optimizer = torch.optim.AdamW(
+        head.parameters(),
+        lr=1e-3,
+        betas=(0.0, 0.999),
+        fused=True,  # rounds otherwise than the plain one
+    )
     sigma, real, fake = config.adv_sigma, recorded.real, recorded.video
 
     def logits(x: Tensor, t: Tensor) -> Tensor:
