@@ -15,10 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from salt_losses import (
     add_noise,
-    recompute,
     relational_align_loss,
     rollout_align_loss,
-    waiting,
 )
 
 BATCH, FRAMES, TOKENS, DIM = 2, 3, 5, 8
@@ -197,22 +195,6 @@ def test_of_each_block_only_the_input_is_saved_for_backward() -> None:
 
     assert saved(6) == saved(2)  # the inputs themselves: the next test
     assert saved(6, checkpoint=False) - saved(2, checkpoint=False) > 32 * randn(0).nbytes
-
-
-@pytest.fixture
-def hosted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The accelerator is played by the CPU: the shapes of what goes to "the host", whose buffers
-    are new."""
-    shapes: list[tuple[int, ...]] = []
-
-    def wait_on_host(x: Tensor, before: Any) -> Any:
-        shapes.append(tuple(x.shape))
-        return waiting.wait_on_host(x, before)
-
-    monkeypatch.setattr(recompute, "_OFFLOADING", {"cpu"})
-    monkeypatch.setattr(recompute, "wait_on_host", wait_on_host)
-    monkeypatch.setattr(waiting, "_hosts", {})
-    return shapes
 
 
 @pytest.mark.parametrize("itself", [False, True])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,22 +9,6 @@ from torch import Tensor, nn
 from salt_losses import recompute, waiting
 
 SHAPE = (2, 12, 8)
-
-
-@pytest.fixture
-def hosted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The accelerator is played by the CPU: the shapes of what goes to "the host", whose buffers
-    are new."""
-    shapes: list[tuple[int, ...]] = []
-
-    def wait_on_host(x: Tensor, before: Any) -> Any:
-        shapes.append(tuple(x.shape))
-        return waiting.wait_on_host(x, before)
-
-    monkeypatch.setattr(recompute, "_OFFLOADING", {"cpu"})
-    monkeypatch.setattr(recompute, "wait_on_host", wait_on_host)
-    monkeypatch.setattr(waiting, "_hosts", {})
-    return shapes
 
 
 @pytest.fixture
