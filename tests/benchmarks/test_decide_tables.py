@@ -127,6 +127,25 @@ def test_a_comparison_takes_the_seeds_that_have_both_students() -> None:
     assert "| Salt | 3 |" in tables.students_table(found, "end")
 
 
+def test_a_table_says_from_which_update_on_students_differ() -> None:
+    found = results(6)
+    for seed, records in found.items():
+        for side, lower in zip(("8", "4", "2"), (0.06, 0.03, 0.0)):
+            stages = records[SALT]["progress"]
+            theirs = records[BASELINE]["progress"][1]["report"][side]["distance"]
+            stages[1]["report"] = {
+                **stages[1]["report"], side: quality(theirs - lower - 0.0001 * seed)
+            }  # fmt: skip
+    lines = tables.when_table(found, (2, 4, 8)).splitlines()
+    assert lines[0].startswith("| updates, mean of 2, 4, 8 steps | Salt less DMD-4 |")
+    assert lines[2].startswith("| 25 | -0.053 ± 0.001, 6 of 6 | +0.000 ± 0.000, 0 of 6 ~ |")
+    assert lines[3].startswith("| 50 | -0.030 ± 0.000, 6 of 6 |")
+    assert "| 50 | -0.060 ± 0.000, 6 of 6 |" in tables.when_table(found, (8,))
+    for records in found.values():
+        del records["mixed"]
+    assert "mixed steps" not in tables.when_table(found, (8,))
+
+
 def test_the_pictured_seed_is_the_median_by_dmds_own_distance() -> None:
     found = results(7)
     order = sorted(found, key=lambda seed: found[seed][BASELINE]["end"]["long"][-1]["distance"])

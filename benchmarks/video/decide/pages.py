@@ -10,6 +10,7 @@ from benchmarks.video.decide import tables
 from benchmarks.video.decide.figures import median_seed
 from benchmarks.video.decide.records import WHEN, Results
 from benchmarks.video.decide.students import BASELINE, SALT
+from benchmarks.video.measures import COMPARED_STEPS
 
 PAGES = ("README.md", "docs/evidence.md", "docs/evidence/decide.md")
 BLOCK = re.compile(r"(<!-- decide: ([a-z ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
@@ -20,6 +21,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "seed": lambda r: f"Seed {median_seed(r)}, the median by DMD's own distance.",
     "facts": tables.facts,
     "deviation": lambda r: tables.updates_table(r, "deviation"),
+    "when": lambda r: tables.when_table(r, COMPARED_STEPS) + "\n\n" + tables.when_table(r, (8,)),
     "updates": lambda r: tables.updates_table(r, "distance"),
     **{
         f"{name} {when}": lambda r, table=table, when=when: table(r, when)

@@ -33,6 +33,10 @@ def progress(stage: int, key: str, steps: int) -> Measure:
     return lambda record: record["progress"][stage]["report"][str(steps)][key]
 
 
+def mean_progress(stage: int, key: str, steps: Sequence[int]) -> Measure:
+    return lambda record: statistics.fmean(progress(stage, key, k)(record) for k in steps)
+
+
 def steps_label(count: int) -> str:
     return f"{count} step" + "s" * (count > 1)
 

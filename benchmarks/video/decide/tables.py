@@ -15,6 +15,7 @@ from benchmarks.video.decide.records import (
     answers,
     distances,
     far_out,
+    mean_progress,
     progress,
     quality,
     seeds_with,
@@ -30,6 +31,8 @@ PAIRS = (
     *((SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
     *(("mixed-sc after 1-3", SALT), ("mixed-sc after 2-3", SALT)),
 )
+
+TIMED = ((SALT, BASELINE), ("mixed", BASELINE), (SALT, "mixed"), ("mixed-sc 0.2", "mixed"))
 
 
 def compare(results: Results, name: str, other: str, measure: Measure) -> Paired:
@@ -153,6 +156,21 @@ def updates_table(results: Results, key: str) -> str:
             rows.append([STUDENTS[name].label, *means])
         parts.append(markdown([f"{key}, {steps_label(k)}", *head], rows))
     return "\n\n".join(parts)
+
+
+def when_table(results: Results, steps: Sequence[int]) -> str:
+    """Differences seed by seed, after each stage of the training: the mean over `steps`."""
+    pairs = [pair for pair in TIMED if seeds_with(results, pair)]
+    some = next(iter(results.values()))[BASELINE]["progress"]
+    rows = []
+    for i, stage in enumerate(some):
+        measure = mean_progress(i, "distance", steps)
+        found = (compare(results, name, other, measure).text(3) for name, other in pairs)
+        rows.append([str(stage["updates"]), *found])
+    head = f"updates, {'mean of ' * (len(steps) > 1)}{', '.join(map(str, steps))} steps"
+    return markdown(
+        [head, *(f"{STUDENTS[a].label} less {STUDENTS[b].label}" for a, b in pairs)], rows
+    )
 
 
 def long_table(results: Results, when: str) -> str:
