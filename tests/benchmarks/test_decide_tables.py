@@ -146,6 +146,18 @@ def test_a_table_says_from_which_update_on_students_differ() -> None:
     assert "mixed steps" not in tables.when_table(found, (8,))
 
 
+def test_the_deficit_is_a_students_own_8_steps_less_its_4() -> None:
+    found = results(6, (BASELINE, SALT))
+    for seed, records in found.items():
+        stage = records[BASELINE]["progress"][1]
+        eight = quality(stage["report"]["8"]["distance"] + 0.02 + 0.0004 * seed)
+        stage["report"] = {**stage["report"], "8": eight}
+    lines = tables.deficit_table(found).splitlines()
+    assert lines[0] == "| updates | DMD-4 | Salt |"
+    assert lines[2] == "| 25 | +0.000 ± 0.000, 0 of 6 ~ | +0.000 ± 0.000, 0 of 6 ~ |"
+    assert lines[3].startswith("| 50 | +0.021 ± 0.000, 0 of 6 | +0.000 ±")
+
+
 def test_the_pictured_seed_is_the_median_by_dmds_own_distance() -> None:
     found = results(7)
     order = sorted(found, key=lambda seed: found[seed][BASELINE]["end"]["long"][-1]["distance"])

@@ -20,6 +20,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "term": lambda r: tables.sentence(r, SALT, "mixed"),
     "seed": lambda r: f"Seed {median_seed(r)}, the median by DMD's own distance.",
     "facts": tables.facts,
+    "deficit": tables.deficit_table,
     "deviation": lambda r: tables.updates_table(r, "deviation"),
     "when": lambda r: tables.when_table(r, COMPARED_STEPS) + "\n\n" + tables.when_table(r, (8,)),
     "updates": lambda r: tables.updates_table(r, "distance"),

@@ -173,6 +173,19 @@ def when_table(results: Results, steps: Sequence[int]) -> str:
     )
 
 
+def deficit_table(results: Results) -> str:
+    """By update, how much worse a student's own 8 steps are than its 4."""
+    shown = {n: seeds for n, seeds in rows_of(results) if n in (BASELINE, "mixed", SALT)}
+    rows = []
+    for i, stage in enumerate(results[shown[BASELINE][0]][BASELINE]["progress"]):
+        sides = [
+            [values(results, seeds, name, progress(i, "distance", k)) for k in (8, 4)]
+            for name, seeds in shown.items()
+        ]
+        rows.append([str(stage["updates"]), *(paired(*both).text(3) for both in sides)])
+    return markdown(["updates", *(STUDENTS[name].label for name in shown)], rows)
+
+
 def long_table(results: Results, when: str) -> str:
     """Each quarter of the long rollouts: distance, deviation, and what a classifier sees last."""
     quarters: dict[str, Columns] = {"distance": {}, "deviation": {}}
