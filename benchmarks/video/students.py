@@ -45,9 +45,10 @@ class Student:
     """A trainer's own grid of `train_steps`, other settings of it, and Salt's, if any.
 
     `length`: of its training, in those of the preset. `sc_start`: the share of it before the defect
-    term is on. `whole_video`: the setting of the paper's
-    Table 4, the whole video in one chunk and without backward simulation; there `salt` has the
-    weight of the defect term alone. Not `distilled`: the teacher's own weights.
+    term is on; `sc_ramp`: the share of it in which the term's weight rises from 0, in steps.
+    `whole_video`: the setting of the paper's Table 4, the whole video in one chunk and without
+    backward simulation; there `salt` has the weight of the defect term alone. Not `distilled`: the
+    teacher's own weights.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Student:
     distilled: bool = True
     length: int = 1
     sc_start: float = 0.0
+    sc_ramp: float = 0.0
 
     def config(self, preset: Config, seed: int) -> Config:
         grid = tuple(1000 - 1000 * i // self.train_steps for i in range(self.train_steps))

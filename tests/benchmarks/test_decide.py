@@ -13,13 +13,14 @@ from benchmarks.video.decide import study as studies
 from benchmarks.video.decide.__main__ import main, parse
 from benchmarks.video.decide.measures import SIDES, Side, from_text, in_text, mean_distance
 from benchmarks.video.decide.results import read
-from benchmarks.video.decide.students import EVALUATIONS, STUDENTS
-from benchmarks.video.decide.study import Decision
+from benchmarks.video.decide.students import EVALUATIONS, SALT, STUDENTS
+from benchmarks.video.decide.study import Decision, reweighted
 from benchmarks.video.measures import LONG, STEPS
 from benchmarks.video.students import PRESETS
 from benchmarks.video.study import Study
 from examples.tiny_video.metrics import VideoClassifier
 from examples.tiny_video.trainer import Trainer
+from salt_losses.adapters import SaltHandle
 
 TOY = PRESETS["toy"]
 CPU = torch.device("cpu")
@@ -144,6 +145,27 @@ def test_a_student_goes_on_from_the_one_without_a_term_as_if_trained_from_the_st
     assert without_times(one[name]) == without_times(other[name])
     assert one[name]["progress"][3] == one["mixed"]["progress"][3]
     assert one[name]["progress"][-1] != one["mixed"]["progress"][-1]
+
+
+def test_a_ramp_begins_as_mixed_steps_and_rises_to_the_whole_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def noted(trainer: Trainer, handle: SaltHandle, share: float) -> SaltHandle:
+        shares.append(share)
+        return reweighted(trainer, handle, share)
+
+    monkeypatch.setattr(studies, "reweighted", noted)
+    name = "mixed-sc ramp 2-3"
+    Decision(Study(TOY, tmp_path, CPU), tmp_path).seed(0, ["mixed", SALT, name])
+    assert shares == pytest.approx([i / 8 for i in range(8)] + [1.0] * 4)
+    found = read(tmp_path)[0]
+    first = [found[student]["progress"][0]["report"] for student in ("mixed", name)]
+    assert first[0] == first[1]
+    last = [found[student]["progress"][-1]["report"] for student in ("mixed", SALT, name)]
+    assert last[2] not in last[:2]
+    assert found[name]["settings"]["sc_ramp"] == pytest.approx(2 / 3)
 
 
 def test_a_study_that_is_done_trains_nothing(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ STUDENTS = {
         "mixed-sc after 2-3": replace(
             _SALT, label=f"{_SALT.label}, on after two thirds", sc_start=2 / 3
         ),
+        "mixed-sc ramp 2-3": replace(
+            _SALT, label=f"{_SALT.label}, weight rising for two thirds", sc_ramp=2 / 3
+        ),
         "dmd-8": Student("DMD-8", train_steps=8),
     }.items()
 }

@@ -19,7 +19,8 @@ from benchmarks.video.decide.students import BASELINE, EVALUATIONS, SALT, STUDEN
 from benchmarks.video.study import Results, Study, salted
 from examples.tiny_video.checkpoint import Run, load, save
 from examples.tiny_video.config import Config
-from salt_losses.adapters import SaltHandle
+from examples.tiny_video.trainer import Trainer
+from salt_losses.adapters import SaltHandle, self_forcing
 
 PICTURED = (BASELINE, SALT)
 UNTIL_THEN = "mixed"  # whom a student equals whose term is not on yet
@@ -54,6 +55,8 @@ class Decision:
         config = STUDENTS[name].config(self.study.preset, seed)
         salt = STUDENTS[name].salt_config(config)
         own = {key: config.as_dict()[key] for key in ("distill_steps", "denoising_step_list")}
+        if STUDENTS[name].sc_ramp:
+            own["sc_ramp"] = STUDENTS[name].sc_ramp
         return own | ({} if salt is None else {"salt": salted(salt)})
 
     def _sides(self, seed: int) -> dict[str, Side]:
@@ -78,6 +81,9 @@ class Decision:
         progress: list[Results] = []
         for i in range(1, EVALUATIONS + 1):
             until = i * config.distill_steps // EVALUATIONS
+            if companion is not None and STUDENTS[name].sc_ramp:
+                share = (i - 1) / EVALUATIONS / STUDENTS[name].sc_ramp
+                companion = reweighted(trainer, companion, min(1.0, share))
             seconds = run.train("student", trainer, until, companion, f"seed {seed}: {name}")
             found = run.remember(
                 f"progress-{VERSION}.{until}",
@@ -134,6 +140,15 @@ def fork(run: Run, other: Path, config: Config, handle: SaltHandle) -> None:
     state = load(theirs)
     state["companion"]["settings"] = handle.state_dict()["settings"]
     save(state, mine)
+
+
+def reweighted(trainer: Trainer, handle: SaltHandle, share: float) -> SaltHandle:
+    """The same handle at a share of weight 1."""
+    state = handle.state_dict()
+    handle.detach()
+    again = self_forcing.attach(trainer, dataclasses.replace(handle.config, sc_weight=share))
+    again.load_state_dict(state)
+    return again
 
 
 def decide(decision: Decision, seeds: Sequence[int], names: Sequence[str], jobs: int) -> None:

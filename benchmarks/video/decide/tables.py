@@ -29,7 +29,7 @@ from benchmarks.video.measures import COMPARED_STEPS, LONG
 PAIRS = (
     *((SALT, BASELINE), ("mixed", BASELINE), ("mixed-sc 0.2", BASELINE), ("dmd-8", BASELINE)),
     *((SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
-    *(("mixed-sc after 1-3", SALT), ("mixed-sc after 2-3", SALT)),
+    *((f"mixed-sc {later}", SALT) for later in ("after 1-3", "after 2-3", "ramp 2-3")),
 )
 
 TIMED = ((SALT, BASELINE), ("mixed", BASELINE), (SALT, "mixed"), ("mixed-sc 0.2", "mixed"))
