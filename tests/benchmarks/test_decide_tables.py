@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ import torch
 from benchmarks.video.decide import pages, tables
 from benchmarks.video.decide.figures import median_seed, write
 from benchmarks.video.decide.measures import in_text
-from benchmarks.video.decide.paired import paired
-from benchmarks.video.decide.records import Results, mean_distance
+from benchmarks.video.decide.paired import Paired, paired
+from benchmarks.video.decide.records import (
+    Results,
+    distances,
+    mean_distance,
+    mean_progress,
+    progress,
+    values,
+)
 from benchmarks.video.decide.results import read
 from benchmarks.video.decide.students import BASELINE, SALT, STUDENTS
 from benchmarks.video.measures import LONG, STEPS
@@ -169,6 +177,76 @@ def test_the_pictured_seed_is_the_median_by_dmds_own_distance() -> None:
     assert median_seed(found) == order[2]
 
 
+README, EVIDENCE = "README.md", "docs/evidence.md"
+FEW, FOUR_AND_8, FAR = (
+    ("1 step", "2 steps"),
+    ("4 steps", "8 steps"),
+    "last quarter of long rollouts",
+)
+LATER = ("mixed-sc after 1-3", "mixed-sc after 2-3")
+AGAINST_DMD, MIXED, DELAYED = [(SALT, BASELINE)], [("mixed", BASELINE)], [(n, SALT) for n in LATER]
+
+
+@pytest.mark.parametrize(
+    ("page", "words", "pairs", "when", "columns", "verdict"),
+    [
+        (README, "is as good there", AGAINST_DMD, "best", FOUR_AND_8, "undecided"),
+        (README, "Salt is better at 1 and 2 steps", AGAINST_DMD, "best", FEW, "lower"),
+        (README, "no better than DMD-4 anywhere", MIXED, "end", None, "undecided"),
+        (EVIDENCE, "no better than DMD-4 anywhere", MIXED, "best", None, "undecided"),
+        (EVIDENCE, "long rollouts are worse on every seed", DELAYED, "end", [FAR], "higher"),
+    ],
+)
+def test_what_the_pages_say_is_what_was_decided(
+    page: str, words: str, pairs: Any, when: str, columns: Any, verdict: str
+) -> None:
+    found = read(ROOT / "benchmarks/results/decide")
+    assert words in " ".join((ROOT / page).read_text().split())
+    for name, other in pairs:
+        for column in columns or distances(when):
+            pair = tables.compare(found, name, other, distances(when)[column])
+            told = "undecided" if not pair.decided else "lower" if pair.mean < 0 else "higher"
+            assert told == verdict, (name, other, column, pair.text())
+
+
+def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
+    found = read(ROOT / "benchmarks/results/decide")
+    updates = [stage["updates"] for stage in found[0][SALT]["progress"]]
+
+    def term(i: int) -> Paired:
+        measure = mean_progress(i, "distance", (2, 4, 8))
+        return tables.compare(found, SALT, "mixed", measure)
+
+    def deficit(i: int, name: str = BASELINE) -> Paired:
+        more, fewer = (values(found, list(found), name, progress(i, "distance", k)) for k in (8, 4))
+        return paired(more, fewer)
+
+    for i, update in enumerate(updates):
+        assert (deficit(i).mean > 0) == (update >= 75)
+        assert (deficit(i).decided and deficit(i).mean > 0) == (update >= 175)
+        assert (term(i).decided and term(i).mean < 0) == (update >= 150)
+        assert (term(i).decided and term(i).mean > 0) == (update <= 50)
+    assert [round(term(i).mean, 3) for i in (0, 1)] == [0.001, 0.001]
+
+    def rise(name: str, k: int) -> float:
+        """From the least mean to the end's."""
+        every = [statistics.fmean(values(found, list(found), name, progress(i, "distance", k)))
+                 for i in range(len(updates))]  # fmt: skip
+        return every[-1] - min(every)
+
+    for k in (4, 8):
+        assert 0 < rise(SALT, k) < rise(BASELINE, k) / 2
+    sooner = tables.compare(found, BASELINE, SALT, lambda record: record["best"]["updates"])
+    assert sooner.decided
+    assert sooner.mean < 0
+    for name in LATER:
+        for when in ("end", "best"):
+            pairs = [tables.compare(found, name, SALT, m) for m in distances(when).values()]
+            assert not any(p.decided and p.mean < 0 for p in pairs)
+        far = tables.compare(found, name, SALT, distances("end")[FAR])
+        assert far.lower == 0
+
+
 def test_every_block_is_made_of_results_that_are_there(tmp_path: Path) -> None:
     for names in (tuple(STUDENTS), (BASELINE, SALT)):
         for name, block in pages.BLOCKS.items():
@@ -185,7 +263,8 @@ def test_a_page_is_filled_where_it_says_so_and_nowhere_else() -> None:
     text = "before\n<!-- decide: seed -->\nold\n<!-- end -->\nafter\n"
     filled = pages.filled(text, results(3))
     assert filled == (
-        "before\n<!-- decide: seed -->\n\nSeed 2, the median by DMD's own distance.\n\n"
+        "before\n<!-- decide: seed -->\n\nSeed 2, the median by DMD's own distance: "
+        "DMD-4 has 0.200 and 0.200, Salt has 0.148 and 0.148.\n\n"
         "<!-- end -->\nafter\n"
     )
     assert pages.filled(filled, results(3)) == filled

@@ -18,7 +18,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "answer": lambda r: tables.sentence(r, SALT, BASELINE),
     "answer table": tables.answer_table,
     "term": lambda r: tables.sentence(r, SALT, "mixed"),
-    "seed": lambda r: f"Seed {median_seed(r)}, the median by DMD's own distance.",
+    "seed": lambda r: tables.pictured(r, median_seed(r)),
     "facts": tables.facts,
     "deficit": tables.deficit_table,
     "deviation": lambda r: tables.updates_table(r, "deviation"),

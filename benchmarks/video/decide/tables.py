@@ -54,7 +54,7 @@ def answer_table(results: Results) -> str:
         columns = answers(when)
         rows += [
             [
-                f"{STUDENTS[name].label}, {title}",
+                f"{STUDENTS[name].label}, {title}, update {mean_updates(results, name, when)}",
                 *(cell(values(results, seeds, name, m), 3) for m in columns.values()),
             ]
             for name in (BASELINE, SALT)
@@ -62,6 +62,22 @@ def answer_table(results: Results) -> str:
         differences = (compare(results, SALT, BASELINE, m) for m in columns.values())
         rows.append(["difference, lower on", *(d.text(3) for d in differences)])
     return markdown([f"Fréchet distance, {number(len(seeds))}", *answers("end")], rows)
+
+
+def mean_updates(results: Results, name: str, when: str) -> str:
+    seeds = seeds_with(results, (name,))
+    found = values(results, seeds, name, lambda record: record[when]["updates"])
+    return f"{statistics.fmean(found):.0f}"
+
+
+def pictured(results: Results, seed: int) -> str:
+    """Whose frames are shown, and what they have there."""
+    parts = []
+    for name in (BASELINE, SALT):
+        found = results[seed][name]
+        near, far = (m("end", "distance", k)(found) for m, k in ((quality, 8), (far_out, -1)))
+        parts.append(f"{STUDENTS[name].label} has {near:.3f} and {far:.3f}")
+    return f"Seed {seed}, the median by DMD's own distance: {', '.join(parts)}."
 
 
 def sentence(results: Results, name: str, other: str) -> str:
@@ -117,9 +133,8 @@ def students_table(results: Results, when: str) -> str:
             against = compare(results, name, BASELINE, measure)
             mark = "" if name == BASELINE or against.decided else " ~"
             cells.append(cell(values(results, seeds, name, measure)) + mark)
-        updates = values(results, seeds, name, lambda record: record[when]["updates"])
-        mean = f"{statistics.fmean(updates):.0f}"
-        rows.append([STUDENTS[name].label, str(len(seeds)), *cells, mean])
+        updates = mean_updates(results, name, when)
+        rows.append([STUDENTS[name].label, str(len(seeds)), *cells, updates])
     return markdown(["student", "seeds", *columns, "updates"], rows)
 
 
