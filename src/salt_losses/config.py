@@ -29,10 +29,10 @@ class SaltConfig:
     The paper gives `step_counts`, `probs`, `sc_steps`, `inference_steps`, `align_reference` and
     `align_warmup`; the other defaults are ours. What chose them (numbers in `docs/evidence`):
 
-    - `sc_weight`: on the miniature video 1 is better than none at 4 and 8 steps and in long rollouts
-      once training is long enough for more steps to get worse, where 0.2 gains a third of that;
-      before that it costs a little. In two dimensions 0.03 to 0.3 are best, and 1 is still better
-      than none.
+    - `sc_weight`: on the miniature video 1 is better than none at 4 and 8 steps and in long
+      rollouts once training is long enough for more steps to get worse, where 0.2 gains a third of
+      that; before that it costs a little. In two dimensions 0.03 to 0.3 are best, and 1 is still
+      better than none.
     - `sc_warmup`: 0, as in the published recipes. A later start gained nothing there, and made long
       rollouts worse.
     - `align_weight`: 0, as no form of the alignment was seen to be worth its cost on the miniature
