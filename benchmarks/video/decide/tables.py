@@ -245,13 +245,15 @@ def facts(results: Results) -> str:
     records = [r for of_seed in results.values() for r in of_seed.values()]
     machines = sorted({r["machine"].split(", ")[0] for r in records})
     versions = sorted({r["torch"] for r in records})
-    hours = sum(r["training_seconds"] + r.get("evaluation_seconds", 0.0) for r in records) / 3600
+    students = [r for r in records if "evaluation_seconds" in r]
+    took = statistics.median(r["training_seconds"] + r["evaluation_seconds"] for r in students)
     references = [r["references"] for r in results.values()]
     floor, teacher = (
         cell([r[who]["distance"] for r in references], 3) for who in ("real", "teacher")
     )
     return (
         f"Seeds {', '.join(map(str, sorted(results)))}; {' and '.join(machines)}, torch "
-        f"{' and '.join(versions)}, {hours:.1f} hours of one core's time. Real videos of the "
-        f"training scans have {floor}, the teachers with 16 Euler steps and no cache {teacher}."
+        f"{' and '.join(versions)}; in the median {took:.0f} s of a core for a student's training "
+        f"and judging. Real videos of the training scans have {floor}, the teachers with 16 Euler "
+        f"steps and no cache {teacher}."
     )
