@@ -192,6 +192,10 @@ LATER = ("mixed-sc after 1-3", "mixed-sc after 2-3")
 AGAINST_DMD, MIXED, DELAYED = [(SALT, BASELINE)], [("mixed", BASELINE)], [(n, SALT) for n in LATER]
 
 
+def on_the_page(page: str) -> str:
+    return " ".join((ROOT / page).read_text().split())
+
+
 @pytest.mark.parametrize(
     ("page", "words", "pairs", "when", "columns", "verdict"),
     [
@@ -213,7 +217,7 @@ def test_what_the_pages_say_is_what_was_decided(
     page: str, words: str, pairs: Any, when: str, columns: Any, verdict: str
 ) -> None:
     found = read(ROOT / "benchmarks/results/decide")
-    assert words in " ".join((ROOT / page).read_text().split())
+    assert words in on_the_page(page)
     for name, other in pairs:
         for column in columns or distances(when):
             pair = tables.compare(found, name, other, distances(when)[column])
@@ -252,9 +256,9 @@ def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
     assert sooner.decided
     assert sooner.mean < 0
     best = [tables.mean_updates(found, name, "best") for name in (SALT, BASELINE)]
-    assert "({} against {})".format(*best) in (ROOT / EVIDENCE).read_text()
+    assert "({} against {})".format(*best) in on_the_page(EVIDENCE)
     told = "1.05 at 8 steps after 50 updates, 1.08 after 100, and 1.04 after 300"
-    assert told in " ".join((ROOT / EVIDENCE).read_text().split())
+    assert told in on_the_page(EVIDENCE)
     for update, deviation in ((50, "1.05"), (100, "1.08"), (300, "1.04")):
         measure = progress(updates.index(update), "deviation", 8)
         mean = statistics.fmean(values(found, list(found), BASELINE, measure))
@@ -262,7 +266,7 @@ def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
     real = statistics.fmean(r["references"]["real"]["distance"] for r in found.values())
     assert f"{real:.3f}" == "0.035"
     for page in (README, EVIDENCE):
-        assert "Real videos have a distance of 0.035" in (ROOT / page).read_text()
+        assert "Real videos have a distance of 0.035" in on_the_page(page)
     for name in LATER:
         for when in ("end", "best"):
             pairs = [tables.compare(found, name, SALT, m) for m in distances(when).values()]
