@@ -30,7 +30,7 @@ class SaltConfig:
     `align_warmup`; the other defaults are ours. What chose them (numbers in `docs/evidence`):
 
     - `sc_weight`: on the miniature video 1 is better than none at 4 and 8 steps and in long
-      rollouts once training is long enough for more steps to get worse, where 0.2 gains a third of
+      rollouts once training is long enough for more steps to get worse, where 0.2 gains half of
       that; before that it costs a little. In two dimensions 0.03 to 0.3 are best, and 1 is still
       better than none.
     - `sc_warmup`: 0, as in the published recipes. A later start gained nothing there, and made long

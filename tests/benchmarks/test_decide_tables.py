@@ -210,6 +210,7 @@ def on_the_page(page: str) -> str:
         (README, "Salt is better at 1 and 2 steps", AGAINST_DMD, "best", FEW, "lower"),
         (README, "nowhere decidedly better than DMD-4", MIXED, "end", None, "undecided"),
         (EVIDENCE, "nowhere decidedly better than DMD-4", MIXED, "best", None, "undecided"),
+        (EVIDENCE, "Weight 0.2", [("mixed-sc 0.2", SALT)], "end", [*FOUR_AND_8, FAR], "higher"),
         (EVIDENCE, "long rollouts are worse on every seed", DELAYED, "end", [FAR], "higher"),
     ],
 )
@@ -252,6 +253,15 @@ def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
 
     for k in (4, 8):
         assert 0 < rise(SALT, k) < rise(BASELINE, k) / 2
+    assert "half as much at 4 and 8 steps and a third far out" in on_the_page(EVIDENCE)
+    for column, (low, high) in {
+        "4 steps": (0.4, 0.6),
+        "8 steps": (0.4, 0.6),
+        FAR: (0.25, 0.4),
+    }.items():
+        gains = [tables.compare(found, name, "mixed", distances("end")[column]).mean
+                 for name in ("mixed-sc 0.2", SALT)]  # fmt: skip
+        assert low < gains[0] / gains[1] < high
     sooner = tables.compare(found, BASELINE, SALT, lambda record: record["best"]["updates"])
     assert sooner.decided
     assert sooner.mean < 0
