@@ -28,7 +28,7 @@ from benchmarks.video.measures import COMPARED_STEPS, LONG
 
 PAIRS = (
     *((SALT, BASELINE), ("mixed", BASELINE), ("mixed-sc 0.2", BASELINE), ("dmd-8", BASELINE)),
-    *((SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
+    *((SALT, "dmd-8"), (SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
     *((f"mixed-sc {later}", SALT) for later in ("after 1-3", "after 2-3", "ramp 2-3")),
 )
 
