@@ -262,6 +262,13 @@ def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
         gains = [tables.compare(found, name, "mixed", distances("end")[column]).mean
                  for name in ("mixed-sc 0.2", SALT)]  # fmt: skip
         assert low < gains[0] / gains[1] < high
+    assert "on each of the 16 seeds, after 300 updates (0.052 instead of 0.070" in on_the_page(
+        README
+    )
+    for column in (*FOUR_AND_8, FAR):
+        assert tables.compare(found, SALT, "mixed", distances("end")[column]).lower == 16
+    ends = (values(found, list(found), n, distances("end")["8 steps"]) for n in (SALT, "mixed"))
+    assert [f"{statistics.fmean(end):.3f}" for end in ends] == ["0.052", "0.070"]
     sooner = tables.compare(found, BASELINE, SALT, lambda record: record["best"]["updates"])
     assert sooner.decided
     assert sooner.mean < 0
