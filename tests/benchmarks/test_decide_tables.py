@@ -226,6 +226,21 @@ def test_what_the_pages_say_is_what_was_decided(
             assert told == verdict, (name, other, column, pair.text())
 
 
+def test_against_dmd_on_8_steps_one_step_alone_is_decided() -> None:
+    found = read(ROOT / "benchmarks/results/decide")
+    told = (
+        "Against DMD trained on the 8-step grid, Salt is better at 1 step at the end, and all else"
+    )
+    assert told in on_the_page(EVIDENCE)
+    pairs = {
+        (when, column): tables.compare(found, SALT, "dmd-8", measure)
+        for when in ("end", "best")
+        for column, measure in distances(when).items()
+    }
+    assert [where for where, pair in pairs.items() if pair.decided] == [("end", "1 step")]
+    assert pairs["end", "1 step"].mean < 0
+
+
 def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
     found = read(ROOT / "benchmarks/results/decide")
     updates = [stage["updates"] for stage in found[0][SALT]["progress"]]
