@@ -20,6 +20,7 @@ from benchmarks.video.decide.records import (
     mean_distance,
     mean_progress,
     progress,
+    seeds_with,
     values,
 )
 from benchmarks.video.decide.results import read
@@ -299,10 +300,14 @@ def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
     assert f"{real:.3f}" == "0.035"
     for page in (README, EVIDENCE):
         assert "Real videos have a distance of 0.035" in on_the_page(page)
-    for name in LATER:
+    assert "gained nothing either (six seeds)" in on_the_page(EVIDENCE)
+    ramp = "mixed-sc ramp 2-3"
+    assert len(seeds_with(found, (ramp, SALT))) == 6
+    for name in (*LATER, ramp):
         for when in ("end", "best"):
             pairs = [tables.compare(found, name, SALT, m) for m in distances(when).values()]
             assert not any(p.decided and p.mean < 0 for p in pairs)
+    for name in LATER:
         far = tables.compare(found, name, SALT, distances("end")[FAR])
         assert far.lower == 0
 
