@@ -54,7 +54,8 @@ def answer_table(results: Results) -> str:
         columns = answers(when)
         rows += [
             [
-                f"{STUDENTS[name].label}, {title}, update {mean_updates(results, name, when)}",
+                f"{STUDENTS[name].label}, {title}, update "
+                f"{mean_updates(results, seeds, name, when)}",
                 *(cell(values(results, seeds, name, m), 3) for m in columns.values()),
             ]
             for name in (BASELINE, SALT)
@@ -64,8 +65,7 @@ def answer_table(results: Results) -> str:
     return markdown([f"Fréchet distance, {number(len(seeds))}", *answers("end")], rows)
 
 
-def mean_updates(results: Results, name: str, when: str) -> str:
-    seeds = seeds_with(results, (name,))
+def mean_updates(results: Results, seeds: Sequence[int], name: str, when: str) -> str:
     found = values(results, seeds, name, lambda record: record[when]["updates"])
     return f"{statistics.fmean(found):.0f}"
 
@@ -133,7 +133,7 @@ def students_table(results: Results, when: str) -> str:
             against = compare(results, name, BASELINE, measure)
             mark = "" if name == BASELINE or against.decided else " ~"
             cells.append(cell(values(results, seeds, name, measure)) + mark)
-        updates = mean_updates(results, name, when)
+        updates = mean_updates(results, seeds, name, when)
         rows.append([STUDENTS[name].label, str(len(seeds)), *cells, updates])
     return markdown(["student", "seeds", *columns, "updates"], rows)
 
@@ -176,9 +176,9 @@ def updates_table(results: Results, key: str) -> str:
 def when_table(results: Results, steps: Sequence[int]) -> str:
     """Differences seed by seed, after each stage of the training: the mean over `steps`."""
     pairs = [pair for pair in TIMED if seeds_with(results, pair)]
-    some = next(iter(results.values()))[BASELINE]["progress"]
+    some = seeds_with(results, (BASELINE,))[0]
     rows = []
-    for i, stage in enumerate(some):
+    for i, stage in enumerate(results[some][BASELINE]["progress"]):
         measure = mean_progress(i, "distance", steps)
         found = (compare(results, name, other, measure).text(3) for name, other in pairs)
         rows.append([str(stage["updates"]), *found])
