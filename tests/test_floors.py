@@ -12,7 +12,7 @@ import salt_losses
 
 PACKAGE = Path(salt_losses.__file__).parent
 # What each floor may not know. Pure functions are the modules that stand in none of these rooms.
-ROOMS = ("training", "adapters", "integrations", "cli")
+ROOMS = ("training", "terms", "adapters", "integrations", "cli")
 FORBIDDEN = {
     "pure": ROOMS,
     "training": ("adapters", "integrations", "cli"),

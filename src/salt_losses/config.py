@@ -1,201 +1,180 @@
-"""The settings of a Salt run: flat, checked when they are made, the same from every file format."""
+"""The settings of a Salt run: what belongs to the run, and one block for each term."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import Self
 
-from ._checks import check_choice, check_count, check_number, describe
-from .adversarial import AdversarialKind
-from .features import check_indices
+from ._checks import describe
+from .errors import SettingError, checked
 from .mixed_step import MixedStepScheduler
 from .presets import PRESETS
+from .terms.adversarial import Adversarial
+from .terms.alignment import Alignment
+from .terms.base import Term
+from .terms.self_consistency import SelfConsistency
+
+_T = TypeVar("_T", bound=Term)
+BLOCKS: dict[str, type[Term]] = {"sc": SelfConsistency, "align": Alignment, "adv": Adversarial}
+# Flat keys of before, and where they are now.
+MOVED = {
+    "sc_steps": "sc.step_counts",
+    "align_at": "align.to",
+    "align_noise": "align.reference_noise",
+    "align_levels": "align.noise_range",
+    "adv_levels": "adv.noise_range",
+    "adv_kind": "adv.kind",
+    "adv_penalty": None,
+    "adv_sigma": None,
+    "adv_updates": None,
+    "sweep_every": "the argument `sweep_every` of `record`",
+    "sweep_prompts": "the argument `sweep_prompts` of `record`",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SaltConfig:
-    """Every setting of a Salt run. The scheduler's are under the same names as there: see
-    `MixedStepScheduler` for `step_counts`, `probs`, `sc_steps`, `sc_warmup`, `align_reference`,
-    `align_warmup`, `align_prob`, `inference_steps`, `seed` and `first_chunk_steps`.
+    """Every setting of a Salt run.
 
-    Settings are kept as they were checked: tuples, plain numbers, a dict of its own. So a config
-    from a YAML or JSON file equals, and hashes like, the same one from keywords, and
-    `from_mapping(dataclasses.asdict(config))` is `config` again, by way of JSON too.
+    Settings are kept as they were checked: tuples, plain numbers, separate dicts. So a config from
+    a YAML or JSON file equals, and hashes like, the same one from keywords, and
+    `from_mapping(config.to_mapping())` is `config` again, also through JSON.
 
-    The paper gives `step_counts`, `probs`, `sc_steps`, `inference_steps`, `align_reference` and
-    `align_warmup`; the other defaults are ours. What chose them (numbers in `docs/evidence`):
-
-    - `sc_weight`: on the miniature video 1 is better than none at 4 and 8 steps and in long
-      rollouts once training is long enough for more steps to get worse, where 0.2 gains half of
-      that; before that it costs a little. In two dimensions 0.03 to 0.3 are best, and 1 is still
-      better than none.
-    - `sc_warmup`: 0, as in the published recipes. A later start gained nothing there, and made long
-      rollouts worse.
-    - `align_weight`: 0, as no form of the alignment was seen to be worth its cost on the miniature
-      video. The paper does not give its own; 0.1 is that of the authors' release.
-    - `align_at`, `align_noise`: no form was seen to be better than "exit" with "shared", which
-      costs the fewest calls and no second KV cache beside the student's graph.
-    - `align_margin`, `align_prob`, `align_block`: chosen, not measured with these forms.
-    - `adv_weight`: 0, the paper's own system has no discriminator. Where it is on, FastGen (commit
-      34f30e8) and One-Forcing (ca345b3) have 0.03, which on the miniature video was better than
-      none at 1 step and undecided from 4 on, where 0.1 did harm (one seed). `adv_against`:
-      One-Forcing's, there as good at 1 step as rollouts of one step more. `adv_kind`: ASD's; it
-      and `adv_levels` were better there at 1 step than non-saturating and than all levels.
-      `adv_blocks`, `adv_lr`: FastGen's for Wan 1.3B (15, 22 and 29 of 30; 1e-5; the miniature's
-      short training had 1e-3). The others: ours.
+    The paper gives `step_counts`, `probs` and `inference_steps`. What chose the terms' defaults is
+    said where each is defined, in `salt_losses.terms`.
 
     Args:
+        step_counts, probs, inference_steps, first_chunk_steps, seed: see `MixedStepScheduler`.
         shift: time shift of the grids; `None`: the trainer's own (adapters), 1 elsewhere.
-        sc_weight: lambda_SC, the weight of the self-consistency term. 0 switches it off. The term
-            is a mean over elements, next to a DMD loss whose gradient is normalised.
-        align_weight: lambda_align, the weight of the alignment. 0 switches it off.
-        align_margin: delta of eq. 12, in units of cosine similarity.
-        align_features: the network whose features are aligned: `"fake_score"` or `"real_score"`.
-        align_block: index of the transformer block whose output is taken; `None`: the middle one.
-        sc_stop_grad: the endpoint of the self-consistency term that is a constant, `"direct"` or
-            `"composed"` (see `semigroup_defect_loss`); `None`, eq. 8 as it is written: neither.
-        sc_time_weight: `None`, or `"clean"`: the term of a state at `t_s` counts `1 - t_s`.
-        sc_nearest: how many of the ends `t_e` below `t_s` are drawn from, the nearest ones; `None`:
-            all (see `shortcut_triple_sampler`).
-        align_at: what the student's prediction is aligned to. `"end"`: the reference's last one.
-            `"exit"`: its prediction at the student's exit level; no alignment where the student
-            leaves at its first step. `"input"`: the prediction from the student's own exit input
-            on the reference's cache, so that only the cache differs.
-        align_noise: the noise between the reference's steps. `"own"`, or `"shared"`: the student's
-            own at the levels that both grids have, an Euler step at the others.
-        align_levels: lowest and highest noise level of the aligned features, before the shift.
-        adv_weight: weight of the adversarial term. 0 switches it off, and no discriminator is made.
-        adv_against: what the discriminator tells the student's rollouts from. `"data"`: the
-            trainer's `clean_latent`. `"more_steps"`: where the student has n steps, the same
-            student's rollouts of n + 1 steps to the end, from noise of their own (ASD, arXiv
-            2511.01419); one logit for each n.
-        adv_step_counts: the step counts at which the term is on, of `step_counts`; `None`: all.
-        adv_kind: `"non_saturating"`, `"hinge"` or `"relativistic"` (ASD's), see
-            `adversarial_generator_loss`.
-        adv_features: the network whose blocks the discriminator reads: `"fake_score"` or
-            `"real_score"`.
-        adv_blocks: indices of these blocks; `None`: the middle one, the one at three quarters and
-            the last.
-        adv_levels: lowest and highest noise level of what it sees, before the shift.
-        adv_lr: learning rate of the discriminator's AdamW (betas 0 and 0.999).
-        adv_penalty: weight of `finite_difference_penalty`, on real samples and on the student's. At
-            0 its two passes are not made.
-        adv_sigma: size of the penalty's perturbation.
-        adv_warmup: iterations before the term reaches the student. The discriminator is trained
-            from the first.
-        adv_updates: updates of the discriminator at each loss call of the generator. Where
-            gradients are accumulated over n calls, it has n times as many in one of its updates.
-        sweep_every: iterations from one step sweep to the next, of a run that is recorded
-            (`adapters.record`); 0: none. The training is the same with and without.
-        sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.
+        sc: the self-consistency term; `None` is off.
+        align: the alignment; `None` is off.
+        adv: the adversarial term; `None` is off.
+        terms: terms from elsewhere, each with its own name.
 
     Raises:
-        TypeError, ValueError: a setting of the wrong type or out of range.
+        SettingError: a setting of the wrong type or out of range; `.setting` is its path.
 
     Example:
-        >>> SaltConfig(sc_weight=0.5).scheduler().step_counts
+        >>> SaltConfig(sc=SelfConsistency(weight=0.5)).scheduler().step_counts
         (2, 4, 8)
     """
 
     step_counts: Sequence[int] = (2, 4, 8)
     probs: Sequence[float] = (0.2, 0.4, 0.4)
     shift: float | None = None
-    sc_steps: Sequence[int] = (8,)
-    align_reference: Mapping[int, int] = dataclasses.field(
-        default_factory=lambda: {2: 4, 4: 8},
-        hash=False,  # a dict has none
-    )
-    align_warmup: int = 600
-    align_prob: float = 0.5
     inference_steps: int = 4
-    seed: int = 0
     first_chunk_steps: int | Mapping[int, int] | None = dataclasses.field(default=None, hash=False)
-    sc_weight: float = 1.0
-    align_weight: float = 0.0
-    align_margin: float = 0.1
-    align_features: str = "fake_score"
-    align_block: int | None = None
-    sc_stop_grad: str | None = None
-    sc_time_weight: str | None = None
-    sc_nearest: int | None = None
-    sc_warmup: int = 0
-    align_at: str = "exit"
-    align_noise: str = "shared"
-    align_levels: tuple[float, float] = (0.0, 1.0)
-    adv_weight: float = 0.0
-    adv_against: str = "data"
-    adv_step_counts: Sequence[int] | None = None
-    adv_kind: AdversarialKind = "relativistic"
-    adv_features: str = "fake_score"
-    adv_blocks: Sequence[int] | None = None
-    adv_levels: tuple[float, float] = (0.0, 0.5)
-    adv_lr: float = 1e-5
-    adv_penalty: float = 0.0
-    adv_sigma: float = 0.1
-    adv_warmup: int = 0
-    adv_updates: int = 1
-    sweep_every: int = 0
-    sweep_prompts: Sequence[str] | None = None
+    seed: int = 0
+    sc: SelfConsistency | None = SelfConsistency()  # noqa: RUF009  # frozen
+    align: Alignment | None = None
+    adv: Adversarial | None = None
+    terms: Sequence[Term] = ()
 
     def __post_init__(self) -> None:
+        for name, kind in BLOCKS.items():
+            block = getattr(self, name)
+            if block is not None and not isinstance(block, kind):
+                raise SettingError(
+                    name, f"{name} must be {kind.__name__}(...) or None; got {describe(block)}"
+                )
+        if not isinstance(self.terms, Sequence) or isinstance(self.terms, str):
+            raise SettingError("terms", f"terms must be a sequence; got {describe(self.terms)}")
+        object.__setattr__(self, "terms", tuple(self.terms))
+        for i, term in enumerate(self.terms):
+            if not isinstance(term, Term):
+                raise SettingError(
+                    f"terms[{i}]", f"terms[{i}] must be a Term; got {describe(term)}"
+                )
+        names = [term.name for term in self.all_terms]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SettingError("terms", f"terms must have different names; got {twice!r} twice")
         scheduler = self.scheduler()
-        checked: dict[str, Any] = {name: getattr(scheduler, name) for name in _SCHEDULERS}
-        checked["shift"] = None if self.shift is None else scheduler.shift
-        for name in ("sc_weight", "align_weight", "align_margin", "adv_weight", "adv_penalty"):
-            checked[name] = check_number(name, getattr(self, name), low=0.0)
-        for name in ("adv_lr", "adv_sigma"):
-            checked[name] = check_number(name, getattr(self, name), above=0.0)
-        for name, low in (("adv_warmup", 0), ("adv_updates", 1), ("sweep_every", 0)):
-            checked[name] = check_count(name, getattr(self, name), low=low)
-        for name, low in (("align_block", 0), ("sc_nearest", 1)):
-            value = getattr(self, name)
-            checked[name] = None if value is None else check_count(name, value, low=low)
-        for name, known in _CHOICES.items():
-            check_choice(name, getattr(self, name), known)
-        for name in ("align_levels", "adv_levels"):
-            checked[name] = _levels(name, getattr(self, name))
-        if self.adv_blocks is not None:
-            checked["adv_blocks"] = check_indices("adv_blocks", self.adv_blocks)
-        if self.adv_step_counts is not None:
-            checked["adv_step_counts"] = _some_of(
-                "adv_step_counts", self.adv_step_counts, scheduler.step_counts
-            )
-        if self.sweep_prompts is not None:
-            checked["sweep_prompts"] = _prompts("sweep_prompts", self.sweep_prompts)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # as a frozen dataclass sets itself
+        for name in ("step_counts", "probs", "inference_steps", "first_chunk_steps", "seed"):
+            object.__setattr__(self, name, getattr(scheduler, name))
+        if self.shift is not None:
+            object.__setattr__(self, "shift", scheduler.shift)
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """The terms of the run, in the order in which they are computed."""
+        return (*(t for t in (self.sc, self.align, self.adv) if t is not None), *self.terms)
+
+    def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
+        """The scheduler of these settings; `shift` is used if `self.shift` is `None`."""
+        own = 1.0 if shift is None else shift
+        sc, align = self.sc, self.align
+        settings: dict[str, Any] = {"sc_steps": ()}
+        if sc is not None and sc.weight > 0:
+            on = self.step_counts if sc.step_counts is None else sc.step_counts
+            settings = {"sc_steps": on, "sc_warmup": sc.warmup}
+        settings["align_reference"] = {}
+        if align is not None and align.weight > 0:
+            settings["align_reference"] = align.reference
+            settings |= {"align_warmup": align.warmup, "align_prob": align.prob}
+        return MixedStepScheduler(
+            self.step_counts,
+            self.probs,
+            shift=own if self.shift is None else self.shift,
+            inference_steps=self.inference_steps,
+            seed=self.seed,
+            first_chunk_steps=self.first_chunk_steps,
+            terms=self.all_terms,
+            **settings,
+        )
+
+    # From and to files.
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """From a parsed YAML or JSON file. Settings that it leaves out keep their defaults, or have
-        the values of the `"preset"` that it names.
+        """The settings of a parsed YAML or JSON file.
+
+        Settings that it leaves out, within a term's block too, keep their defaults, or have the
+        values of the `"preset"` that it names. `sc: null` is off. A term from elsewhere is
+        `{"_target_": "package.Class", ...}` under `"terms"`.
 
         Raises:
-            ValueError: an unknown key; the message suggests the nearest known one, if one is near.
+            SettingError: an unknown key; the message suggests the nearest known one, if one is
+                near, or the new place of a key that was moved.
             TypeError: not a mapping.
 
         Example:
-            >>> SaltConfig.from_mapping({"preset": "paper", "sc_weight": 0.5}).sc_weight
+            >>> SaltConfig.from_mapping({"preset": "paper", "sc": {"weight": 0.5}}).sc.weight
             0.5
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of settings; got {describe(mapping)}")
-        known = ["preset", *(field.name for field in dataclasses.fields(cls))]
+        fields = [field.name for field in dataclasses.fields(cls)]
         for key in mapping:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"unknown setting {key!r}; {_BLOCK if key == 'salt' else hint}")
-        settings = dict(mapping)
-        for name in {"align_reference", "first_chunk_steps"} & set(settings):
-            settings[name] = _integer_keys(name, settings[name])
-        if "preset" in settings:
-            settings = {**_preset(settings.pop("preset")), **settings}
-        return cls(**settings)
+            _check_key(str(key), ["preset", *fields], "")
+        given = dict(mapping)
+        settings = _preset(given.pop("preset")) if "preset" in given else {}
+        for name, kind in BLOCKS.items():
+            if name in given:
+                given[name] = _block(name, kind, given[name], settings.get(name))
+        if "terms" in given:
+            given["terms"] = _terms(given["terms"])
+        if isinstance(given.get("first_chunk_steps"), Mapping):
+            given["first_chunk_steps"] = _integer_keys(
+                "first_chunk_steps", given["first_chunk_steps"]
+            )
+        return cls(**{**settings, **given})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON and YAML; `from_mapping` takes them back."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in BLOCKS:
+            settings[name] = None if settings[name] is None else _plain_term(settings[name])
+        settings["terms"] = [
+            {"_target_": f"{type(t).__module__}.{type(t).__qualname__}", **_plain_term(t)}
+            for t in self.terms
+        ]
+        return {name: _plain(value) for name, value in settings.items()}
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -204,123 +183,137 @@ class SaltConfig:
         `"paper"`: arXiv 2604.03118. It gives the step counts and their probabilities, K = 8 for the
         self-consistency term, the references 2 -> 4 and 4 -> 8, and 600 iterations before the
         alignment; its equations give the loss without a constant endpoint or a weight in time, with
-        ends from the whole grid. Ours, as it gives none: `sc_weight` and `align_weight` (1, 0.1),
-        `align_margin`, `align_prob`, `align_noise`, `align_features`, `align_block`,
-        `align_levels`. `align_at="input"` is how we read its sec. 3.3 ("the same input noise").
+        ends from the whole grid. Ours, as it gives none: the weights (1, 0.1) and `align`'s
+        `margin`, `prob`, `reference_noise`, `features`, `block` and `noise_range`. `to="input"` is
+        how we read its sec. 3.3 ("the same input noise").
 
         `"released_self_forcing"`, `"released_causal_forcing"`, `"released_longlive"`: the authors'
         release (github.com/XingtongGe/Salt at 020d04f), mixed steps with both terms. They differ in
-        `align_warmup` (1000, 700, 1200) and `align_noise` (own, shared, shared). `align_warmup`
-        counts the trainer's steps, here as there; every fifth updates the generator.
+        `align.warmup` (1000, 700, 1200) and `align.reference_noise` (own, shared, shared).
+        `align.warmup` counts the trainer's steps, here as there; every fifth updates the generator.
 
         What no setting reproduces of the release, and what that means:
 
-        - One triple for the whole rollout and all ranks; here each block, sample and rank draws its
+        - One triple for the whole rollout and all ranks; here each chunk, sample and rank draws its
           own. The same mean, less variance.
-        - A step count and an exit of its own for every rollout; here an iteration's generator and
-          critic share the step count. Each sees the same mixture; not measured beyond that.
+        - A separate step count and exit for every rollout; here an iteration's generator and critic
+          share the step count. Each sees the same mixture; not measured beyond that.
         - Times cut to integers (937 for 937.5): the network is asked up to 0.001 away from every
           level that a rollout uses. Harmless, and not worth copying.
         - Endpoints in bfloat16: their rounding hides velocity gaps below 0.007 to 0.024 (root mean
           square). Here the gap itself is taken, in float32.
-        - Token relations in bfloat16 under autocast; here in float32. And the whole step in
-          autocast: that is the trainer's.
+        - Token relations in bfloat16 under autocast; here in float32. The whole step in autocast is
+          the trainer's choice.
         - An exception in the alignment drops the term on that rank; here it raises.
         - Learning rates, EMA, a batch of 1 on 8 ranks, guidance 3 and the 14B teacher are the
           trainer's settings.
 
         Raises:
-            ValueError: an unknown name.
+            SettingError: an unknown name.
 
         Example:
-            >>> SaltConfig.preset("released_longlive").align_warmup
+            >>> SaltConfig.preset("released_longlive").align.warmup
             1200
         """
         return cls(**_preset(name))
 
-    def has_adversary(self, num_steps: int) -> bool:
-        """Whether rollouts of so many steps are shown to a discriminator."""
-        counts = self.step_counts if self.adv_step_counts is None else self.adv_step_counts
-        return self.adv_weight > 0 and num_steps in counts
 
-    def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
-        """The scheduler of these settings; `shift` stands in where `self.shift` is `None`."""
-        own = 1.0 if shift is None else shift
-        return MixedStepScheduler(
-            self.step_counts,
-            self.probs,
-            shift=own if self.shift is None else self.shift,
-            sc_steps=self.sc_steps,
-            sc_warmup=self.sc_warmup,
-            align_reference=self.align_reference,
-            align_warmup=self.align_warmup,
-            align_prob=self.align_prob,
-            inference_steps=self.inference_steps,
-            seed=self.seed,
-            first_chunk_steps=self.first_chunk_steps,
+def _preset(name: object) -> dict[str, Any]:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise SettingError(
+            "preset", f"preset must be one of {', '.join(map(repr, PRESETS))}; got {name!r}"
         )
+    settings = dict(PRESETS[name])
+    for block, kind in BLOCKS.items():
+        if settings.get(block) is not None:
+            settings[block] = kind(**settings[block])
+    return settings
 
 
-_SCHEDULERS = (
-    "step_counts", "probs", "sc_steps", "sc_warmup", "align_reference", "align_warmup",
-    "align_prob", "inference_steps", "seed", "first_chunk_steps",
-)  # fmt: skip
-_BLOCK = (
-    "its settings stand here by themselves: a block of that name belongs in a framework's own "
-    "config (docs/frameworks.md)"
-)
-_CHOICES = {
-    "sc_stop_grad": (None, "direct", "composed"),
-    "sc_time_weight": (None, "clean"),
-    "align_at": ("end", "exit", "input"),
-    "align_noise": ("own", "shared"),
-    "align_features": ("fake_score", "real_score"),
-    "adv_against": ("data", "more_steps"),
-    "adv_kind": ("non_saturating", "hinge", "relativistic"),
-    "adv_features": ("fake_score", "real_score"),
-}
+def _block(name: str, kind: type[_T], given: object, base: Term | None) -> Term | None:
+    if given is None or isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping):
+        raise SettingError(name, f"{name} must be a block of settings or null; got {given!r}")
+    fields = [field.name for field in dataclasses.fields(kind)]
+    for key in given:
+        _check_key(str(key), fields, f"{name}.")
+    values = dict(given)
+    if "reference" in values:
+        values["reference"] = _integer_keys(f"{name}.reference", values["reference"])
+    return kind(**values) if base is None else dataclasses.replace(base, **values)
 
 
-def _preset(name: str) -> dict[str, Any]:
-    check_choice("preset", name, tuple(PRESETS))
-    return PRESETS[name]
+def _terms(given: object) -> list[Term]:
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise SettingError("terms", f"terms must be a list of blocks; got {describe(given)}")
+    terms = []
+    for i, block in enumerate(given):
+        path = f"terms[{i}]"
+        if isinstance(block, Term):
+            terms.append(block)
+            continue
+        if not isinstance(block, Mapping) or not isinstance(block.get("_target_"), str):
+            raise SettingError(
+                path,
+                f"{path} must be a block with a _target_, package.Class; got {describe(block)}",
+            )
+        values = dict(block)
+        target = values.pop("_target_")
+        module, _, name = target.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise SettingError(path, f"{path}._target_ cannot be imported: {error}") from error
+        terms.append(checked(path, lambda _, v, kind=kind: kind.from_mapping(v), values))
+    return terms
+
+
+def _check_key(key: str, known: Sequence[str], path: str) -> None:
+    if key in known:
+        return
+    full = path + key
+    if not path and key == "salt":
+        hint = (
+            "its settings are given directly here: a block of that name belongs in a framework's "
+            "own config (docs/frameworks.md)"
+        )
+    elif not path and (place := _new_place(key)) is not None:
+        hint = place
+    else:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {path + near[0]!r}?" if near else f"known are {', '.join(known)}"
+    raise SettingError(full, f"unknown setting {full!r}; {hint}")
+
+
+def _new_place(key: str) -> str | None:
+    """Where a flat setting of before is now."""
+    if key in MOVED:
+        place = MOVED[key]
+        return "it is gone" if place is None else f"it is now {place}"
+    block, _, field = key.partition("_")
+    if block in BLOCKS and field in {f.name for f in dataclasses.fields(BLOCKS[block])}:
+        return f"it is now {block}.{field}"
+    return None
 
 
 def _integer_keys(name: str, value: object) -> object:
-    """JSON knows keys of text only."""
+    """JSON, and some YAML files, write a mapping's keys as text."""
     if not isinstance(value, Mapping):
         return value
-    keys = [int(k) if isinstance(k, str) and k.isdecimal() else k for k in value]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"{name} must hold each step count once; got {value!r}")
-    return dict(zip(keys, value.values()))
+    keys = {k: int(k) if isinstance(k, str) and k.isdecimal() else k for k in value}
+    if len(set(keys.values())) < len(keys):
+        raise SettingError(name, f"{name} must not name a step count twice; got {dict(value)!r}")
+    return {keys[k]: v for k, v in value.items()}
 
 
-def _levels(name: str, levels: object) -> tuple[float, float]:
-    if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) != 2:
-        raise TypeError(
-            f"{name} must be the lowest and the highest noise level; got {describe(levels)}"
-        )
-    low, high = (check_number(f"{name}[{i}]", u, low=0.0) for i, u in enumerate(levels))
-    if not low < high <= 1:
-        raise ValueError(f"{name} must be two rising noise levels in [0, 1]; got {levels!r}")
-    return low, high
+def _plain_term(term: Term) -> dict[str, Any]:
+    return {f.name: _plain(getattr(term, f.name)) for f in dataclasses.fields(term) if f.init}
 
 
-def _some_of(name: str, value: object, known: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"{name} must be a sequence of step counts; got {describe(value)}")
-    counts = tuple(check_count(f"{name}[{i}]", v) for i, v in enumerate(value))
-    if not counts or len(set(counts)) < len(counts) or not set(counts) <= set(known):
-        raise ValueError(
-            f"{name} must be one or more of the step_counts, {list(known)}, none twice; "
-            f"got {list(counts)}"
-        )
-    return counts
-
-
-def _prompts(name: str, value: object) -> tuple[str, ...]:
-    prompts = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise TypeError(f"{name} must be a sequence of prompts or None; got {value!r}")
-    return tuple(prompts)
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k) if isinstance(k, int) else k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value

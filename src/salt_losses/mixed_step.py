@@ -6,12 +6,13 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ._checks import check_count, check_number, describe, is_number
+from .errors import SettingError, checked
 from .schedule import step_schedule
 
 
@@ -32,6 +33,9 @@ class StepPlan:
         first_times: the grid of the rollout's first chunk; `None`: `times`, as the other chunks.
         reference_first_times: the grid of the reference rollout's first chunk, which holds
             `first_times` and `reference_times`; `None` without either.
+        seed: of the plans.
+        weights: each term's weight in this iteration, by its name; 0 is off. `None` if the
+            scheduler was made without `terms`, as a loop without a `SaltConfig` may.
     """
 
     iteration: int
@@ -45,6 +49,12 @@ class StepPlan:
     inference_times: Tensor
     first_times: Tensor | None = None
     reference_first_times: Tensor | None = None
+    seed: int = 0
+    weights: Mapping[str, float] | None = None
+
+    def random(self, purpose: str) -> random.Random:
+        """A random stream of this iteration, equal on all ranks; one for each purpose."""
+        return random.Random(f"salt-losses {self.seed} {self.iteration} {purpose}")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StepPlan):
@@ -60,6 +70,18 @@ class StepPlan:
 
     def __hash__(self) -> int:
         return hash((self.iteration, self.num_steps, self.use_sc, self.use_align))
+
+
+class PlannedTerm(Protocol):
+    """What a plan asks of a term (`salt_losses.terms.Term`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def wanted(self, plan: StepPlan) -> bool: ...
 
 
 class MixedStepScheduler:
@@ -90,6 +112,7 @@ class MixedStepScheduler:
         first_chunk_steps: steps of a rollout's first chunk, which has no frames before it to lean
             on; a multiple of K. A number: of every rollout with fewer. A mapping: K -> number, and
             where it has no K, that is K. `None`: K.
+        terms: those whose weights a plan holds; `SaltConfig.scheduler` gives its own.
 
     Raises:
         TypeError, ValueError: settings of the wrong type, that contradict each other, or
@@ -116,31 +139,36 @@ class MixedStepScheduler:
         inference_steps: int = 4,
         seed: int = 0,
         first_chunk_steps: int | Mapping[int, int] | None = None,
+        terms: Sequence[PlannedTerm] | None = None,
     ) -> None:
-        self.step_counts = _counts("step_counts", step_counts)
-        if not self.step_counts:
-            raise ValueError("step_counts must hold at least one step count; got none")
-        self.probs = _probabilities(probs, len(self.step_counts))
-        self.shift = check_number("shift", shift, above=0.0)
-        self.sc_steps = _counts("sc_steps", sc_steps)
-        self.sc_warmup = check_count("sc_warmup", sc_warmup, low=0)
-        self.align_reference = _references(align_reference)
-        self.align_warmup = check_count("align_warmup", align_warmup, low=0)
-        self.align_prob = check_number("align_prob", align_prob, low=0.0)
-        if self.align_prob > 1:
-            raise ValueError(f"align_prob must be a probability in [0, 1]; got {align_prob!r}")
-        self.inference_steps = check_count("inference_steps", inference_steps)
+        self.step_counts = checked("step_counts", _step_counts, step_counts)
+        counts = len(self.step_counts)
+        self.probs = checked("probs", _probabilities, probs, counts, rests_on=["step_counts"])
+        self.shift = checked("shift", check_number, shift, above=0.0)
+        self.sc_steps = checked("sc_steps", check_step_counts, sc_steps)
+        self.sc_warmup = checked("sc_warmup", check_count, sc_warmup, low=0)
+        self.align_reference = checked("align_reference", check_references, align_reference)
+        self.align_warmup = checked("align_warmup", check_count, align_warmup, low=0)
+        self.align_prob = checked("align_prob", check_probability, align_prob)
+        self.inference_steps = checked("inference_steps", check_count, inference_steps)
         has_sc = any(self._use_sc(num_steps) for num_steps in self.step_counts)
         if has_sc and max(self.step_counts) % self.inference_steps:
-            raise ValueError(
+            raise SettingError(
+                "inference_steps",
                 f"inference_steps must divide the largest step count, {max(self.step_counts)}, "
-                f"so that the inference grid is part of the training grid; got {inference_steps}"
+                f"so that the inference grid is part of the training grid; got {inference_steps}",
+                rests_on=["step_counts", "sc_steps"],
             )
         # Any integer: Python's random seeds from its decimal text.
-        self.seed = check_count("seed", seed, low=-(2**63))
-        self.first_chunk_steps = _first_chunk_steps(first_chunk_steps)
-        for num_steps in self.step_counts:
-            first_chunk_count(self.first_chunk_steps, num_steps)
+        self.seed = checked("seed", check_count, seed, low=-(2**63))
+        self.first_chunk_steps = checked(
+            "first_chunk_steps",
+            _first_chunk_steps,
+            first_chunk_steps,
+            self.step_counts,
+            rests_on=["step_counts"],
+        )
+        self.terms = None if terms is None else tuple(terms)
         self.iteration = 0
 
     def plan(self, iteration: int) -> StepPlan:
@@ -156,7 +184,7 @@ class MixedStepScheduler:
         )
         reference_steps = self.align_reference[num_steps] if aligned else None
         first_steps, reference_first_steps = self._first_counts(num_steps, reference_steps)
-        return StepPlan(
+        plan = StepPlan(
             iteration=iteration,
             num_steps=num_steps,
             times=step_schedule(num_steps, self.shift),
@@ -168,7 +196,12 @@ class MixedStepScheduler:
             inference_times=step_schedule(self.inference_steps, self.shift),
             first_times=self._grid(first_steps),
             reference_first_times=self._grid(reference_first_steps),
+            seed=self.seed,
         )
+        if self.terms is None:
+            return plan
+        weights = {t.name: t.weight if t.wanted(plan) else 0.0 for t in self.terms}
+        return dataclasses.replace(plan, weights=weights)
 
     def step(self) -> StepPlan:
         """The plan of the next iteration; counts it."""
@@ -282,7 +315,7 @@ def _choose(step_counts: Sequence[int], probs: Sequence[float], u: float) -> int
     return max(zip(step_counts, probs), key=lambda pair: pair[1])[0]
 
 
-def _counts(name: str, value: object) -> tuple[int, ...]:
+def check_step_counts(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of step counts; got {describe(value)}")
     counts = tuple(check_count(f"{name}[{i}]", v) for i, v in enumerate(value))
@@ -291,54 +324,70 @@ def _counts(name: str, value: object) -> tuple[int, ...]:
     return counts
 
 
-def _probabilities(value: object, length: int) -> tuple[float, ...]:
+def _step_counts(name: str, value: object) -> tuple[int, ...]:
+    counts = check_step_counts(name, value)
+    if not counts:
+        raise ValueError(f"{name} must hold at least one step count; got none")
+    return counts
+
+
+def check_probability(name: str, value: object) -> float:
+    prob = check_number(name, value, low=0.0)
+    if prob > 1:
+        raise ValueError(f"{name} must be a probability in [0, 1]; got {value!r}")
+    return prob
+
+
+def _probabilities(name: str, value: object, length: int) -> tuple[float, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"probs must be a sequence of probabilities; got {describe(value)}")
-    probs = tuple(check_number(f"probs[{i}]", v, low=0.0) for i, v in enumerate(value))
+        raise TypeError(f"{name} must be a sequence of probabilities; got {describe(value)}")
+    probs = tuple(check_number(f"{name}[{i}]", v, low=0.0) for i, v in enumerate(value))
     if len(probs) != length:
         raise ValueError(
-            f"probs must hold one probability for each of the {length} step_counts; "
+            f"{name} must hold one probability for each of the {length} step_counts; "
             f"got {len(probs)}"
         )
     if abs(sum(probs) - 1.0) > 1e-6:
-        raise ValueError(f"probs must sum to 1; got {list(probs)}, which sum to {sum(probs):g}")
+        raise ValueError(f"{name} must sum to 1; got {list(probs)}, which sum to {sum(probs):g}")
     return probs
 
 
-def _first_chunk_steps(value: object) -> int | dict[int, int] | None:
-    if value is None:
-        return None
+def _first_chunk_steps(
+    name: str, value: object, step_counts: Sequence[int]
+) -> int | dict[int, int] | None:
+    first: int | dict[int, int] | None = None
     if is_number(value) or isinstance(value, bool):
-        return check_count("first_chunk_steps", value)
-    if not isinstance(value, Mapping):
+        first = check_count(name, value)
+    elif isinstance(value, Mapping):
+        first = {}
+        for num_steps, steps in value.items():
+            num_steps = check_count(f"{name}' key", num_steps)
+            first[num_steps] = check_count(f"{name}[{num_steps}]", steps)
+            first_chunk_count(first, num_steps)
+    elif value is not None:
         raise TypeError(
-            "first_chunk_steps must be a number of steps, a mapping from step counts to such, "
+            f"{name} must be a number of steps, a mapping from step counts to such, "
             f"or None; got {describe(value)}"
         )
-    counts: dict[int, int] = {}
-    for num_steps, first in value.items():
-        num_steps = check_count("first_chunk_steps' key", num_steps)
-        counts[num_steps] = check_count(f"first_chunk_steps[{num_steps}]", first)
-        first_chunk_count(counts, num_steps)
-    return counts
+    for num_steps in step_counts:
+        first_chunk_count(first, num_steps)
+    return first
 
 
 def _pairs(counts: Mapping[int, int]) -> list[list[int]]:
     return [list(pair) for pair in sorted(counts.items())]
 
 
-def _references(value: object) -> dict[int, int]:
+def check_references(name: str, value: object) -> dict[int, int]:
     if not isinstance(value, Mapping):
-        raise TypeError(
-            f"align_reference must map step counts to step counts; got {describe(value)}"
-        )
+        raise TypeError(f"{name} must map step counts to step counts; got {describe(value)}")
     references = {}
     for low, high in value.items():
-        low = check_count("align_reference's key", low)
-        high = check_count(f"align_reference[{low}]", high)
+        low = check_count(f"{name}'s key", low)
+        high = check_count(f"{name}[{low}]", high)
         if high <= low or high % low:
             raise ValueError(
-                f"align_reference[{low}] must be a larger multiple of {low}, "
+                f"{name}[{low}] must be a larger multiple of {low}, "
                 f"so that the grids nest; got {high}"
             )
         references[low] = high

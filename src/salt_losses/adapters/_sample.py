@@ -23,7 +23,7 @@ from ..training import streams
 from ..training.patches import Patches
 from ..training.step_lists import StepLists
 from .family.seams import SAMPLING_STEPS
-from .rollout.first_chunk import NAME as FIRST_LIST
+from .rollout.calls import FIRST_LIST
 
 FEW_STEPS, BY_SOLVER = "CausalInferencePipeline", "CausalDiffusionInferencePipeline"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,10 @@ from typing import Any
 
 from ..._checks import describe
 from ...config import SaltConfig
+from ...errors import SettingError
+from ...terms.base import Run, warn_of_no_effect
 from ...training.agreement import check_agreement
-from ...training.settings_check import warn_of_no_effect
-from ..rollout.first_chunk import first_list
+from ..rollout.calls import FIRST_LIST
 from ..rollout.planned import at_once
 from ..rollout.steps import ListSteps, SolverSteps
 from .handle import SaltHandle
@@ -75,41 +75,41 @@ class Adapter:
             raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
         check_agreement(
             "the settings",
-            {field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+            config.to_mapping(),
         )
         model, trainer, streaming = self._parts(target)
         check = SeamCheck(self.trainer)
         if trainer is not None:
             check.seams(trainer, TRAINER)
-        check_model(check, model, config.align_features if _aligns(config) else None)
+        align = config.align
+        check_model(check, model, align.features if align is not None and _aligns(config) else None)
         if streaming is not None:
             check_streaming(check, streaming)
-        if config.adv_weight > 0:
+        if config.adv is not None:
             check_adversary(check, model, streaming, config)
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
         _check_settings(model, pipeline, config)
         if self.solver:
             check_solver(model, config)
-        if config.adv_weight > 0:
+        if config.adv is not None:
             _check_adversary(model, streaming is not None, config)
         lists = SolverSteps(model) if self.solver else ListSteps(model)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
-        own = first_list(pipeline)
+        own = getattr(pipeline, FIRST_LIST, None)
         if config.first_chunk_steps is not None and own is not None:
             warnings.warn(
                 f"first_chunk_steps, {config.first_chunk_steps}, takes the place of the trainer's "
                 f"own denoising_step_list_first_chunk, of {len(own)} steps",
                 stacklevel=2,
             )
-        warn_of_no_effect(
+        run = Run(
             config,
-            self.trainer,
-            # Who chooses step counts leaves the trainer's own list behind knowingly.
-            own_steps=len(model.denoising_step_list) if _as_default(config) else None,
-            last_step_only=bool(getattr(pipeline, "last_step_only", False)),
             iterations=_iterations(trainer),
+            last_step_only=bool(getattr(pipeline, "last_step_only", False)),
+            own_steps=len(model.denoising_step_list),
         )
+        warn_of_no_effect(run, self.trainer)
         handle._attach()
         return handle
 
@@ -161,10 +161,6 @@ class Adapter:
         return pipeline
 
 
-def _as_default(config: SaltConfig) -> bool:
-    return tuple(config.step_counts) == tuple(SaltConfig.step_counts)
-
-
 def _iterations(trainer: Any) -> int | None:
     """The run's, where its config says so (LongLive's)."""
     count = getattr(getattr(trainer, "config", None), "max_iters", None)
@@ -172,26 +168,31 @@ def _iterations(trainer: Any) -> int | None:
 
 
 def _aligns(config: SaltConfig) -> bool:
-    return config.align_weight > 0 and config.align_prob > 0 and bool(config.align_reference)
+    align = config.align
+    return align is not None and align.weight > 0 and align.prob > 0 and bool(align.reference)
 
 
 def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
     """Settings that only the trainer at hand can refuse."""
     finest = max(config.step_counts)
-    nowhere_else = {k for k in config.sc_steps if k in config.step_counts and k > 1} == {finest}
+    sc, align = config.sc, config.align
     args: Any = getattr(model, "args", None)
     of_rollout = args if pipeline is None else pipeline
-    if config.sc_weight > 0 and nowhere_else and getattr(of_rollout, "last_step_only", False):
-        raise ValueError(
-            "sc_weight must be 0 where the trainer's last_step_only is on: below the last of "
-            f"{finest} steps there is no shortcut triple; got {config.sc_weight!r}"
-        )
-    if _aligns(config) and config.align_block is not None:
-        blocks = len(getattr(model, config.align_features).model.blocks)
-        if config.align_block >= blocks:
-            raise ValueError(
-                f"align_block must be an index into the {blocks} blocks of "
-                f"{config.align_features}; got {config.align_block}"
+    if sc is not None and sc.weight > 0 and getattr(of_rollout, "last_step_only", False):
+        on = config.step_counts if sc.step_counts is None else sc.step_counts
+        if {k for k in on if k in config.step_counts and k > 1} == {finest}:
+            raise SettingError(
+                "sc",
+                "sc must be null where the trainer's last_step_only is on: below the last of "
+                f"{finest} steps there is no shortcut triple",
+            )
+    if align is not None and _aligns(config) and align.block is not None:
+        blocks = len(getattr(model, align.features).model.blocks)
+        if align.block >= blocks:
+            raise SettingError(
+                "align.block",
+                f"align.block must be an index into the {blocks} blocks of "
+                f"{align.features}; got {align.block}",
             )
     if getattr(args, "manual_generator_backward", False):  # One-Forcing's
         raise ValueError(
@@ -212,14 +213,18 @@ def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
 
 
 def _check_adversary(model: Any, streaming: bool, config: SaltConfig) -> None:
-    if streaming and config.adv_against == "data":
-        raise ValueError(
-            "adv_against must be 'more_steps' in streaming training, which has no data; "
-            f"got {config.adv_against!r}"
+    adv = config.adv
+    assert adv is not None
+    if streaming and adv.against == "data":
+        raise SettingError(
+            "adv.against",
+            "adv.against must be 'more_steps' in streaming training, which has no data; "
+            f"got {adv.against!r}",
         )
-    blocks = len(getattr(model, config.adv_features).model.blocks)
-    if config.adv_blocks is not None and max(config.adv_blocks) >= blocks:
-        raise ValueError(
-            f"adv_blocks must be indices into the {blocks} blocks of {config.adv_features}; "
-            f"got {list(config.adv_blocks)}"
+    blocks = len(getattr(model, adv.features).model.blocks)
+    if adv.blocks is not None and max(adv.blocks) >= blocks:
+        raise SettingError(
+            "adv.blocks",
+            f"adv.blocks must be indices into the {blocks} blocks of {adv.features}; "
+            f"got {list(adv.blocks)}",
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
-from ...training.adversary import Adversary
+from ...terms.base import Term
 from ...training.agreement import check_agreement
 from ...training.health import Health
 from ...training.patches import Patches
@@ -41,13 +41,13 @@ class SaltHandle:
         self._model = model
         self._updates = Updates(model) if trainer is None else None
         self._clock = Clock(trainer, self._updates, config.seed)
-        self._losses = Losses(model, streaming, lists, config, self._clock)
+        self._losses = Losses(model, streaming, lists, config, self._clock, trainer_name)
         self._patches = Patches()
 
     @property
-    def _adversary(self) -> Adversary | None:
-        opponent = self._losses.opponent
-        return None if opponent is None else opponent.adversary
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the run, as they take part in it."""
+        return self._losses.terms
 
     @property
     def plan(self) -> StepPlan:
@@ -85,39 +85,40 @@ class SaltHandle:
 
     def state_dict(self) -> dict[str, Any]:
         """The present iteration, the settings that make the plans, and what `metrics` compare with;
-        plain values. With a discriminator also its `"adversary"`: weights and optimizer, for
-        `torch.save`."""
+        plain values; and the `"terms"` that have a state, for `torch.save`."""
         scheduler = self._losses.scheduler
         state = {**scheduler.state_dict(), "iteration": self._clock.iteration}
         state["health"] = self._losses.health.state_dict()
-        if self._adversary is not None:
-            state["adversary"] = self._adversary.state_dict()
+        terms = {term.name: term.state_dict() for term in self.terms}
+        state["terms"] = {name: of_term for name, of_term in terms.items() if of_term}
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
 
-        To be called on every rank, with the same state. A state without a discriminator, or without
-        health numbers, leaves these as they are; a discriminator that is not wanted is left out.
+        To be called on every rank, with the same state. What the state does not have, of terms or
+        of health numbers, is left as it is; what it has of a term that the run does not, too.
 
         Raises:
-            ValueError: it is from other settings or of another discriminator; the message names
+            ValueError: it is from other settings, or has what a term cannot load; the message names
                 what differs, and nothing is changed. Or the ranks got different states: on all of
                 them.
         """
-        adversary = health = None
+        of_terms: Mapping[str, Any] = {}
+        health = None
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
-            adversary, health = state_dict.pop("adversary", None), state_dict.pop("health", None)
-            check_agreement("state_dict", {**state_dict, "adversary": adversary is not None})
-        if self._adversary is not None and adversary is not None:
-            self._adversary.check_state(adversary)
+            of_terms, health = state_dict.pop("terms", {}), state_dict.pop("health", None)
+            check_agreement("state_dict", {**state_dict, "terms": sorted(of_terms)})
+        loaded = [(term, of_terms[term.name]) for term in self.terms if term.name in of_terms]
+        for term, state in loaded:
+            term.check_state(state)
         device = next(self._model.generator.parameters()).device
         remembered = None if health is None else Health.of_state(health, device)
         self._losses.scheduler.load_state_dict(state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
-        if self._adversary is not None and adversary is not None:
-            self._adversary.load_state_dict(adversary)
+        for term, state in loaded:
+            term.load_state_dict(state)
         if remembered is not None:
             self._losses.health = remembered
 

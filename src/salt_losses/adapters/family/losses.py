@@ -1,4 +1,4 @@
-"""What a trainer calls instead of its own losses: one object for all trainers of the family.
+"""The losses that a trainer calls instead of its own: one object for all trainers of the family.
 
 Between two calls only these methods differ from the trainer's own. All else is set for the duration
 of one call and put back at its end.
@@ -6,6 +6,7 @@ of one call and put back at its end.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,22 +16,32 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...mixed_step import MixedStepScheduler, StepPlan
-from ...objective import salt_loss
 from ...schedule import step_schedule
+from ...terms.base import Start
+from ...terms.trace import Trace
 from ...training import streams
-from ...training.frozen import frozen
 from ...training.health import Health, Vitals
-from ..rollout.features import aligned
-from ..rollout.opponent import Opponent
-from ..rollout.planned import planned
-from ..rollout.rollout import Rollout
-from ..rollout.scored import SCORE, Scored, watching
+from ...training.patches import Patches
+from ..rollout.extra import ExtraRollout
+from ..rollout.networks import Networks
+from ..rollout.planned import at_once, pipeline_of, planned
+from ..rollout.scored import SCORE, Scored, real_videos, watching
 from ..rollout.steps import Steps
+from ..rollout.student import StudentRollout
+from ..rollout.whole import WholeRollout, emit_exit
 from ..watch.metrics import Metrics
 from ..watch.sweep import Sweeps
 from .clock import Clock
 
 Original = Callable[..., Any]
+
+
+class _Call:
+    """One generator loss: the trace that its terms see, and its health numbers."""
+
+    def __init__(self, trace: Trace, vitals: Vitals) -> None:
+        self.trace, self.vitals = trace, vitals
+        self.scored: Scored | None = None
 
 
 class Losses:
@@ -41,11 +52,12 @@ class Losses:
         lists: the trainer's step lists.
         config: the settings.
         clock: of the run.
+        trainer: its name.
 
     Attributes:
         lists: the trainer's step lists.
         scheduler: of the plans.
-        opponent: the discriminator's; None without one.
+        terms: those of the run.
         health: of the run.
         metrics: of the last generator update.
         sweeps: where there is a folder for them: `record`.
@@ -55,26 +67,33 @@ class Losses:
     """
 
     def __init__(
-        self, model: Any, streaming: Any, lists: Steps, config: SaltConfig, clock: Clock
+        self,
+        model: Any,
+        streaming: Any,
+        lists: Steps,
+        config: SaltConfig,
+        clock: Clock,
+        trainer: str,
     ) -> None:
-        self._model, self._streaming, self._config, self._clock = model, streaming, config, clock
+        self._model, self._streaming, self._clock, self._trainer = model, streaming, clock, trainer
         self.lists = lists
         self.scheduler: MixedStepScheduler = config.scheduler(self.lists.shift)
         shift = self.scheduler.shift
         grids = self.scheduler.grid_sizes()
-        if config.adv_against == "more_steps":
-            grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
+        plan = self.scheduler.plan(0)
+        for count in config.step_counts:
+            at = dataclasses.replace(plan, num_steps=count)
+            extra = [term.extra_steps(at) for term in config.all_terms if term.wanted(at)]
+            grids |= {steps for steps in extra if steps is not None}
         for num_steps in grids:
             self.lists.timesteps(step_schedule(num_steps, shift))
-        # Listed now, between two updates: during one, FSDP hides some of them.
-        network = getattr(model, config.align_features, None)
-        self._feature_parameters = [] if network is None else list(network.parameters())
-        self.opponent: Opponent | None = None
-        if config.adv_weight > 0:
-            self.opponent = Opponent(model, streaming, config, self.lists, shift)
+        self._networks = Networks(model)
+        device = next(model.generator.parameters()).device
+        start = Start(config, self._networks.under({}), self._networks.level, device)
+        self.terms = tuple(term.start(start) for term in config.all_terms)
         self.health, self.metrics = Health(), Metrics()
         self.sweeps: Sweeps | None = None
-        self._chunk: Rollout | None = None
+        self._chunk: _Call | None = None
 
     @property
     def plan(self) -> StepPlan:
@@ -101,15 +120,10 @@ class Losses:
         if not torch.is_grad_enabled():
             return original()
         self._between_updates()
-        rollout = self._rollout(original, arguments)
-        with self._collecting(rollout), self._scored(rollout):
+        call = self._begin(original, arguments)
+        with self._collect(call), self._score(call):
             loss, log = original()
-        conditional_dict = arguments["conditional_dict"]
-        frames = arguments["image_or_video_shape"][1]
-        if rollout.scored is not None:  # of longer rollouts, the last frames and their prompts
-            conditional_dict = rollout.scored.conditional_dict
-            frames = rollout.scored.video.shape[1]
-        return self._objective(rollout, loss, log, conditional_dict, frames)
+        return self._objective(call, loss, log, arguments["conditional_dict"])
 
     def _critic_loss(self, original: Original, arguments: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
@@ -130,26 +144,26 @@ class Losses:
         if not torch.is_grad_enabled():
             return original()
         self._between_updates()
-        rollout = self._rollout(original, arguments, streaming=True)
-        with self._collecting(rollout):
+        call = self._begin(original, arguments, streaming=True)
+        with self._collect(call):
             result = original()
-        self._chunk = rollout  # of a rollout that failed nothing is kept
+        self._chunk = call  # of a rollout that failed nothing is kept
         return result
 
     def _compute_generator_loss(self, original: Original, arguments: dict[str, Any]) -> Any:
-        rollout, self._chunk = self._chunk, None
+        call, self._chunk = self._chunk, None
         if not torch.is_grad_enabled():
             return original()
-        if rollout is None:
+        if call is None:
             raise RuntimeError(
                 "compute_generator_loss was called without a chunk from "
                 "generate_next_chunk(requires_grad=True) before it"
             )
         streaming, info = self._streaming, arguments["chunk_info"]
         conditional_dict = streaming._get_current_conditional_dict(info["chunk_start_frame"])
-        with self._scored(rollout):
+        with self._score(call):
             loss, log = original()
-        return self._objective(rollout, loss, log, conditional_dict, info["chunk_frames"])
+        return self._objective(call, loss, log, conditional_dict)
 
     def _compute_critic_loss(self, original: Original, arguments: dict[str, Any]) -> Any:
         if torch.is_grad_enabled():
@@ -164,72 +178,88 @@ class Losses:
         if self.sweeps is not None:
             self.sweeps.look(self._clock.iteration)
 
-    def _rollout(
+    def _begin(
         self, original: Original, arguments: dict[str, Any], *, streaming: bool = False
-    ) -> Rollout:
+    ) -> _Call:
         self._clock.called(critic=False)
         self._clock.begin_call()
         vitals = Vitals(self.health)
-        rollout = Rollout(self.plan, self.lists, self._config, vitals, streaming=streaming)
-        if self.opponent is not None:
-            rollout.real = self.opponent.real(
-                rollout.plan, original, arguments, self._clock.key, streaming=streaming
-            )
-        return rollout
+        trace = Trace(
+            self.terms, self.plan, self._clock.key, trainer=self._trainer, times=self.lists.times
+        )
+        trace.watch_v_s = lambda v_s, t_s, start: vitals.felt(v_s, float(t_s[0]), start)
+        for term in self.terms:
+            if "data" in term.needs:  # missing ones are an error in every plan
+                trace.offers["data"] = real_videos(arguments, term.name)
+        for term in trace.on:
+            steps = term.extra_steps(trace.plan)
+            if steps is not None:
+                trace.offers["extra"] = self._extra(steps, original, streaming)
+        return _Call(trace, vitals)
+
+    def _extra(self, num_steps: int, original: Original, streaming: bool) -> Tensor:
+        lists, model = self.lists, self._model
+        steps = lists.timesteps(step_schedule(num_steps, self.scheduler.shift))
+        seed = streams.seed_of(self._clock.key("more steps"))
+        rollout = ExtraRollout(
+            pipeline_of(model), model, lists, steps, seed, streaming=self._streaming is not None
+        )
+        return rollout.video(original, self._streaming if streaming else None)
 
     def _planned(self, plan: StepPlan) -> AbstractContextManager[Any]:
         return planned(self._model, self._streaming, self.lists, plan)
 
     @contextmanager
-    def _collecting(self, rollout: Rollout) -> Iterator[None]:
-        """Run under the plan, and collect the terms meanwhile."""
-        triples = torch.Generator().manual_seed(streams.seed_of(self._clock.key("triples")))
+    def _collect(self, call: _Call) -> Iterator[None]:
+        """Run under the plan, and let the terms see the rollout."""
+        model, lists, trace = self._model, self.lists, call.trace
+        if at_once(model):
+            steps = lists.timesteps(trace.plan.times)
+            whole = WholeRollout(model.generator, steps)
+            emit_exit(whole, trace, call.vitals)
+            with Patches() as patches:
+                lists.put(patches, steps, None, model)
+                with whole.watching(lists.followed):
+                    yield
+            return
         noise_seed = streams.seed_of(self._clock.key("reference"))
-        with (
-            self._planned(rollout.plan) as pipeline,
-            rollout.collecting(self._model, pipeline, triples, noise_seed),
-        ):
+        student = StudentRollout(
+            pipeline_of(model), model, lists, trace.plan, trace, call.vitals, noise_seed,
+            streaming=self._streaming is not None,
+        )  # fmt: skip
+        with student.watching():
             yield
 
     @contextmanager
-    def _scored(self, rollout: Rollout) -> Iterator[None]:
+    def _score(self, call: _Call) -> Iterator[None]:
         """Keep what the trainer scores, and how."""
         if not hasattr(self._model, SCORE):
             yield
             return
-        with Scored.by(self._model) as rollout.scored, watching(self._model, rollout.vitals):
+        wanted = [name for name in ("fake_x0", "real_x0") if call.trace.wants(name)]
+        predictions = dict.fromkeys(wanted)
+        with Scored.by(self._model) as call.scored, watching(self._model, call.vitals, predictions):
             yield
+        call.trace.offers |= {name: x0 for name, x0 in predictions.items() if x0 is not None}
 
     def _objective(
-        self,
-        rollout: Rollout,
-        dmd: Tensor,
-        log: dict[str, Any],
-        conditional_dict: dict[str, Any],
-        frames: int,
+        self, call: _Call, dmd: Tensor, log: dict[str, Any], conditional_dict: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        plan, key = rollout.plan, self._clock.key
-        sc = align = None
-        if rollout.wants_sc:
-            sc = rollout.defect()
-            # With no triple there is nothing to add, on any rank. The key is logged all the same:
-            # a trainer that merges logs wants equal keys.
-            sc = torch.zeros((), device=dmd.device) if sc is None else sc
-        if rollout.wants_align:
-            with frozen(self._feature_parameters):
-                align = aligned(self._model, self._config, rollout, conditional_dict, frames, key)
-        adv, adv_log = None, dict[str, Tensor]()
-        if self.opponent is not None:
-            adv, adv_log = self.opponent.terms(rollout, key)
-        if rollout.scored is not None:
-            rollout.vitals.scored(rollout.scored.video, rollout.scored.mask, dmd)
-        loss = salt_loss(dmd, plan, self._config, sc=sc, align=align, adv=adv)
-
-        steps = torch.full((), float(plan.num_steps), device=dmd.device)
-        terms = {"salt/num_steps": steps, "salt/dmd_loss": dmd}
-        terms |= {} if sc is None else {"salt/sc_loss": sc}
-        terms |= {} if align is None else {"salt/align_loss": align}
-        terms |= adv_log
-        numbers = {name: term.detach() for name, term in terms.items()}
-        self.metrics.note(plan.iteration, numbers, rollout.vitals)
+        trace, scored = call.trace, call.scored
+        if scored is not None:  # of longer rollouts, the last frames and their prompts
+            conditional_dict = scored.conditional_dict
+            trace.offers |= {"video": scored.video, "mask": scored.mask, "dmd": scored.dmd}
+        elif "output" in trace.offers:
+            trace.offers |= {"video": trace.offers["output"], "mask": None}
+        trace.offers |= {
+            "prompts": conditional_dict,
+            "network": self._networks.under(conditional_dict),
+            "level": self._networks.level,
+        }
+        loss, numbers = trace.objective(dmd)
+        if "sc" in trace.collected:
+            call.vitals.triples(sum(gap.feasible for gap in trace.collected["sc"]))
+        if scored is not None:
+            call.vitals.scored(scored.video, scored.mask, dmd)
+        self.metrics.note(trace.plan.iteration, numbers, call.vitals)
         return loss, {**log, **numbers}

@@ -202,8 +202,10 @@ def check_model(check: SeamCheck, model: Any, features: str | None) -> None:
 
 def check_adversary(check: SeamCheck, model: Any, streaming: Any, config: SaltConfig) -> None:
     """The seams of a discriminator's term."""
-    check.seams(model, adversary_seams(config.adv_features))
-    if config.adv_against == "data":
+    adv = config.adv
+    assert adv is not None
+    check.seams(model, adversary_seams(adv.features))
+    if adv.against == "data":
         check.seams(model, DATA)
     elif streaming is not None:
         check.seams(streaming, STREAMING_ADVERSARY)

@@ -29,18 +29,13 @@ def _settings(config: SaltConfig) -> list[tuple[bool, str]]:
             "first_chunk_steps must be null: a rollout's solvers take one step count for all "
             f"chunks; got {config.first_chunk_steps!r}",
         ),
-        (
-            config.sweep_every > 0,
-            "sweep_every must be 0: the trainer has no sampling pipeline of few steps, and samples "
-            f"by itself (evaluation.interval); got {config.sweep_every!r}",
-        ),
     ]
 
 
 def _ways(model: Any, config: SaltConfig) -> list[tuple[bool, str]]:
     args = getattr(model, "args", None)
-    terms = {"align_weight": config.align_weight, "adv_weight": config.adv_weight}
-    on = " and ".join(f"{name}={weight:g}" for name, weight in terms.items() if weight > 0)
+    terms = {"align": config.align, "adv": config.adv}
+    on = " and ".join(name for name, term in terms.items() if term is not None and term.weight > 0)
     return [
         (
             not getattr(args, "backward_simulation", True),
@@ -54,12 +49,12 @@ def _ways(model: Any, config: SaltConfig) -> list[tuple[bool, str]]:
         ),
         (
             at_once(model) and bool(on),
-            "align_weight and adv_weight must be 0 where generator_is_causal is off: a rollout of "
+            "align and adv must be null where generator_is_causal is off: a rollout of "
             f"all frames at once draws its exit where no reference can be told of it; got {on}",
         ),
         (
             getattr(args, "teacher_forcing", False) and bool(on),
-            "align_weight and adv_weight must be 0 where teacher_forcing is on: its score networks "
+            "align and adv must be null where teacher_forcing is on: its score networks "
             f"want the clean video beside the noised one; got {on}",
         ),
     ]

@@ -1,7 +1,7 @@
 """What happens in a rollout of the Self Forcing family.
 
-`planned`, `steps` and `first_chunk` give it its step lists, and `followed` looks whether it takes
-them; `whole` is one of all frames at once; `rollout` holds on to it, with a `tap` at the
-generator and a `reference` beside it; of what is `scored`, the score networks' `features` make the
-alignment and show the `opponent`.
+`steps` and `planned` give it its step list; `calls` watches its generator calls and exit draws, the
+one place where both are wrapped. `student`, `reference` and `extra` are three such rollouts: the
+one that terms see, the alignment's, and a second one for a discriminator; `whole` is one of all
+frames at once. `scored` and `networks` are what the trainer offers of the score networks.
 """

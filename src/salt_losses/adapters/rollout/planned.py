@@ -1,56 +1,49 @@
-"""The plan's step lists in the place of the trainer's."""
+"""A rollout of the trainer's under a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from ...mixed_step import StepPlan
 from ...training.patches import Patches
-from .first_chunk import set_first_list
+from .calls import Watched
 from .steps import Steps
 from .whole import WholeRollout
 
 
 def at_once(model: Any) -> bool:
-    """Whether the student sees all frames at once: LongLive 2.0's may."""
+    """True if the student sees all frames at once, as LongLive 2.0's may."""
     args = getattr(model, "args", None)
     return not getattr(args, "generator_is_causal", True)
 
 
-@contextmanager
-def planned(
-    model: Any, streaming: Any, lists: Steps, plan: StepPlan, *, watched: bool = True
-) -> Iterator[Any]:
-    """The plan's step lists in place of the trainer's; gives the pipeline, or what stands for it.
+def pipeline_of(model: Any) -> Any:
+    """The model's pipeline, built now if it was not: before its step list is exchanged, as it
+    keeps the model's."""
+    if model.inference_pipeline is None:
+        model._initialize_inference_pipeline()
+    return model.inference_pipeline
 
-    Args:
-        watched: look whether the rollout follows them.
+
+@contextmanager
+def planned(model: Any, streaming: Any, lists: Steps, plan: StepPlan) -> Iterator[None]:
+    """The plan's step lists in place of the trainer's, for a rollout that no term watches.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: the rollout does not follow them.
     """
+    steps = lists.timesteps(plan.times)
     if at_once(model):
         with Patches() as patches:
-            steps = lists.timesteps(plan.times)
             lists.put(patches, steps, None, model)
-            whole = WholeRollout(model.generator, steps)
-            with whole.watching(lists.followed):
-                yield whole
+            with WholeRollout(model.generator, steps).watching(lists.followed):
+                yield
         return
-    if model.inference_pipeline is None:  # before the swap: it keeps the model's list
-        model._initialize_inference_pipeline()
-    pipeline = model.inference_pipeline
-    with Patches() as patches, ExitStack() as stack:
-        steps = lists.timesteps(plan.times)
-        lists.put(patches, steps, pipeline, model)
-        if watched:
-            streams = streaming is not None
-            stack.enter_context(lists.followed.watching(pipeline, steps, streaming=streams))
-        if plan.first_times is not None:
-            rollouts = [(model, "_consistency_backward_simulation")]
-            if streaming is not None:
-                rollouts.append((pipeline, "generate_chunk_with_cache"))
-            set_first_list(patches, pipeline, lists.timesteps(plan.first_times), rollouts)
-        yield pipeline
+    first = None if plan.first_times is None else lists.timesteps(plan.first_times)
+    rollout = Watched(
+        pipeline_of(model), model, lists, steps, first, streaming=streaming is not None
+    )
+    with rollout.watching():
+        yield

@@ -1,4 +1,4 @@
-"""What a trainer scores, and the same from a rollout of more steps."""
+"""What a trainer scores, and what its score networks predict of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..._checks import describe
-from ...training import streams
+from ...dmd import guide
 from ...training.health import Vitals
 from ...training.patches import Patches
-from .reference import CACHES, cloned
-from .steps import Steps
 
 SCORE, DIRECTION = "compute_distribution_matching_loss", "_compute_kl_grad"
 
@@ -32,6 +29,7 @@ class Scored:
     video: Tensor
     conditional_dict: dict[str, Any]
     mask: Tensor | None
+    _again: Callable[[Tensor], Tensor]
 
     @classmethod
     @contextmanager
@@ -43,25 +41,43 @@ class Scored:
             scored.video = kwargs["image_or_video"]
             scored.conditional_dict = kwargs["conditional_dict"]
             scored.mask = kwargs.get("gradient_mask")
+            scored._again = lambda video: score(**{**kwargs, "image_or_video": video})[0]
             return (scored.video.new_zeros(()), {}) if without_loss else score(**kwargs)
 
         with Patches() as patches:
             patches.set(model, SCORE, watched)
             yield scored
 
+    def dmd(self, video: Tensor) -> Tensor:
+        """The trainer's DMD loss on another video."""
+        return self._again(video)
+
 
 @contextmanager
-def watching(model: Any, vitals: Vitals) -> Iterator[None]:
-    """Keep the update direction, and what both scores predict, as the trainer computes them."""
+def watching(model: Any, vitals: Vitals, predictions: dict[str, Any]) -> Iterator[None]:
+    """Keep the update direction, and what both scores predict, as the trainer computes them.
+
+    Args:
+        predictions: what terms use of `"fake_x0"` and `"real_x0"`: its keys are filled in.
+    """
     if not hasattr(model, DIRECTION):
         yield
         return
     compute = getattr(model, DIRECTION)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with _first_call(model.fake_score) as fake, _first_call(model.real_score) as real:
+        with (
+            _calls(model.fake_score, "fake_x0" in predictions) as fake,
+            _calls(model.real_score, "real_x0" in predictions) as real,
+        ):
             result = compute(*args, **kwargs)
         vitals.directed(result[0], *(calls[0] if calls else None for calls in (fake, real)))
+        for name, calls in (("fake", fake), ("real", real)):
+            if f"{name}_x0" in predictions and calls:
+                scale = float(getattr(model, f"{name}_guidance_scale", 0.0))
+                x0s = [x0 for x0, _ in calls]
+                guided = len(x0s) == 2
+                predictions[f"{name}_x0"] = guide(x0s[0], x0s[1], scale) if guided else x0s[0]
         return result
 
     with Patches() as patches:
@@ -70,12 +86,13 @@ def watching(model: Any, vitals: Vitals) -> Iterator[None]:
 
 
 @contextmanager
-def _first_call(network: nn.Module) -> Iterator[list[Any]]:
-    """Gets `(x0, timestep)` of the first call of a score network: the one with the prompt."""
+def _calls(network: nn.Module, every: bool) -> Iterator[list[Any]]:
+    """Gets `(x0, timestep)` of a score network's calls, or of only the first: the one with the
+    prompt."""
     calls: list[Any] = []
 
     def called(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if not calls:
+        if every or not calls:
             calls.append((output[1].detach(), kwargs["timestep"]))
 
     hook = network.register_forward_hook(called, with_kwargs=True)
@@ -85,7 +102,7 @@ def _first_call(network: nn.Module) -> Iterator[list[Any]]:
         hook.remove()
 
 
-def real_videos(arguments: dict[str, Any]) -> Tensor:
+def real_videos(arguments: dict[str, Any], term: str) -> Tensor:
     """The data among the arguments of `generator_loss`.
 
     Raises:
@@ -94,72 +111,11 @@ def real_videos(arguments: dict[str, Any]) -> Tensor:
     data, shape = arguments.get("clean_latent"), list(arguments["image_or_video_shape"])
     if not isinstance(data, Tensor):
         raise ValueError(
-            "adv_against='data' needs real videos as the clean_latent of generator_loss; the "
-            f"trainer gives {describe(data)}. Have its loop pass them, with the prompts that "
-            "belong to them, or set adv_against='more_steps'"
+            f"{term} needs real videos as the clean_latent of generator_loss; the trainer gives "
+            f"{describe(data)}. Have its loop pass them, with the prompts that belong to them"
         )
     if list(data.shape) != shape:
         raise ValueError(
             f"clean_latent must have the image_or_video_shape, {shape}; got {list(data.shape)}"
         )
     return data
-
-
-def rolled(
-    run: Callable[[], Tensor],
-    model: Any,
-    pipeline: Any,
-    lists: Steps,
-    steps: Tensor,
-    seed: int,
-    streaming: Any,
-) -> Tensor:
-    """The video of one more rollout, without gradient: of all `steps`, from noise of its own.
-
-    It comes before the student's rollout: there is no graph yet, and no cache but one that lives on
-    between rollouts, of which it gets a copy.
-
-    Args:
-        run: the trainer's own rollout, as it would run now.
-        model, pipeline: the trainer's.
-        lists: how it is given its steps.
-        steps: step list `[K]`.
-        seed: of all noise.
-        streaming: the streaming model, which writes down what it has rolled; None without one.
-    """
-    owner, name = model, "_consistency_backward_simulation"
-    if streaming is not None:
-        owner, name = pipeline, "generate_chunk_with_cache"
-    rollout = getattr(owner, name)
-    took_place = False
-
-    def from_other_noise(**kwargs: Any) -> Any:
-        # Only here: how many frames there are was drawn before, and is as the student will draw it.
-        nonlocal took_place
-        took_place, noise = True, kwargs["noise"]
-        streams.set_seed(noise.device, seed)
-        return rollout(**{**kwargs, "noise": torch.randn_like(noise)})
-
-    def last_step(num_blocks: int, num_denoising_steps: int, device: Any) -> list[int]:
-        return [num_denoising_steps - 1] * num_blocks
-
-    with streams.untouched(torch.device(model.device)), torch.no_grad(), Patches() as patches:
-        for cache in CACHES:
-            if hasattr(pipeline, cache):
-                there = getattr(pipeline, cache)
-                patches.set(pipeline, cache, there if streaming is None else cloned(there))
-        lists.put(patches, steps, pipeline, model)
-        patches.set(pipeline, "generate_and_sync_list", last_step)
-        patches.set(owner, name, from_other_noise)
-        state = {} if streaming is None else dict(streaming.state)
-        watching = lists.followed.watching
-        try:
-            with watching(pipeline, steps, streaming=streaming is not None):
-                video = run()
-        finally:
-            if streaming is not None:
-                streaming.state.clear()
-                streaming.state.update(state)
-    if not took_place:
-        raise RuntimeError(f"there was no rollout of more steps: {name} was not called")
-    return video.detach()

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...training.patches import Patches
 from ...training.step_lists import SolverLists, StepLists
-from .followed import Followed
+
+
+class Followed:
+    """Remembers which lists were seen to be followed, and how far."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, int], int] = {}
+
+    def look(self, key: tuple[int, int, int], last: int, compare: Callable[[], None]) -> None:
+        """`compare` a rollout's calls, if none before went down to its `last` step. `key`: steps of
+        the first chunk, of the last one, and the chunks."""
+        if last > self._known.get(key, -1):
+            compare()
+            self._known[key] = last
+
+
+def compare(at: Sequence[str], expected: Sequence[float], got: Sequence[Tensor]) -> None:
+    """Compare timesteps of calls, each named by `at`. Waits for the device.
+
+    Raises:
+        RuntimeError: one is not the expected one.
+    """
+    for name, wanted, there in zip(at, expected, torch.stack(list(got)).double().tolist()):
+        if abs(wanted - there) > 1e-2:
+            raise RuntimeError(
+                f"{name} was expected at timestep {wanted:g}; the trainer is at {there:g}. Its "
+                "rollout does not follow the step list that Salt gave it"
+            )
 
 
 class ListSteps(StepLists):

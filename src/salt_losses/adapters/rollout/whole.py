@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...training.defect import Defect
+from ...terms.trace import Trace
 from ...training.health import Vitals
-from .followed import Followed, compare
-from .tap import velocity_of
+from ...training.step_lists import noise_levels
+from .calls import velocity_of
+from .steps import Followed, compare
 
 OnExit = Callable[[int, dict[str, Any], Any], None]
 
@@ -34,7 +35,7 @@ class WholeRollout:
     def __init__(self, generator: Any, steps: Tensor) -> None:
         self.generator = generator
         self.on_exit: OnExit | None = None
-        self._steps, self._calls = steps, list[Tensor]()
+        self.steps, self._calls = steps, list[Tensor]()
         self._inside = False
 
     @contextmanager
@@ -51,17 +52,17 @@ class WholeRollout:
             hook.remove()
         if not self._calls:
             raise RuntimeError("the plan had no effect: the rollout called no generator")
-        followed.look((len(self._steps), 0, 1), len(self._calls) - 1, self._compare)
+        followed.look((len(self.steps), 0, 1), len(self._calls) - 1, self._compare)
 
     def _compare(self) -> None:
         at = [f"step {step}" for step in range(len(self._calls))]
-        compare(at, self._steps.tolist(), self._calls)
+        compare(at, self.steps.tolist(), self._calls)
 
     def _called(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if self._inside:  # a call of Salt's own
             return
         step = len(self._calls)
-        if step == len(self._steps):
+        if step == len(self.steps):
             raise RuntimeError(
                 f"the rollout makes more than {step} steps, and Salt gave it {step}: it does not "
                 "follow the step list"
@@ -75,32 +76,17 @@ class WholeRollout:
                 self._inside = False
 
 
-class WholeDefect:
-    """Adds the defect term at the exit step of a `WholeRollout`.
+def emit_exit(rollout: WholeRollout, trace: Trace, vitals: Vitals) -> None:
+    """Hand the exit step of a `WholeRollout` to a trace."""
+    times = noise_levels(rollout.steps)
 
-    Args:
-        rollout: whose exit it is.
-        times: the noise levels of its step list.
-        defect: where the term is collected.
-        vitals: where its gradient is noted.
-    """
+    def on_exit(step: int, kwargs: dict[str, Any], output: Any) -> None:
+        x_s = kwargs["noisy_image_or_video"]
+        vitals.rolled(x_s.shape[1])
+        vitals.exited([step])
+        trace.offers["output"] = output[1]
+        if trace.wants_exit_steps:
+            t_s = torch.full((x_s.shape[0],), times[step], dtype=torch.float64)
+            trace.exit_step(x_s, output[0], t_s, velocity_of(rollout.generator, kwargs))
 
-    def __init__(
-        self, rollout: WholeRollout, times: list[float], defect: Defect, vitals: Vitals
-    ) -> None:
-        self._generator, self._times = rollout.generator, times
-        self._defect, self._vitals = defect, vitals
-        rollout.on_exit = self._exit_step
-
-    def loss(self) -> Tensor | None:
-        """See `Defect.loss`."""
-        self._vitals.triples(self._defect.feasible)
-        return self._defect.loss()
-
-    def _exit_step(self, step: int, kwargs: dict[str, Any], output: Any) -> None:
-        x_s, t = kwargs["noisy_image_or_video"], self._times[step]
-        self._vitals.rolled(x_s.shape[1])
-        self._vitals.exited([step])
-        t_s = torch.full((x_s.shape[0],), t, dtype=torch.float64)
-        v_s = self._vitals.felt(output[0], t, 0)
-        self._defect.exit_step(velocity_of(self._generator, kwargs), x_s, v_s, t_s)
+    rollout.on_exit = on_exit

@@ -14,7 +14,7 @@ from ...training.agreement import from_rank_0
 from ..family.handle import SaltHandle
 from .files import replace
 
-STATE, ADVERSARY = "salt.json", "salt_adversary.pt"
+STATE, TERMS = "salt.json", "salt_terms.pt"
 
 
 class Found(NamedTuple):
@@ -36,17 +36,17 @@ def save(handle: SaltHandle, folder: Path, step: int) -> None:
     each checkpoint: a run that resumes from it has other plans."""
     folder = _checkpoint(folder, step)
     state = handle.state_dict()
-    adversary = state.pop("adversary", None)
+    terms = state.pop("terms")
     try:
-        if adversary is not None:
-            state["adversary"] = ADVERSARY
-            replace(folder / ADVERSARY, lambda part: torch.save(adversary, part))
+        if terms:
+            state["terms"] = TERMS
+            replace(folder / TERMS, lambda part: torch.save(terms, part))
         replace(folder / STATE, lambda part: part.write_text(json.dumps(state, indent=1)))
     except Exception as error:  # torch.save's are no OSError
         warnings.warn(
             f"Salt's state could not be saved in {folder}, and the training goes on: a run that "
             "resumes from this checkpoint will not go on with these plans"
-            f"{'' if adversary is None else ', nor with this discriminator'}. "
+            f"{', nor with the states of ' + ', '.join(terms) if terms else ''}. "
             f"{type(error).__name__}: {error}",
             stacklevel=3,
         )
@@ -64,11 +64,9 @@ def take_up(handle: SaltHandle, trainer: Any, folder: Path) -> str:
     new_stage = trainer.step > 0 and not found.own and found.checkpoint is not None
     if found.state is not None and not new_stage:
         where = Path(str(found.checkpoint)) / STATE
-        has_head = _continue(handle, where, found.state)
+        new = _continue(handle, where, found.state)
         told = f"Salt goes on from {where}, at iteration {handle.plan.iteration}"
-        if handle._adversary is not None:
-            told += f", with {'its' if has_head else 'a new'} discriminator"
-        return told
+        return told + (f", with a new {' and '.join(new)}" if new else "")
     if not new_stage:
         told = f"Salt starts new plans at iteration {handle.plan.iteration}"
         beside = "" if found.checkpoint is None else f": no {STATE} in {found.checkpoint}"
@@ -105,29 +103,27 @@ def _find(trainer: Any, folder: Path) -> Found:
     return Found(str(place), state.read_text(errors="replace") if state.is_file() else None, own)
 
 
-def _continue(handle: SaltHandle, where: Path, text: str) -> bool:
-    """Gives whether the state has a discriminator."""
+def _continue(handle: SaltHandle, where: Path, text: str) -> list[str]:
+    """Return the terms of the run that have a state and begin with a new one."""
     advice = "To start new plans from this checkpoint, move the file away"
-    has_head = False
+    stateful = [term.name for term in handle.terms if term.state_dict()]
     try:
         state = json.loads(text)
-        if isinstance(state, dict) and state.get("adversary") is not None:
-            advice += '; to start a new discriminator alone, take its "adversary" out of it'
-            state["adversary"] = _adversary(handle, where.parent, state["adversary"])
-            has_head = True
+        if isinstance(state, dict) and state.get("terms") is not None:
+            advice += '; to start new states of the terms, take its "terms" out of it'
+            state["terms"] = _terms(where.parent, state["terms"]) if stateful else {}
+            stateful = [name for name in stateful if name not in state["terms"]]
         handle.load_state_dict(state)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot continue from {where}: {error}. {advice}") from error
-    return has_head
+    return stateful
 
 
-def _adversary(handle: SaltHandle, folder: Path, name: object) -> Any:
-    if handle.config.adv_weight == 0:
-        return None
+def _terms(folder: Path, name: object) -> Any:
     if not isinstance(name, str):
-        raise ValueError(f'its "adversary" must be the name of a file; got {name!r}')
+        raise ValueError(f'its "terms" must be the name of a file; got {name!r}')
     content = from_rank_0((folder / name).read_bytes)
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error of its own for what is no such file
-        raise ValueError(f"{name} is no file of torch.save's: {error}") from error
+    except Exception as error:  # torch.load has no error of its own for another file
+        raise ValueError(f"{name} is not a file of torch.save: {error}") from error

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..._checks import check_count
 from ...training.alarms import Alarms
 from ..family.handle import SaltHandle
 from ..family.seams import RECORD, SeamCheck
@@ -24,7 +25,13 @@ from .sweep import Sweeps
 METRICS, ALARMS, RUN = "salt_metrics.jsonl", "salt_alarms.jsonl", "salt_run.json"
 
 
-def record(handle: SaltHandle, trainer: Any) -> None:
+def record(
+    handle: SaltHandle,
+    trainer: Any,
+    *,
+    sweep_every: int = 0,
+    sweep_prompts: Sequence[str] | None = None,
+) -> None:
     """Log Salt's numbers, save its state with every checkpoint, and find it again on resume.
 
     The metrics of each generator update go to `salt_metrics.jsonl` in the trainer's log directory
@@ -50,6 +57,9 @@ def record(handle: SaltHandle, trainer: Any) -> None:
     Args:
         handle: from `attach(trainer, ...)`.
         trainer: the trainer, constructed and not yet training.
+        sweep_every: iterations from one step sweep to the next; 0: none. The training is the same
+            with and without.
+        sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.
 
     Raises:
         ValueError: a `salt.json` was found that is none, or whose settings differ from the
@@ -63,9 +73,13 @@ def record(handle: SaltHandle, trainer: Any) -> None:
     check.finish()
     folder = Path(trainer.output_path or ".")
     sweeps = None
-    if handle.config.sweep_every > 0:
+    check_count("sweep_every", sweep_every, low=0)
+    if sweep_every > 0:
         place = folder if trainer.is_main_process else None
-        sweeps = Sweeps(handle._model, trainer, handle.config, handle._losses.lists, place)
+        sweeps = Sweeps(
+            handle._model, trainer, handle.config, handle._losses.lists, place,
+            every=sweep_every, prompts=sweep_prompts,
+        )  # fmt: skip
     told = take_up(handle, trainer, folder)
     handle._losses.sweeps = sweeps
     save = trainer.save
@@ -129,7 +143,7 @@ def _run(handle: SaltHandle) -> dict[str, Any]:
     from ... import __version__
 
     return {
-        "settings": dataclasses.asdict(handle.config),
+        "settings": handle.config.to_mapping(),
         "trainer": handle.trainer_name,
         "versions": {
             "salt_losses": __version__,

@@ -9,6 +9,7 @@ import io
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from itertools import combinations
 from pathlib import Path
@@ -44,6 +45,8 @@ class Sweeps:
         config: Salt's settings.
         lists: of the trainer's steps.
         folder: of the run's log; None: nothing is written here.
+        every: iterations from one sweep to the next.
+        prompts: of the sweeps; None: the first two of the trainer's own file.
 
     Raises:
         MissingSeamError: the trainer lacks what a sweep needs.
@@ -53,17 +56,24 @@ class Sweeps:
     """
 
     def __init__(
-        self, model: Any, trainer: Any, config: SaltConfig, lists: StepLists, folder: Path | None
+        self,
+        model: Any,
+        trainer: Any,
+        config: SaltConfig,
+        lists: StepLists,
+        folder: Path | None,
+        *,
+        every: int,
+        prompts: Sequence[str] | None,
     ) -> None:
         self._model, self._trainer, self._config, self._lists = model, trainer, config, lists
-        self._folder = folder
+        self._folder, self._every = folder, every
         check = SeamCheck("trainer")
         check.seams(model, SWEEP)
         check.finish()
         if getattr(model.args, "i2v", False):
             raise ValueError(
-                "sweep_every must be 0 where the trainer starts from images (i2v); "
-                f"got {config.sweep_every}"
+                f"sweep_every must be 0 where the trainer starts from images (i2v); got {every}"
             )
         shift = lists.shift if config.shift is None else config.shift
         fine = 2 * config.inference_steps
@@ -81,13 +91,13 @@ class Sweeps:
         }  # fmt: skip
         self._times = lists.times(step_schedule(config.inference_steps, shift))
         self._fine = lists.times(step_schedule(fine, shift))
-        self.prompts = config.sweep_prompts or from_rank_0(lambda: first_prompts(trainer))
+        self.prompts = prompts or from_rank_0(lambda: first_prompts(trainer))
         self._last: int | None = None
         self._warned = False
 
     def look(self, iteration: int) -> None:
         """A sweep, if one is due: between two updates, before the iteration's first loss."""
-        if iteration % self._config.sweep_every or iteration == self._last:
+        if iteration % self._every or iteration == self._last:
             return
         self._last = iteration
         try:

@@ -1,0 +1,78 @@
+"""One more rollout of the student, for a term that compares two: to the end, from other noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...training import streams
+from ...training.patches import Patches
+from .calls import Watched
+from .reference import CACHES, clone
+from .scored import Scored
+from .steps import Steps
+
+
+class ExtraRollout(Watched):
+    """It comes before the student's rollout: there is no graph yet, and no cache but one that lives
+    on between rollouts, of which it gets a copy.
+
+    Args:
+        seed: of all noise.
+        watched: as for `Watched`.
+    """
+
+    def __init__(
+        self, pipeline: Any, model: Any, lists: Steps, steps: Tensor, seed: int, *, streaming: bool
+    ) -> None:
+        super().__init__(pipeline, model, lists, steps, streaming=streaming)
+        self._seed, self._took_place = seed, False
+
+    def draw(self, num_chunks: int, num_steps: int, device: Any) -> list[int]:
+        return [num_steps - 1] * num_chunks
+
+    def _first_list(self, kwargs: dict[str, Any]) -> Tensor | None:
+        return None if not self._native else super()._first_list(kwargs)
+
+    def _roll_out(self, **kwargs: Any) -> Any:
+        # Only here: how many frames there are was drawn before, and is as the student will draw it.
+        self._took_place, noise = True, kwargs["noise"]
+        streams.set_seed(noise.device, self._seed)
+        return super()._roll_out(**{**kwargs, "noise": torch.randn_like(noise)})
+
+    def video(self, original: Callable[..., Any], streaming: Any) -> Tensor:
+        """What the trainer would score of it.
+
+        Args:
+            original: the trainer's own method that makes the rollout.
+            streaming: the streaming model, which writes down what it has rolled; None without one.
+        """
+
+        def roll_out() -> Tensor:
+            if streaming is not None:
+                # LongLive switches gradients on by itself unless told not to.
+                return cast(Tensor, original(requires_grad=False)[0])
+            with Scored.by(self._model, without_loss=True) as scored:
+                original()
+            return scored.video
+
+        device = torch.device(self._model.device)
+        state = {} if streaming is None else dict(streaming.state)
+        with streams.untouched(device), torch.no_grad(), Patches() as patches:
+            for name in CACHES:
+                if hasattr(self.pipeline, name):
+                    cache = getattr(self.pipeline, name)
+                    patches.set(self.pipeline, name, cache if streaming is None else clone(cache))
+            try:
+                with self.watching():
+                    video = roll_out()
+            finally:
+                if streaming is not None:
+                    streaming.state.clear()
+                    streaming.state.update(state)
+        if not self._took_place:
+            raise RuntimeError(f"there was no second rollout: {self._name} was not called")
+        return video.detach()

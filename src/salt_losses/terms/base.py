@@ -1,0 +1,270 @@
+"""The protocol of a term: one object that knows everything about a regularizer of DMD."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+from typing_extensions import Self
+
+from .._checks import check_count, check_number
+from ..errors import checked
+from ..mixed_step import StepPlan, check_step_counts, first_chunk_count
+
+if TYPE_CHECKING:
+    from ..config import SaltConfig
+    from .trace import ExitStep, Rollout
+
+# What a trainer may offer, by the names under which a term finds it.
+OFFERS = {
+    "on_exit_step": "a student rollout with exit steps",
+    "velocity": "one more call of the generator at an exit step",
+    "video": "the video that it scores",
+    "output": "the student's whole rollout",
+    "prompts": "its prompts",
+    "fake_x0": "the critic's predictions",
+    "real_x0": "the teacher's predictions",
+    "features": "features of a score network",
+    "network": "its score networks' blocks",
+    "dmd": "its DMD loss on another video",
+    "data": "real videos",
+    "reference": "a reference rollout in more steps",
+    "extra": "a second rollout of the student",
+}
+
+
+class Calls(NamedTuple):
+    """Forwards of the generator on one chunk of frames: with gradient, and without."""
+
+    grad: float
+    no_grad: float
+
+    def plus(self, other: Calls, times: float = 1.0) -> Calls:
+        return Calls(self.grad + times * other.grad, self.no_grad + times * other.no_grad)
+
+
+class Run(NamedTuple):
+    """The run that a term is asked about.
+
+    Attributes:
+        config: all settings.
+        iterations: how many the run has; `None` if unknown.
+        last_step_only: the trainer's students leave their rollouts only at the last step.
+        own_steps: how many steps the trainer's own list has, if it is one to be trained.
+    """
+
+    config: SaltConfig
+    iterations: int | None = None
+    last_step_only: bool = False
+    own_steps: int | None = None
+
+    @property
+    def step_counts(self) -> list[int]:
+        """The step counts that occur."""
+        return [k for k, prob in zip(self.config.step_counts, self.config.probs) if prob > 0]
+
+
+class Start(NamedTuple):
+    """The trainer at the start of a run, for a term that builds something of it.
+
+    Attributes:
+        config: all settings.
+        network: a score network by name, `"fake_score"` or `"real_score"`.
+        level: the noise level `[B]` at which the trainer's DMD loss would score, from a uniform
+            draw `[B]`.
+        device: the generator's.
+    """
+
+    config: SaltConfig
+    network: Any
+    level: Any
+    device: Any
+
+
+@dataclass(frozen=True)
+class Term:
+    """A regularizer next to DMD: its settings, when it is on, and its loss.
+
+    Subclass it and write `loss`; everything else has a default. A frozen dataclass adds its own
+    settings as fields. A plain class calls `super().__init__(weight=...)` and may keep what it
+    likes in attributes: a term is the same object through a run.
+
+    `on_exit_step` and `loss` are called where the term is on, in the order of the settings, with
+    the trainer's random streams set aside and its tensors as aliases: whatever a term draws or
+    differentiates, the trainer's own numbers stay what they are, and non-finite gradients become 0.
+
+    Attributes:
+        name: names the term in settings, logs (`salt/<name>_loss`) and messages.
+        replaces_dmd: where the term is on, it takes the place of DMD in the student's loss.
+        weight: factor of the loss; 0 is off.
+        warmup: iterations before it turns on.
+        step_counts: step counts at which it is on; `None`: all.
+
+    Raises:
+        SettingError: a setting is out of range, of the wrong type, or the class has no `name`.
+    """
+
+    name: ClassVar[str] = ""
+    replaces_dmd: ClassVar[bool] = False
+    shares_streams: ClassVar[bool] = False  # random streams without the term's name in their key
+
+    weight: float = 1.0
+    warmup: int = 0
+    step_counts: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise TypeError(f"{type(self).__name__}.name must be an identifier; got {self.name!r}")
+        self._set("weight", check_number, low=0.0)
+        self._set("warmup", check_count, low=0)
+        if self.step_counts is not None:
+            self._set("step_counts", check_step_counts)
+
+    def _set(self, field: str, check: Any, *args: Any, **kwargs: Any) -> None:
+        """Check a field under its path, and keep what the check returns."""
+        given = getattr(self, field)
+        value = checked(f"{self.name}.{field}", check, given, *args, **kwargs)
+        object.__setattr__(self, field, given if value is None else value)
+
+    # When it is on.
+
+    def wanted(self, plan: StepPlan) -> bool:
+        """True in the iterations in which the term is on. Must be a function of the plan, so that
+        all ranks agree; `plan.random(purpose)` draws with it."""
+        return (
+            self.weight > 0
+            and plan.iteration >= self.warmup
+            and (self.step_counts is None or plan.num_steps in self.step_counts)
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the term uses of a trainer: names of `OFFERS`. By default those that its methods
+        mention."""
+        found = set[str]()
+        for kind in type(self).__mro__:
+            if kind is Term:
+                break
+            for method in vars(kind).values():
+                if isinstance(method, types.FunctionType):
+                    found |= _names(method.__code__)
+            found |= {"on_exit_step"} & set(vars(kind))
+        return frozenset(found & set(OFFERS))
+
+    # A rollout.
+
+    def start(self, start: Start) -> Term:
+        """The object that takes part in a run: the term itself, or one that holds its networks."""
+        return self
+
+    def on_exit_step(self, step: ExitStep) -> Any:
+        """Called when the student leaves a chunk of its rollout. What it returns is in
+        `rollout.collected`, chunk by chunk, when `loss` is called."""
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """The term, 0-dim, unweighted, on the graph of what `rollout` gives."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(rollout)")
+
+    def metrics(self) -> Mapping[str, Tensor | float]:
+        """Numbers of the last `loss`, logged as `salt/<name>_<key>`."""
+        return {}
+
+    # A run.
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beyond the settings, for `torch.save` with
+        `weights_only=True`."""
+        return {}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise if `load_state_dict` could not load it; nothing is changed by either then."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+
+    def no_effect(self, run: Run) -> Iterator[str]:
+        """One message for each reason for which the term never has an effect in this run."""
+        if self.weight == 0:
+            return
+        if self.step_counts is not None and not set(self.step_counts) & set(run.step_counts):
+            yield (
+                f"{self.name} never turns on: none of its step_counts {list(self.step_counts)} is "
+                f"among those that occur ({run.step_counts})"
+            )
+        yield from self._late(run)
+
+    def _late(self, run: Run) -> Iterator[str]:
+        if run.iterations is not None and self.warmup and self.warmup >= run.iterations:
+            yield (
+                f"{self.name}.warmup is {self.warmup}: the term never turns on in the run's "
+                f"{run.iterations} iterations; lower it, or switch the term off"
+            )
+
+    def cost(self, plan: StepPlan) -> Calls:
+        """Generator calls that the term adds to each chunk of a rollout of this plan."""
+        return Calls(0.0, 0.0)
+
+    def extra_steps(self, plan: StepPlan) -> int | None:
+        """Steps of a second rollout of the student, from other noise and without gradient, that the
+        term needs before the first (`rollout.extra`); `None`: it needs none."""
+        return None
+
+    # Settings.
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """The term from a parsed YAML or JSON block."""
+        return cls(**mapping)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The attribute names that a function mentions, inner functions included."""
+    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def check_range(name: str, value: object) -> tuple[float, float]:
+    """Two noise levels, the lower one first."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise TypeError(f"{name} must be two noise levels; got {value!r}")
+    low, high = (check_number(f"{name}[{i}]", v, low=0.0) for i, v in enumerate(value))
+    if not low < high <= 1:
+        raise ValueError(f"{name} must be noise levels, the lower one first; got {value!r}")
+    return low, high
+
+
+def no_effect(run: Run) -> list[str]:
+    """What will never happen with a run's settings, each with the setting to change."""
+    config, counts = run.config, run.step_counts
+    messages = [message for term in config.all_terms for message in term.no_effect(run)]
+    used = set(counts)
+    if config.align is not None and config.align.weight > 0:
+        used |= {config.align.reference[k] for k in counts if k in config.align.reference}
+    # Whoever chooses step counts leaves the trainer's own list behind knowingly.
+    chosen = config.step_counts != type(config).step_counts
+    if run.own_steps is not None and run.own_steps not in used and not chosen:
+        messages.append(
+            f"the trainer's own list, of length {run.own_steps}, is never used: the step counts "
+            f"that occur are {counts}; to train it, set step_counts to [{run.own_steps}], and probs "
+            "and sc.step_counts to match"
+        )
+    first = config.first_chunk_steps
+    if first is not None and all(first_chunk_count(first, k) == k for k in counts):
+        messages.append(
+            f"first_chunk_steps is {first}, and no step count that occurs ({counts}) has fewer, so "
+            "that it has no effect; raise it, or leave it out"
+        )
+    return messages
+
+
+def warn_of_no_effect(run: Run, where: str) -> None:
+    """Warn, on rank 0, of each of `no_effect`'s messages; `where` names the trainer."""
+    if dist.is_available() and dist.is_initialized() and dist.get_rank():
+        return
+    for message in no_effect(run):
+        warnings.warn(f"{where}: {message}", stacklevel=3)
