@@ -4,71 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..flow import euler_step
+from ..terms.alignment import Alignment
+from ..terms.trace import Reference
+from ..training import streams
 from ..training.blocks import Block
+from ._salt import Salt
 
 
 @dataclass
 class Recorded:
-    """What the student did in one block of its rollout; a bidirectional rollout is one block.
+    """What the student did in one chunk of its rollout; a bidirectional rollout is one chunk.
 
     Attributes:
-        calls: the arguments of its denoising calls, the last one its exit step.
+        inputs: the states of its denoising calls, the last one its exit step's.
+        call: what else the first of these was given.
+        exit_level: the level of the exit step.
         noises: the noise that took it to each call after the first; empty in an ODE rollout.
-        context: the arguments of the call that wrote the finished block into the cache.
+        context: what the call was given that wrote the finished chunk into the cache.
         context_noise: the noise in it.
     """
 
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    call: Any = None
+    exit_level: float = 0.0
     noises: list[Tensor] = field(default_factory=list)
-    context: dict[str, Any] | None = None
+    context: Any = None
     context_noise: Tensor | None = None
 
 
-def left_at(t: float, times: Sequence[float], reference_steps: int, align_at: str) -> Block:
-    """The block that the student left at level `t` of its own `times`."""
-    exit_step = min(range(len(times)), key=lambda step: abs(times[step] - t))
-    return Block.of(exit_step, len(times), reference_steps, align_at)
+class Student(Protocol):
+    """The framework's student, as a reference rollout asks it. States are in its own layout."""
+
+    stochastic: bool  # its rollouts draw noise between their steps
+
+    def predict(self, recorded: Recorded, x: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """Velocity and x0, on the reference's cache."""
+
+    def renoise(self, recorded: Recorded, x0: Tensor, noise: Tensor, level: float) -> Tensor:
+        """As between two of its steps."""
+
+    def finish(self, recorded: Recorded, x0: Tensor) -> None:
+        """Write the reference's chunk into its cache."""
 
 
-def denser_steps(
-    block: Block,
-    x: Tensor,
-    noises: Sequence[Tensor],
-    times: Sequence[float],
-    predict: Callable[[Tensor, int], tuple[Tensor, Tensor]],
-    add_noise: Callable[[Tensor, Tensor, int], Tensor],
+def reference_rollout(
+    salt: Salt,
+    recorded: Sequence[Recorded],
+    student: Student,
+    levels: Callable[[Tensor], Sequence[float]],
     *,
-    last: int,
-    fresh: Callable[[Tensor], Tensor] | None,
-    stochastic: bool = True,
-) -> list[Tensor]:
-    """The x0-predictions of the reference's steps 0 ... `last`.
+    frame_dim: int,
+    every_step: bool = False,
+) -> Reference:
+    """What the student's rollout is aligned to.
 
     Args:
-        block: which of them the student comes by.
-        x: the student's first input.
-        noises: the student's own, in order.
-        times: noise levels of the reference's grid.
-        predict: `predict(x, step)` gives velocity and x0.
-        add_noise: `add_noise(x0, noise, step)`.
-        fresh: draws the noise of each step; `None`: the student's own at the levels that it comes
-            by, and an Euler step at the others.
-        stochastic: whether the student's rollout draws noise between its steps; without, all of
-            the reference's are Euler steps too.
+        recorded: the student's chunks.
+        levels: the levels at which the trainer asks on a grid, without the 0 at its end.
+        frame_dim: that of the frames, in the student's layout.
+        every_step: make all steps wherever the student left, as ranks leave at steps of their own.
     """
-    v, x0 = predict(x, 0)
-    x0s = [x0]
-    for step in range(1, last + 1):
-        if not stochastic or (fresh is None and not block.student_meets(step)):
-            x = euler_step(x, v, times[step - 1], times[step])
-        else:
-            noise = fresh(x0) if fresh else noises[step // block.ratio - 1]
-            x = add_noise(x0, noise, step)
-        v, x0 = predict(x, step)
-        x0s.append(x0)
-    return x0s
+    align = salt.config.align
+    assert isinstance(align, Alignment)
+    device = recorded[0].inputs[0].device
+    generator = torch.Generator(device).manual_seed(streams.seed_of(salt.key("reference")))
+    own_noise = align.reference_noise == "own"
+    targets: list[Tensor] = []
+    aligned: list[bool] = []
+    for number, chunk in enumerate(recorded):
+        own, times = map(levels, salt.grids(number))
+        exit_step = min(range(len(own)), key=lambda step: abs(own[step] - chunk.exit_level))
+        block = Block.of(exit_step, len(own), len(times), align.to)
+        x = chunk.inputs[0]
+        v, x0 = student.predict(chunk, x, times[0])
+        x0s = [x0]
+        for step in range(1, len(times) if every_step else block.reference_exit + 1):
+            if not student.stochastic or not (own_noise or block.student_meets(step)):
+                x = euler_step(x, v, times[step - 1], times[step])
+            else:
+                noise = (
+                    torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype)
+                    if own_noise
+                    else chunk.noises[step // block.ratio - 1]
+                )
+                x = student.renoise(chunk, x0, noise, times[step])
+            v, x0 = student.predict(chunk, x, times[step])
+            x0s.append(x0)
+        x0 = target = x0s[block.reference_exit]
+        if align.to == "input" and block.takes_part:
+            _, target = student.predict(chunk, chunk.inputs[-1], times[block.reference_exit])
+        student.finish(chunk, x0)
+        targets.append(target)
+        aligned += [block.takes_part] * target.shape[frame_dim]
+    output = torch.cat(targets, dim=frame_dim)
+    return Reference(output.transpose(1, 2) if frame_dim == 2 else output, aligned)

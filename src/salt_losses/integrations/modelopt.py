@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from .._checks import compute_dtype, grid_floats
 from ..config import SaltConfig
+from ..errors import SettingError
 from ..flow import to_velocity
-from ..training.defect import Defect
-from ..training.settings_check import warn_of_no_effect
-from ..training.streams import untouched
+from ..terms.base import Run, warn_of_no_effect
 from ._hooks import check_hooks
-from ._salt import Salt, check_supported
+from ._salt import Salt
 
 KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
 
@@ -85,36 +84,40 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         **more: Any,
     ) -> None:
         settings = _settings(salt or {}, _grid(config))
-        if settings.sc_weight > 0:
+        if settings.sc is not None and settings.sc.weight > 0:
             _check(config)
         super().__init__(student, teacher, fake_score, config, discriminator=discriminator, **more)
-        self._salt = Salt(settings, shift=1.0)
-        warn_of_no_effect(settings, "Model-Optimizer")
-        self._defect: Defect | None = None  # of the update that is being computed
+        self._salt = Salt(settings, "Model-Optimizer", shift=1.0)
+        warn_of_no_effect(Run(settings), "Model-Optimizer")
+        self._exit = False  # the next call of the student with gradient is its exit step
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The parent's losses; where the term is on also `"sc"`, the defect term, and `"salt"`, it
-        times its weight, which `"total"` then contains.
+        """The parent's losses; if a term is on also each term's loss by its name, and `"salt"`,
+        their weighted sum, which `"total"` then contains.
 
-        Called without gradient, it returns the parent's alone.
+        Called without gradient, it returns the parent's only.
         """
         salt, compute = self._salt, super().compute_student_loss
-        if salt.config.sc_weight == 0 or not torch.is_grad_enabled():
+        if not salt.terms or not torch.is_grad_enabled():
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
         salt.begin(salt.scheduler.iteration)
-        if not salt.wants_sc:
+        if salt.watch(self._times, lockstep=True) is None:
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
-        grid = _grid(self.config)
-        stride = (len(grid) - 1) // salt.config.inference_steps
-        triples = salt.generator("triples")
-        defect = self._defect = Defect(salt.config, triples, grid, grid[::stride], lockstep=True)
+        self._exit = True
         try:
             losses = compute(*args, **kwargs)
         finally:
-            self._defect = None
-        sc = cast(Tensor, defect.loss())
-        weighted = salt.config.sc_weight * sc
-        return {**losses, "sc": sc, "salt": weighted, "total": losses["total"] + weighted}
+            self._exit = False
+        total = losses["total"]
+        loss = salt.objective(total, {})
+        names = [term.name for term in salt.terms if f"salt/{term.name}_loss" in salt.metrics]
+        of_terms = {name: salt.metrics[f"salt/{name}_loss"] for name in names}
+        return {**losses, **of_terms, "salt": (loss - total).detach(), "total": loss}
+
+    def _times(self, grid: Tensor) -> list[float]:
+        """`config.sample_t_cfg.t_list`, or every so many of its points."""
+        own = _grid(self.config)
+        return own[:: (len(own) - 1) // (len(grid) - 1)]
 
     def _call_model(
         self,
@@ -127,20 +130,20 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         call = super()._call_model
         output = call(model, hidden_states, timestep, encoder_hidden_states, **model_kwargs)
         # The student's only call with gradient is its exit step: a simulation before it has none.
-        defect = self._defect
-        if defect is None or model is not self.student or not torch.is_grad_enabled():
+        trace = self._salt.trace
+        exits = self._exit and model is self.student and torch.is_grad_enabled()
+        if trace is None or not exits:
             return cast(Tensor, output)
         kind, dtype = KINDS[self.config.pred_type], compute_dtype(hidden_states.dtype)
 
         def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
-            x_m = x_m.to(hidden_states.dtype)
+            x_m = _flip(x_m).to(hidden_states.dtype)
             out = call(model, x_m, t_m.to(timestep), encoder_hidden_states, **model_kwargs)
-            return to_velocity(out, x_m.to(dtype), t_m, kind)
+            return _flip(to_velocity(out, x_m.to(dtype), t_m, kind))
 
         x_s = hidden_states.to(dtype)
         v_s = to_velocity(output, x_s, timestep, kind)
-        with untouched(x_s.device):  # a dropout layer would draw from the trainer's stream
-            defect.exit_step(velocity, x_s, v_s, timestep.cpu().double())
+        trace.exit_step(_flip(x_s), _flip(v_s), timestep.cpu().double(), velocity)
         return cast(Tensor, output)
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +160,11 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         self._salt.scheduler.load_state_dict(state_dict)
 
 
+def _flip(x: Tensor) -> Tensor:
+    """`[B, C, F, H, W]` to `[B, F, C, H, W]` and back; an image is left as it is."""
+    return x.transpose(1, 2) if x.dim() == 5 else x
+
+
 def _grid(config: Any) -> list[float]:
     """The student's levels, and 0."""
     if config.student_sample_steps == 1:
@@ -171,18 +179,24 @@ def _grid(config: Any) -> list[float]:
 
 def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
     steps = len(grid) - 1
-    own = {"step_counts": [steps], "probs": [1.0], "sc_steps": [steps], "align_reference": {}}
-    for name in own:
+    for name in ("step_counts", "probs"):
         if name in salt:
-            raise ValueError(
-                f"{name} must be left out in Model-Optimizer, where the student has one step list: "
-                f"mixed steps are not supported there; got {salt[name]!r}"
-            )
-    inference = {"inference_steps": math.gcd(4, steps)}
-    settings = SaltConfig.from_mapping({**inference, **salt, **own})
-    without = ("align_weight", "shift")
-    check_supported(settings, "Model-Optimizer", chunks=False, without=without)
-    return settings
+            raise _refusal(name, salt[name])
+    sc = salt.get("sc", {})
+    if isinstance(sc, Mapping):
+        if "step_counts" in sc:
+            raise _refusal("sc.step_counts", sc["step_counts"])
+        sc = {**sc, "step_counts": [steps]}
+    own = {"step_counts": [steps], "probs": [1.0], "sc": sc}
+    return SaltConfig.from_mapping({"inference_steps": math.gcd(4, steps), **salt, **own})
+
+
+def _refusal(name: str, value: object) -> SettingError:
+    return SettingError(
+        name,
+        f"{name} must be left out in Model-Optimizer, where the student has one step list: mixed "
+        f"steps are not supported there; got {value!r}",
+    )
 
 
 def _check(config: Any) -> None:
@@ -190,7 +204,7 @@ def _check(config: Any) -> None:
     grid = _grid(config)
     if len(grid) == 2:
         raise ValueError(
-            "config.student_sample_steps must be at least 2 where sc_weight is above 0: one step "
+            "config.student_sample_steps must be at least 2 if sc is on: one step "
             f"has no second one to agree with; got the times {grid}"
         )
     if config.pred_type == "eps" and grid[0] == 1:

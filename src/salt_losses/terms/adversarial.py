@@ -3,7 +3,6 @@ of one step more (arXiv 2511.01419, "ASD")."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

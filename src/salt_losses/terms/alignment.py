@@ -89,14 +89,15 @@ class Alignment(Term):
         reference, video = rollout.reference, rollout.video
         # Only the last frames of a longer rollout are scored, and only they carry gradient.
         taken = list(reference.frames)[-video.shape[1] :]
-        if reference.output is None or not any(taken):
+        if reference.output is None or not (any(taken) or rollout.lockstep):
             return torch.zeros((), device=video.device)
         low, ref = (x[:, -video.shape[1] :] for x in (rollout.output, reference.output))
         lowest, highest = self.noise_range
         u = lowest + (highest - lowest) * rollout.random("t_f").random()
         network = rollout.network(self.features)
+        frames = [f for f, frame in enumerate(taken) if frame]
         with frozen(network.parameters):
-            return rollout_align_loss(
+            value = rollout_align_loss(
                 network.velocity,
                 network.blocks,
                 low,
@@ -104,11 +105,13 @@ class Alignment(Term):
                 rollout.level(u),
                 block=self.block,
                 margin=self.margin,
-                frames=None if all(taken) else [f for f, frame in enumerate(taken) if frame],
+                frames=None if all(taken) else frames or None,
                 tokens_per_frame=network.tokens_per_frame,
                 generator=rollout.generator("noise"),
                 checkpoint=network.checkpoint,
             )
+        # In lockstep all ranks make the passes, also those whose rollout is not aligned.
+        return value if frames else 0.0 * value
 
     def no_effect(self, run: Run) -> Iterator[str]:
         if self.weight == 0:

@@ -111,6 +111,7 @@ class Rollout:
 
     Attributes:
         plan: the iteration's plan.
+        lockstep: see `ExitStep`.
         collected: what the term's `on_exit_step` returned, chunk by chunk.
         video: what the trainer scores, `[B, F, C, H, W]`, on the student's graph.
         mask: where the trainer's own loss looks, like `video`; `None`: everywhere.
@@ -125,7 +126,7 @@ class Rollout:
 
     def __init__(self, trace: Trace, term: Term) -> None:
         self._trace, self._term = trace, term
-        self.plan = trace.plan
+        self.plan, self.lockstep = trace.plan, trace.lockstep
         self.collected: list[Any] = trace.collected[term.name]
 
     @cached_property
@@ -269,7 +270,7 @@ class Trace:
         times: Callable[[Tensor], list[float]],
         lockstep: bool = False,
     ) -> None:
-        self.plan, self.trainer, self.times, self._lockstep = plan, trainer, times, lockstep
+        self.plan, self.trainer, self.times, self.lockstep = plan, trainer, times, lockstep
         self._key, self._weights = key, plan.weights or {}
         self.on = [term for term in terms if self._weights.get(term.name, 0.0) > 0]
         self.offers: dict[str, Any] = {}
@@ -309,7 +310,7 @@ class Trace:
             step = ExitStep(
                 self, term, x_s=x_s, v_s=v, t_s=t_s, _velocity=velocity, chunk=chunk, mask=mask,
                 frames=(first_frame, first_frame + x_s.shape[1]), plan=self.plan,
-                lockstep=self._lockstep,
+                lockstep=self.lockstep,
             )  # fmt: skip
             with streams.untouched(x_s.device):
                 self.collected[term.name].append(term.on_exit_step(step))

@@ -8,18 +8,20 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from fastgen.methods.common_loss import variational_score_distillation_loss
 from torch import Tensor
 
 from ...config import SaltConfig
-from ...training.defect import Defect
+from ...schedule import shift_time
+from ...terms.base import Run, warn_of_no_effect
+from ...terms.trace import Network, Trace
 from ...training.patches import Patches
-from ...training.settings_check import warn_of_no_effect
 from .._first_chunk import ChunkSteps
-from .._reference import Recorded
-from .._salt import Salt, check_supported
-from .alignment import Alignment
+from .._reference import reference_rollout
+from .._salt import Salt
 from .framework import DMD2Model, SelfForcingModel
-from .rollout import NetTap
+from .prediction import Predictions
+from .rollout import NetTap, ReferenceStudent
 from .state import carry
 
 SAME_POINT = 2e-3  # FastGen writes its lists with three digits
@@ -37,25 +39,23 @@ class _SaltModel:
     def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
         settings = SaltConfig.from_mapping(salt or {})
         where = f"FastGen's {type(self).__name__}"
-        check_supported(settings, where, chunks=self._rolls_out)
         super().__init__(config)  # type: ignore[call-arg]
         times = config.sample_t_cfg
         shift = 1.0 if times.t_list is None else float(times.shift)
         self._own_list = None if times.t_list is None else [float(t) for t in times.t_list]
         if settings.shift is not None:
             self._own_list = None
-        self._salt = Salt(settings, shift)
-        self._defect: Defect | None = None
-        self._target: tuple[Tensor, list[bool]] | None = None
+        self._salt = Salt(settings, where, shift)
         self._training = True
         self._updating = False
+        self._real_x0: Tensor | None = None  # the teacher's prediction, if a term wants it
         self._check_settings()
-        warn_of_no_effect(
+        run = Run(
             settings,
-            where,
             own_steps=config.student_sample_steps if settings.shift is None else None,
             last_step_only=bool(getattr(config, "last_step_only", False)),
         )
+        warn_of_no_effect(run, where)
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         train = super().single_train_step  # type: ignore[misc]
@@ -110,26 +110,32 @@ class _SaltModel:
         self, input_student: Tensor, t_student: Tensor, condition: Any = None
     ) -> Tensor:
         salt = self._salt
-        wanted = self._updating and (salt.wants_sc or salt.wants_align)
         generate = super().gen_data_from_net  # type: ignore[misc]
         with self._rolling():
-            if not wanted:
+            trace = None
+            if self._updating:
+                trace = salt.watch(self._steps, lockstep=self._lockstep)
+            if trace is None:
                 return cast(Tensor, generate(input_student, t_student, condition=condition))
-            if salt.wants_sc:
-                train, inference = salt.plan.train_times, salt.plan.inference_times
-                self._defect = Defect(
-                    salt.config,
-                    salt.generator("triples"),
-                    self._steps(train),
-                    self._steps(inference),
-                    lockstep=self._lockstep,
-                )
-            with NetTap(self.net, self._defect, record=salt.wants_align) as tap:
+            with NetTap(self.net, trace) as tap:
                 output = cast(Tensor, generate(input_student, t_student, condition=condition))
-        if salt.wants_align:
-            with torch.no_grad():
-                self._target = self._reference([b for b in tap.blocks if b.calls])
+        if trace.wants("reference"):
+            self._add_reference(trace, tap)
+        trace.offers["output"] = output.transpose(1, 2)
         return output
+
+    def _add_reference(self, trace: Trace, tap: NetTap) -> None:
+        chunks = [chunk for chunk in tap.chunks if chunk.inputs]
+        stochastic = self.config.student_sample_type == "sde"
+        self.net.clear_caches()
+        try:
+            with torch.no_grad(), Predictions(self.net) as predictions:
+                student = ReferenceStudent(self.net, predictions, stochastic)
+                trace.offers["reference"] = reference_rollout(
+                    self._salt, chunks, student, lambda t: self._steps(t)[:-1], frame_dim=2
+                )
+        finally:
+            self.net.clear_caches()
 
     def _student_update_step(
         self,
@@ -141,47 +147,93 @@ class _SaltModel:
         condition: Any = None,
         neg_condition: Any = None,
     ) -> Any:
-        self._defect = self._target = None
+        update = super()._student_update_step  # type: ignore[misc]
+        arguments = (input_student, t_student, t, eps, data, condition, neg_condition)
         if not self._training:
-            return super()._student_update_step(  # type: ignore[misc]
-                input_student, t_student, t, eps, data, condition, neg_condition
-            )
+            return update(*arguments)
+        salt, model = self._salt, cast(Any, self)
+        fakes: list[Tensor] = []
+        hook = model.fake_score.register_forward_hook(
+            lambda *call: fakes.append(call[-1].detach()) if _wants(salt, "fake_x0") else None
+        )
         self._updating = True
         try:
-            loss_map, outputs = super()._student_update_step(  # type: ignore[misc]
-                input_student, t_student, t, eps, data, condition, neg_condition
-            )
+            loss_map, outputs = update(*arguments)
         finally:
             self._updating = False
-        salt, dmd = self._salt, loss_map["total_loss"]
-        sc = align = None
-        if salt.wants_sc:
-            sc = cast(Defect, self._defect).loss()
-            sc = dmd.new_zeros(()) if sc is None else sc
-        if salt.wants_align:
-            align = self._alignment(outputs["gen_rand_train"], condition)
-        loss_map["total_loss"] = salt.objective(dmd, sc, align)
-        self._defect = self._target = None
+            hook.remove()
+        offers = {
+            "video": outputs["gen_rand_train"].transpose(1, 2),
+            "prompts": condition,
+            "network": lambda name: self._network(name, condition),
+            "level": self._level,
+            "dmd": lambda video: self._dmd_again(video, data, condition, neg_condition),
+        }
+        if fakes:
+            offers["fake_x0"] = fakes[0].transpose(1, 2)
+        if self._real_x0 is not None:
+            offers["real_x0"], self._real_x0 = self._real_x0.transpose(1, 2), None
+        dmd = loss_map["total_loss"]
+        loss_map["total_loss"] = salt.objective(dmd, offers)
         metrics = {k: torch.as_tensor(v, device=dmd.device) for k, v in salt.metrics.items()}
         return {**loss_map, **metrics}, outputs
 
-    def _reference(self, blocks: list[Recorded]) -> tuple[Tensor, list[bool]]:
-        raise NotImplementedError
+    # What the framework's own update makes on the way.
 
-    def _alignment(self, output: Tensor, condition: Any) -> Tensor:
-        raise NotImplementedError
+    def _compute_teacher_prediction_gan_loss(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._compute_teacher_prediction_gan_loss(*args, **kwargs)  # type: ignore[misc]
+        if _wants(self._salt, "real_x0"):
+            self._real_x0 = result[0].detach()
+        return result
+
+    def _apply_classifier_free_guidance(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._apply_classifier_free_guidance(*args, **kwargs)  # type: ignore[misc]
+        if _wants(self._salt, "real_x0"):
+            self._real_x0 = result.detach()
+        return result
+
+    def _dmd_again(self, video: Tensor, data: Any, condition: Any, neg_condition: Any) -> Tensor:
+        """The framework's DMD loss on another video, at a level and noise that it draws."""
+        model, video = cast(Any, self), video.transpose(1, 2)
+        _, _, t, eps = super()._generate_noise_and_time(data["real"])  # type: ignore[misc]
+        perturbed = self.net.noise_scheduler.forward_process(video, eps, t)
+        with torch.no_grad():
+            fake = model.fake_score(perturbed, t, condition=condition, fwd_pred_type="x0")
+            real = model.teacher(perturbed, t, condition=condition, fwd_pred_type="x0")
+            if self.config.guidance_scale is not None:
+                real = super()._apply_classifier_free_guidance(  # type: ignore[misc]
+                    perturbed, t, real, neg_condition=neg_condition
+                )
+        return cast(Tensor, variational_score_distillation_loss(video, real, fake))
+
+    def _network(self, name: str, condition: Any) -> Network:
+        model = cast(Any, self)
+        network = model.fake_score if name == "fake_score" else model.teacher
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            v = network(
+                x.transpose(1, 2),
+                t.to(network.noise_scheduler.t_precision),
+                condition=condition,
+                fwd_pred_type="flow",
+            )
+            return cast(Tensor, v.transpose(1, 2))
+
+        transformer = network.transformer
+        checkpoint = not getattr(transformer, "gradient_checkpointing", False)
+        parameters = list(network.parameters())
+        return Network(velocity, transformer.blocks, parameters, checkpoint=checkpoint)
+
+    def _level(self, uniform: Any) -> float:
+        times = self.config.sample_t_cfg
+        t = shift_time(float(uniform), float(times.shift))
+        return min(max(t, float(times.min_t)), float(times.max_t))
 
     def _check_settings(self) -> None:
-        config = self._salt.config
         if self.net.schedule_type != "rf":
             raise ValueError(
                 "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
                 f"got {self.net.schedule_type!r}"
-            )
-        if config.align_weight > 0 and not self._rolls_out:
-            raise ValueError(
-                f"align_weight must be 0 in {type(self).__name__}: a prediction from data has no "
-                f"rollout to compare; got {config.align_weight!r}"
             )
 
     _rolls_out = False
@@ -192,7 +244,7 @@ class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
     there is no rollout to align."""
 
 
-class SaltSelfForcingModel(Alignment, _SaltModel, SelfForcingModel):  # type: ignore[misc]
+class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
     """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
     alignment. The reference has its turn after the student's rollout, on the same cache."""
 
@@ -229,3 +281,7 @@ class SaltSelfForcingModel(Alignment, _SaltModel, SelfForcingModel):  # type: ig
         finally:
             config.student_sample_steps = steps
         return exits
+
+
+def _wants(salt: Salt, offer: str) -> bool:
+    return salt.trace is not None and salt.trace.wants(offer)

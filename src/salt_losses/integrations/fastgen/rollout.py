@@ -1,4 +1,4 @@
-"""What is noted of a FastGen student, and done with it again, by PyTorch's hooks on its calls."""
+"""A FastGen student's calls, watched by PyTorch's hooks, and the same once more as a reference."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from ...config import SaltConfig
-from ...training.blocks import Block
-from ...training.defect import Defect
-from .._reference import Recorded, denser_steps
+from ...terms.trace import Trace
+from .._reference import Recorded
 from .prediction import Predictions
 
 
 class NetTap:
-    """Notes the network's denoising calls within the context, and makes the defect term.
+    """Reports the network's denoising calls to a trace, within the context.
 
-    A call with gradient that writes no cache is an exit step. No call is changed: the extra one
-    has the arguments of the rollout's own.
+    A call with gradient that writes no cache is an exit step. No call is changed: an extra one
+    has the arguments of the rollout's own. FastGen's layout is `[B, C, T, H, W]`.
 
     Args:
         net: the student.
-        defect: where the term is collected; None without.
-        record: whether to keep what a reference rollout needs, in `blocks`.
+        trace: of the rollout.
+
+    Attributes:
+        chunks: what a reference rollout needs, if a term wants one.
     """
 
-    def __init__(self, net: Any, defect: Defect | None, *, record: bool) -> None:
-        self._net, self._defect, self._record = net, defect, record
-        self.blocks: list[Recorded] = [Recorded()]
+    def __init__(self, net: Any, trace: Trace) -> None:
+        self._net, self._trace, self._record = net, trace, trace.wants("reference")
+        self.chunks: list[Recorded] = [Recorded()]
         self._predictions = Predictions(net)
         self._own_call = False
+        self._frames = 0  # of the chunks before
+        self._x0: Tensor | None = None  # of the last call of this chunk
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -53,87 +55,76 @@ class NetTap:
             return
         if self._record:
             self._step(x, t, kwargs, x0)
-        if self._defect is None or not torch.is_grad_enabled():
+        if not (self._trace.wants_exit_steps and torch.is_grad_enabled()):
             return
         at_exit = self._predictions.of(x, t, x0)
 
         def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
-            self._own_call, t_m = True, t_m.to(t)
+            self._own_call, x_m, t_m = True, x_m.transpose(1, 2), t_m.to(t)
             try:
-                return self._predictions.of(x_m, t_m, net(x_m, t_m, **kwargs)).v
+                v = self._predictions.of(x_m, t_m, net(x_m, t_m, **kwargs)).v
             finally:
                 self._own_call = False
+            return v.transpose(1, 2)
 
         # The cache needs no alias: the network writes constants into it, and not in this call.
-        self._defect.exit_step(
-            velocity,
-            x,
-            at_exit.v,
+        mask = None if at_exit.written is None else ~at_exit.written.transpose(1, 2)
+        self._trace.exit_step(
+            x.transpose(1, 2),
+            at_exit.v.transpose(1, 2),
             t.cpu().double(),
-            mask=None if at_exit.written is None else ~at_exit.written,
+            velocity,
+            first_frame=self._frames,
+            mask=mask,
         )
 
     def _step(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], x0: Tensor) -> None:
-        block = self.blocks[-1]
-        if block.calls:  # the noise that took the last x0 here, which FastGen keeps to itself
-            block.noises.append(noise_between(self._net, x, block.calls[-1]["x0"], t))
-        block.calls.append({"x": x.detach(), "t": t, "x0": x0.detach(), "kwargs": kwargs})
+        chunk = self.chunks[-1]
+        if self._x0 is not None:  # the noise that took it here, which FastGen keeps to itself
+            chunk.noises.append(noise_between(self._net, x, self._x0, t))
+        else:
+            chunk.call = {"t": t, "kwargs": kwargs}
+        chunk.inputs.append(x.detach())
+        chunk.exit_level, self._x0 = t.flatten()[0], x0.detach()
 
     def _context(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> None:
+        self._frames += x.shape[2]
         if not self._record:
             return
-        block = self.blocks[-1]
-        block.context = {"t": t, "kwargs": kwargs}
-        if x is not block.calls[-1]["x0"] and not torch.equal(x, block.calls[-1]["x0"]):
-            block.context_noise = noise_between(self._net, x, block.calls[-1]["x0"], t)
-        self.blocks.append(Recorded())
+        chunk, x0 = self.chunks[-1], self._x0
+        chunk.context = {"t": t, "kwargs": kwargs}
+        if x0 is not None and x is not x0 and not torch.equal(x, x0):
+            chunk.context_noise = noise_between(self._net, x, x0, t)
+        self.chunks.append(Recorded())
+        self._x0 = None
 
 
-def in_reference(
-    net: Any,
-    recorded: Recorded,
-    block: Block,
-    times: list[float],
-    config: SaltConfig,
-    generator: torch.Generator,
-    stochastic: bool,
-) -> Tensor:
-    """What a block of the student is aligned to; writes the reference's block into the cache."""
-    first, last = recorded.calls[0], recorded.calls[-1]
+class ReferenceStudent:
+    """The network in a reference rollout, after the student's, on the same cache."""
 
-    def level(step: int) -> Tensor:
-        return torch.full_like(first["t"], times[step])
+    def __init__(self, net: Any, predictions: Predictions, stochastic: bool) -> None:
+        self._net, self._predictions, self.stochastic = net, predictions, stochastic
 
-    def predict(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        x0, v, _ = predictions.of(x, level(step), net(x, level(step), **first["kwargs"]))
+    def predict(self, recorded: Recorded, x: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        t = self._level(recorded, level)
+        x0, v, _ = self._predictions.of(x, t, self._net(x, t, **recorded.call["kwargs"]))
         return v, x0
 
-    def add_noise(x0: Tensor, noise: Tensor, step: int) -> Tensor:
-        noisy: Tensor = net.noise_scheduler.forward_process(x0, noise, level(step))
+    def renoise(self, recorded: Recorded, x0: Tensor, noise: Tensor, level: float) -> Tensor:
+        t = self._level(recorded, level)
+        noisy: Tensor = self._net.noise_scheduler.forward_process(x0, noise, t)
         return noisy
 
-    def fresh(x0: Tensor) -> Tensor:
-        return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    def finish(self, recorded: Recorded, x0: Tensor) -> None:
+        context = recorded.context
+        if recorded.context_noise is not None:
+            noise, scheduler = recorded.context_noise, self._net.noise_scheduler
+            x0 = scheduler.forward_process(x0, noise, context["t"])
+        self._net(x0, context["t"], **context["kwargs"])
 
-    with Predictions(net) as predictions:
-        x0 = target = denser_steps(
-            block,
-            first["x"],
-            recorded.noises,
-            times,
-            predict,
-            add_noise,
-            last=block.reference_exit,
-            fresh=fresh if config.align_noise == "own" else None,
-            stochastic=stochastic,
-        )[-1]
-        if config.align_at == "input" and block.takes_part:
-            _, target = predict(last["x"], block.reference_exit)
-    context = recorded.context or {}
-    if recorded.context_noise is not None:
-        x0 = net.noise_scheduler.forward_process(x0, recorded.context_noise, context["t"])
-    net(x0, context["t"], **context["kwargs"])
-    return target
+    @staticmethod
+    def _level(recorded: Recorded, level: float) -> Tensor:
+        return torch.full_like(recorded.call["t"], level)
 
 
 def noise_between(net: Any, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:

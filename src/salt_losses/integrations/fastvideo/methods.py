@@ -7,50 +7,51 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from fastvideo.forward_context import set_forward_context
 from torch import Tensor
 
 from ...config import SaltConfig
 from ...mixed_step import first_chunk_count
 from ...schedule import step_schedule
-from ...training.defect import Defect
-from ...training.settings_check import warn_of_no_effect
+from ...terms.base import Run, warn_of_no_effect
+from ...terms.trace import Network
+from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
 from .._first_chunk import ChunkSteps
-from .._salt import Salt, check_supported
-from .alignment import Alignment, CausalAlignment
+from .._reference import reference_rollout
+from .._salt import Salt
 from .framework import DMD2Method, SelfForcingMethod
-from .rollout import StudentTap
+from .rollout import ReferenceStudent, StudentTap
 
 
-class _SaltMethod(Alignment):
+class _SaltMethod:
     """What both methods have of Salt; stands before the framework's class."""
 
     # The framework's, named for the type checker.
     student: Any
     method_config: dict[str, Any]
 
+    _lockstep = True  # each rank leaves its rollout at a step of its own
+
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]) -> None:
         super().__init__(cfg=cfg, role_models=role_models)  # type: ignore[call-arg]
         config = SaltConfig.from_mapping(self.method_config.get("salt") or {})
         where = f"FastVideo's {type(self).__name__}"
-        check_supported(config, where, chunks=isinstance(self, SelfForcingMethod))
         own = super()._get_denoising_step_list(torch.device("cpu"))  # type: ignore[misc]
         self._lists = StepLists(own, self._step_scheduler())
         self._own_list = own if config.shift is None else None
-        self._sp_size = int(cast(Any, self).training_config.distributed.sp_size or 1)
-        self._salt = Salt(config, self._lists.shift, ranks_per_sample=self._sp_size)
+        sp_size = int(cast(Any, self).training_config.distributed.sp_size or 1)
+        self._salt = Salt(config, where, self._lists.shift, ranks_per_sample=sp_size)
         self._tap: StudentTap | None = None
-        self._defect: Defect | None = None
-        self._target: tuple[Tensor, list[bool]] | None = None
         self._training = True
         self._check_settings()
-        warn_of_no_effect(
+        run = Run(
             config,
-            where,
             own_steps=None if self._own_list is None else len(self._own_list),
             last_step_only=bool(getattr(self, "_last_step_only", False)),
             iterations=int(cast(Any, self).training_config.loop.max_train_steps),
         )
+        warn_of_no_effect(run, where)
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> Any:
         train = super().single_train_step  # type: ignore[misc]
@@ -80,47 +81,98 @@ class _SaltMethod(Alignment):
             return cast(Tensor, self._own_list)
         return self._lists.timesteps(times)
 
-    def _times(self, times: Tensor) -> list[float]:
-        return [*noise_levels(self._step_list(times)), 0.0]
+    def _levels(self, times: Tensor) -> list[float]:
+        return noise_levels(self._step_list(times))
 
     # The student's rollout and its terms.
 
     def _student_rollout(self, batch: Any, *, with_grad: bool) -> Tensor:
         rollout = super()._student_rollout  # type: ignore[misc]
-        salt = self._salt
-        if not (with_grad and torch.is_grad_enabled() and (salt.wants_sc or salt.wants_align)):
+        salt, student = self._salt, self.student
+        trace = None
+        if with_grad and torch.is_grad_enabled():
+            trace = salt.watch(lambda times: [*self._levels(times), 0.0], lockstep=self._lockstep)
+        if trace is None:
             return cast(Tensor, rollout(batch, with_grad=with_grad))
-        plan, student = salt.plan, self.student
-        self._defect = self._target = None
-        if salt.wants_sc:
-            train, inference = self._times(plan.train_times), self._times(plan.inference_times)
-            triples = salt.generator("triples")
-            self._defect = Defect(salt.config, triples, train, inference, lockstep=self._lockstep)
-        self._tap = StudentTap(student, self._defect, record=salt.wants_align)
-        self.student = self._tap
+        self.student = tap = self._tap = StudentTap(student, trace)
         try:
             output = cast(Tensor, rollout(batch, with_grad=with_grad))
         finally:
-            blocks, self._tap = self._tap.blocks, None
-            self.student = student
-        if salt.wants_align:
-            with torch.no_grad():
-                self._target = self._reference([b for b in blocks if b.calls], batch)
+            self._tap, self.student = None, student
+        if trace.wants("reference"):
+            again = ReferenceStudent(self, batch)
+            chunks = [chunk for chunk in tap.chunks if chunk.inputs]
+            again.clear()
+            try:
+                with torch.no_grad():
+                    trace.offers["reference"] = reference_rollout(
+                        salt, chunks, again, self._levels, frame_dim=1, every_step=self._lockstep
+                    )
+            finally:
+                again.clear()
+        trace.offers["output"] = output
         return output
 
     def _dmd_loss(self, generator_pred_x0: Tensor, batch: Any) -> Tensor:
-        dmd = super()._dmd_loss(generator_pred_x0, batch)  # type: ignore[misc]
-        if not self._training:
-            return cast(Tensor, dmd)
-        salt = self._salt
-        sc = align = None
-        if salt.wants_sc:
-            sc = cast(Defect, self._defect).loss()
-            sc = dmd.new_zeros(()) if sc is None else sc
-        if salt.wants_align:
-            align = self._alignment(generator_pred_x0, batch)
-        self._defect = self._target = None
-        return salt.objective(dmd, sc, align)
+        score = super()._dmd_loss  # type: ignore[misc]
+        trace = self._salt.trace
+        if not self._training or trace is None:
+            dmd = score(generator_pred_x0, batch)
+            return cast(Tensor, self._salt.objective(dmd, {}) if self._training else dmd)
+        method = cast(Any, self)
+        predictions: dict[str, list[Tensor]] = {}
+        with Patches() as patches:
+            for name, role in (("fake_x0", method.critic), ("real_x0", method.teacher)):
+                if trace.wants(name):
+                    predictions[name] = []
+                    patches.set(role, "predict_x0", _keep(role.predict_x0, predictions[name]))
+            dmd = score(generator_pred_x0, batch)
+        offers = {
+            "video": generator_pred_x0,
+            "prompts": batch,
+            "network": lambda name: self._network(name, batch),
+            "level": self._level,
+            "dmd": lambda video: self._dmd_again(video, batch),
+        }
+        for name, x0s in predictions.items():
+            scale = float(self.method_config.get("real_score_guidance_scale") or 1.0)
+            offers[name] = x0s[0] if len(x0s) == 1 else x0s[1] + (x0s[0] - x0s[1]) * scale
+        # Blocks are computed again in a backward pass, where attention asks for its context.
+        with set_forward_context(
+            current_timestep=batch.timesteps, attn_metadata=batch.attn_metadata
+        ):
+            return self._salt.objective(dmd, offers)
+
+    def _dmd_again(self, video: Tensor, batch: Any) -> Tensor:
+        """Draws from the global stream's seed, and leaves the method's own stream alone."""
+        own = cast(Any, self).cuda_generator
+        state = own.get_state()
+        own.manual_seed(int(torch.randint(2**62, ())))
+        try:
+            return cast(Tensor, super()._dmd_loss(video, batch))  # type: ignore[misc]
+        finally:
+            own.set_state(state)
+
+    def _network(self, name: str, batch: Any) -> Network:
+        method = cast(Any, self)
+        role = method.critic if name == "fake_score" else method.teacher
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return cast(
+                Tensor,
+                role.predict_noise(
+                    x, 1000 * t, batch, conditional=True, cfg_uncond=method._cfg_uncond
+                ),
+            )
+
+        return Network(velocity, role.transformer.blocks, list(role.transformer.parameters()))
+
+    def _level(self, uniform: Any) -> float:
+        method = cast(Any, self)
+        level = torch.tensor([1000 * float(uniform)], dtype=torch.float64)
+        level = self.student.shift_and_clamp_timestep(level)
+        level = level.clamp(method._score_min_timestep, method._score_max_timestep)
+        return float(level) / 1000
 
     def _check_settings(self) -> None:
         """Settings that only this method can refuse."""
@@ -129,17 +181,17 @@ class _SaltMethod(Alignment):
         first = {first_chunk_count(config.first_chunk_steps, k) for k in config.step_counts}
         for count in {*config.step_counts, config.inference_steps} | first:
             self._step_list(step_schedule(count, shift))  # refuses one that is too fine
-        self._check_alignment()
 
 
 class SaltDMD2Method(_SaltMethod, DMD2Method):  # type: ignore[misc]
-    """`DMD2Method` with mixed steps, the defect term and, where it simulates, the alignment."""
+    """`DMD2Method` with mixed steps and terms; the alignment where it simulates."""
 
 
-class SaltSelfForcingMethod(CausalAlignment, _SaltMethod, SelfForcingMethod):  # type: ignore[misc]
-    """`SelfForcingMethod` with mixed steps, a first chunk in more of them, the defect term at each
-    block's exit step, and the alignment."""
+class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[misc]
+    """`SelfForcingMethod` with mixed steps, a first chunk in more of them, and terms, which see
+    each chunk's exit step."""
 
+    _lockstep = False  # the exit steps are rank 0's
     _chunks: ChunkSteps | None = None  # of the present rollout
 
     def _get_denoising_step_list(self, device: torch.device) -> Any:
@@ -177,6 +229,15 @@ class SaltSelfForcingMethod(CausalAlignment, _SaltMethod, SelfForcingMethod):  #
         if self._tap is not None:
             self._tap.noise_drawn(noise)
         return cast(Tensor, super()._sf_add_noise(clean_latents, noise, timestep))
+
+
+def _keep(call: Any, kept: list[Tensor]) -> Any:
+    def predict_x0(*args: Any, **kwargs: Any) -> Any:
+        x0 = call(*args, **kwargs)
+        kept.append(x0.detach())
+        return x0
+
+    return predict_x0
 
 
 class _State:

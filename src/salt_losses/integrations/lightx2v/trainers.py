@@ -12,47 +12,58 @@ from torch import Tensor
 from ...config import SaltConfig
 from ...kv_cache import detached_alias
 from ...mixed_step import first_chunk_count
-from ...schedule import step_schedule
-from ...training.defect import Defect
+from ...schedule import shift_time, step_schedule
+from ...terms.base import Run, warn_of_no_effect
+from ...terms.trace import Network
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
-from .._salt import Salt, check_supported
-from .alignment import Alignment, CausalAlignment, Target
+from .._reference import Recorded, Student, reference_rollout
+from .._salt import Salt
 from .checkpoint import SaltCheckpointManager
-from .framework import TRAINER_REGISTER, VideoArDmdTrainer, VideoDmdTrainer, logger, reduce_mean
-from .rollout import Chunks, RolloutTap
+from .framework import (
+    TRAINER_REGISTER,
+    VideoArDmdTrainer,
+    VideoDmdTrainer,
+    logger,
+    reduce_mean,
+    set_ddp_gradient_sync,
+)
+from .rollout import CausalStudent, Chunks, RolloutTap, WholeStudent
 from .settings import check_trainer, own_steps
 
 
-class _SaltTrainer(Alignment):
+class _SaltTrainer:
     """What both trainers have of Salt; stands before the framework's class."""
+
+    # The framework's, named for the type checker.
+    model: Any
 
     def __init__(self, config: dict[str, Any]) -> None:
         settings = SaltConfig.from_mapping(config["training"]["dmd"].get("salt") or {})
-        chunks = isinstance(self, VideoArDmdTrainer)
-        check_supported(settings, f"LightX2V's {type(self).__name__}", chunks=chunks)
+        where = f"LightX2V's {type(self).__name__}"
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
         check_trainer(self, settings, own, scheduler)
         self._lists = StepLists(own, scheduler)
         self._own_list = own if settings.shift is None else None
-        self._salt = Salt(settings, self._lists.shift)
+        self._salt = Salt(settings, where, self._lists.shift)
         self.checkpoint_manager = SaltCheckpointManager(self, self._salt.scheduler)
         self._iteration = -1  # of the present student update
         self._numbers: dict[str, float] = {}
         self._tap: RolloutTap | None = None
-        self._defect: Defect | None = None
-        self._target: Target | None = None
-        self._generated: Tensor | None = None
+        self._rollout: tuple[Any, ...] | None = None  # what the last one with gradient returned
+        self._again: tuple[Any, ...] | None = None  # what the next one is to return
+        self._predictions: tuple[Tensor, Tensor] | None = None  # the scores', of the present update
         shift = self._salt.scheduler.shift
         first = {first_chunk_count(settings.first_chunk_steps, k) for k in settings.step_counts}
         for count in {*settings.step_counts, settings.inference_steps} | first:
             self._step_list(step_schedule(count, shift))  # refuses one that is too fine
-        self._check_alignment()
-
-    def setup(self, resume_ckpt_path: str | None = None) -> None:
-        super().setup(resume_ckpt_path=resume_ckpt_path)  # type: ignore[misc]
-        self._check_features()
+        run = Run(
+            settings,
+            own_steps=None if self._own_list is None else len(self._own_list),
+            iterations=int(cast(Any, self).max_train_iters),
+        )
+        warn_of_no_effect(run, where)
 
     # The iteration, and what is logged of it.
 
@@ -84,7 +95,7 @@ class _SaltTrainer(Alignment):
         return self._lists.timesteps(times).float()
 
     def _levels(self, times: Tensor) -> list[float]:
-        return [*noise_levels(self._step_list(times)), 0.0]
+        return noise_levels(self._step_list(times))
 
     def _rollout_steps(self, steps: Tensor) -> Any:
         return steps
@@ -104,47 +115,100 @@ class _SaltTrainer(Alignment):
     def run_back_simulation(
         self, condition: Any, latent_shape: Any, grad_enabled: bool, xt: Tensor | None = None
     ) -> Any:
+        if self._again is not None:
+            return self._again
         rollout = super().run_back_simulation  # type: ignore[misc]
-        salt, plan = self._salt, self._salt.plan
-        if not (grad_enabled and (salt.wants_sc or salt.wants_align)):
+        salt, trace = self._salt, None
+        if grad_enabled:
+            trace = salt.watch(lambda times: [*self._levels(times), 0.0])
+        if trace is None:
             return rollout(condition, latent_shape, grad_enabled, xt=xt)
-        if salt.wants_sc:
-            train, inference = self._levels(plan.train_times), self._levels(plan.inference_times)
-            self._defect = Defect(salt.config, salt.generator("triples"), train, inference)
-        tap = RolloutTap(self._defect, lambda block: self._levels(salt.grids(block)[0]))
-        self._tap = tap
+        self._tap = tap = RolloutTap(trace, lambda chunk: self._levels(salt.grids(chunk)[0]))
         try:
-            output = rollout(condition, latent_shape, grad_enabled, xt=xt)
+            self._rollout = output = rollout(condition, latent_shape, grad_enabled, xt=xt)
         finally:
             self._tap = None
-        if salt.wants_align:
+        if trace.wants("reference"):
+            chunks = [chunk for chunk in tap.chunks if chunk.inputs]
             with torch.no_grad():
-                self._target = self._reference([block for block in tap.blocks if block.calls])
-        self._generated = output[0]
+                trace.offers["reference"] = reference_rollout(
+                    salt, chunks, self._reference_student(chunks), self._levels, frame_dim=2
+                )
+        trace.offers["output"] = output[0].transpose(1, 2)
         return output
+
+    def _reference_student(self, chunks: list[Recorded]) -> Student:
+        return WholeStudent(self)
+
+    def _dmd_loss(self, latents: Tensor, fake_x0: Tensor, real_x0: Tensor, *more: Any) -> Any:
+        self._predictions = fake_x0, real_x0
+        return super()._dmd_loss(latents, fake_x0, real_x0, *more)  # type: ignore[misc]
 
     def forward_loss(
         self, latent_shape: Any, conditions: Any, stage: str, initial_noise: Tensor | None = None
     ) -> Any:
-        salt = self._salt
+        salt, forward = self._salt, super().forward_loss  # type: ignore[misc]
         salt.begin(self._iteration)
-        self._defect = self._target = None
         with self._planned():
-            result = super().forward_loss(  # type: ignore[misc]
-                latent_shape, conditions, stage, initial_noise=initial_noise
-            )
+            result = forward(latent_shape, conditions, stage, initial_noise=initial_noise)
         if stage == "fake":
             return result
-        dmd = result["loss"]
-        sc = align = None
-        if salt.wants_sc:
-            sc = cast(Defect, self._defect).loss()
-            sc = dmd.new_zeros(()) if sc is None else sc
-        if salt.wants_align:
-            align = self._alignment(cast(Tensor, self._generated), conditions[0])
-        loss = salt.objective(dmd, sc, align)
-        self._defect = self._target = self._generated = None
+        offers: dict[str, Any] = {}
+        networks: list[Any] = []
+        rollout, predictions = self._rollout, self._predictions
+        self._rollout = self._predictions = None
+        if salt.trace is not None and rollout is not None:
+
+            def dmd(video: Tensor) -> Any:
+                self._again = (video.transpose(1, 2), *rollout[1:])
+                try:
+                    return forward(latent_shape, conditions, stage)["loss"]
+                finally:
+                    self._again = self._predictions = None
+
+            def network(name: str) -> Network:
+                found, transformer = self._network(name, conditions[0])
+                # DDP would wait for gradients of its passes, and there are none.
+                set_ddp_gradient_sync(transformer, False)
+                networks.append(transformer)
+                return found
+
+            offers = {
+                "video": rollout[0].transpose(1, 2),
+                "prompts": conditions[0],
+                "network": network,
+                "level": self._level,
+                "dmd": dmd,
+            }
+            if predictions is not None:
+                offers |= dict(
+                    zip(("fake_x0", "real_x0"), (p.detach().transpose(1, 2) for p in predictions))
+                )
+        try:
+            loss = salt.objective(result["loss"], offers)
+        finally:
+            for transformer in networks:
+                set_ddp_gradient_sync(transformer, True)
         return {**result, "loss": loss, **{k: torch.as_tensor(v) for k, v in salt.metrics.items()}}
+
+    def _network(self, name: str, condition: Any) -> tuple[Network, Any]:
+        trainer = cast(Any, self)
+        model = trainer.fake_model if name == "fake_score" else trainer.teacher_model
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            v = trainer._predict_velocity(model, x.transpose(1, 2), t.to(x.dtype), condition)
+            return cast(Tensor, v.transpose(1, 2))
+
+        transformer = model.transformer
+        checkpoint = not getattr(transformer, "gradient_checkpointing", False)
+        parameters = list(transformer.parameters())
+        found = Network(velocity, transformer.blocks, parameters, checkpoint=checkpoint)
+        return found, transformer
+
+    def _level(self, uniform: Any) -> float:
+        trainer = cast(Any, self)
+        level = 1000 * shift_time(float(uniform), float(trainer.score_timestep_shift))
+        return min(max(level, float(trainer.min_step)), float(trainer.max_step)) / 1000
 
 
 @TRAINER_REGISTER("salt_video_dmd")
@@ -165,7 +229,7 @@ class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
 
 
 @TRAINER_REGISTER("salt_video_ar_dmd")
-class SaltVideoArDmdTrainer(CausalAlignment, _SaltTrainer, VideoArDmdTrainer):  # type: ignore[misc]
+class SaltVideoArDmdTrainer(_SaltTrainer, VideoArDmdTrainer):  # type: ignore[misc]
     """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
     block's exit step, and the alignment."""
 
@@ -223,6 +287,9 @@ class SaltVideoArDmdTrainer(CausalAlignment, _SaltTrainer, VideoArDmdTrainer):  
         call = {"timestep": timestep, "context": context, "place": place}
         self._tap.called(latents, v, velocity, call)
         return v
+
+    def _reference_student(self, chunks: list[Recorded]) -> Student:
+        return CausalStudent(self, chunks)
 
     def _add_noise_by_timestep(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         if self._tap is not None:
