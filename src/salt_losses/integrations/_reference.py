@@ -32,7 +32,7 @@ class Recorded:
 
     inputs: list[Tensor] = field(default_factory=list)
     call: Any = None
-    exit_level: float = 0.0
+    exit_level: float | Tensor = 0.0
     noises: list[Tensor] = field(default_factory=list)
     context: Any = None
     context_noise: Tensor | None = None
@@ -79,7 +79,8 @@ def reference_rollout(
     aligned: list[bool] = []
     for number, chunk in enumerate(recorded):
         own, times = map(levels, salt.grids(number))
-        exit_step = min(range(len(own)), key=lambda step: abs(own[step] - chunk.exit_level))
+        left_at = float(chunk.exit_level)
+        exit_step = min(range(len(own)), key=lambda step: abs(own[step] - left_at))
         block = Block.of(exit_step, len(own), len(times), align.to)
         x = chunk.inputs[0]
         v, x0 = student.predict(chunk, x, times[0])

@@ -3,6 +3,7 @@ of one step more (arXiv 2511.01419, "ASD")."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -258,9 +259,7 @@ class AdversarialRun(Adversarial):
         theirs, ours = state["settings"], self._identity()
         if theirs != ours:
             raise ValueError(f"state_dict['adv'] is of another discriminator: {theirs}, not {ours}")
-        other = DiscriminatorHead(
-            self._dim, self._read, num_classes=1 if self._counts is None else len(self._counts)
-        )
+        other = copy.deepcopy(self.head)
         trial = torch.optim.AdamW(other.parameters(), lr=self.lr)
         try:
             other.load_state_dict(state["head"], strict=True)

@@ -250,8 +250,8 @@ def no_effect(run: Run) -> list[str]:
     if run.own_steps is not None and run.own_steps not in used and not chosen:
         messages.append(
             f"the trainer's own list, of length {run.own_steps}, is never used: the step counts "
-            f"that occur are {counts}; to train it, set step_counts to [{run.own_steps}], and probs "
-            "and sc.step_counts to match"
+            f"that occur are {counts}; to train it, set step_counts to [{run.own_steps}], and "
+            "probs and sc.step_counts to match"
         )
     first = config.first_chunk_steps
     if first is not None and all(first_chunk_count(first, k) == k for k in counts):

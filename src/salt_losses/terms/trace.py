@@ -148,23 +148,28 @@ class Rollout:
 
     @property
     def fake_x0(self) -> Tensor:
-        return self._offer("fake_x0")
+        value: Tensor = self._offer("fake_x0")
+        return value
 
     @property
     def real_x0(self) -> Tensor:
-        return self._offer("real_x0")
+        value: Tensor = self._offer("real_x0")
+        return value
 
     @property
     def data(self) -> Tensor:
-        return self._offer("data")
+        value: Tensor = self._offer("data")
+        return value
 
     @property
     def reference(self) -> Reference:
-        return self._offer("reference")
+        value: Reference = self._offer("reference")
+        return value
 
     @property
     def extra(self) -> Tensor:
-        return self._offer("extra")
+        value: Tensor = self._offer("extra")
+        return value
 
     def _offer(self, name: str) -> Any:
         return self._trace.offer(self._term, name)
