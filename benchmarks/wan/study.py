@@ -31,6 +31,7 @@ from salt_losses import (
     shift_time,
     step_schedule,
 )
+from salt_losses.terms import SelfConsistency
 
 STEPS = (1, 2, 4, 8)
 COMPARED_STEPS = (2, 4, 8)
@@ -88,8 +89,7 @@ def student_config(train_steps: int, sc_weight: float, seed: int, size: Size) ->
     salt = SaltConfig(
         step_counts=(train_steps,),
         probs=(1.0,),
-        sc_weight=sc_weight,
-        align_reference={},
+        sc=SelfConsistency(weight=sc_weight),
     )
     return Config(
         model="",

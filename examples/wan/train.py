@@ -13,11 +13,11 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
+from salt_losses.training.settings_check import warn_of_no_effect
 from torch import Tensor
 from tqdm import tqdm
 
 from salt_losses import StepPlan
-from salt_losses.training.settings_check import warn_of_no_effect
 
 from . import checkpoint
 from .batches import Batch, Batches
