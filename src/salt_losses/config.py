@@ -90,7 +90,7 @@ class SaltConfig:
                 raise SettingError(
                     f"terms[{i}]", f"terms[{i}] must be a Term; got {describe(term)}"
                 )
-        names = [term.name for term in self.all_terms]
+        names = [*BLOCKS, *(term.name for term in self.terms)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise SettingError("terms", f"terms must have different names; got {twice!r} twice")
@@ -102,8 +102,9 @@ class SaltConfig:
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
-        """The terms of the run, in the order in which they are computed."""
-        return (*(t for t in (self.sc, self.align, self.adv) if t is not None), *self.terms)
+        """The terms of the run, in the order in which they are computed; not those of weight 0."""
+        own = (term for term in (self.sc, self.align, self.adv) if term is not None)
+        return tuple(term for term in (*own, *self.terms) if term.weight > 0)
 
     def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
         """The scheduler of these settings; `shift` is used if `self.shift` is `None`."""
