@@ -104,6 +104,29 @@ def test_a_student_whose_critic_has_diverged_stays_as_it_is() -> None:
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("name", ["generator_loss", "critic_loss"])
+def test_an_update_whose_gradient_is_not_finite_is_left_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer(dfake_gen_update_ratio=1)
+    trainer.train(1)
+    real = getattr(trainer.model, name)
+
+    def spoiled(**inputs: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, log = real(**inputs)
+        return loss * torch.nan, log
+
+    monkeypatch.setattr(trainer.model, name, spoiled)
+    network = trainer.model.generator if name == "generator_loss" else trainer.model.fake_score
+    before = [p.clone() for p in network.parameters()]
+    trainer.train(2)
+    assert all(map(torch.equal, before, network.parameters()))
+    monkeypatch.undo()
+    trainer.train(3)
+    assert not all(map(torch.equal, before, network.parameters()))
+    assert all(p.isfinite().all() for p in network.parameters())
+
+
 def test_backward_through_a_rollout_needs_gradient_checkpointing() -> None:
     generator_gradient(new_trainer(gradient_checkpointing=True), None)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
