@@ -5,7 +5,7 @@ log.jsonl                                     a line of numbers for each iterati
 samples/000100/0-4.mp4                        video 0 at 4 steps
 checkpoints/000100/student, ema, fake_score   in diffusers' form: a LoRA for
                                               `load_lora_weights`, or a transformer's folder
-checkpoints/000100/training.pt                optimizers, what was trained on
+checkpoints/000100/training.pt                optimizers, float16's scaler, what was trained on
 """
 
 from __future__ import annotations
