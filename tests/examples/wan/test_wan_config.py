@@ -144,6 +144,7 @@ def test_every_setting_of_salt_is_used_refused_or_said_to_be_unused():
         ({"iterations": 2.5}, "iterations must be int; got 2.5"),
         ({"iterations": 0}, "iterations must be from 1"),
         ({"lr": -1}, "lr must be from"),
+        ({"lr_critic": 0}, "lr_critic must be from"),
         ({"lr": "fast"}, "lr must be float; got 'fast'"),
         ({"lr_critic": True}, "lr_critic must be float or null; got True"),
         ({"ema_decay": 1}, "ema_decay must be from 0"),
@@ -154,6 +155,7 @@ def test_every_setting_of_salt_is_used_refused_or_said_to_be_unused():
         ({"score_levels": [0.5]}, "score_levels must be two rising"),
         ({"score_levels": [0.0, 1.0]}, "score_levels must be two rising"),
         ({"salt": {"align_weight": 0.1}}, "salt.align_weight and salt.adv_weight must be 0"),
+        ({"salt": {"adv_weight": 0.1}}, "salt.align_weight and salt.adv_weight must be 0"),
         # It changed the grid of training, and not the sampler's.
         ({"salt": {"shift": 3.0, "align_weight": 0}}, "salt.shift must be left out here: the grid"),
         ({"salt": {"seed": 1}}, "salt.seed must be left out here: every draw has `seed`"),
