@@ -15,7 +15,7 @@ import torch
 
 from salt_losses.cli import main
 from salt_losses.cli.report.advice import ADVICE, advice
-from salt_losses.cli.report.judge import MEMORY, WINDOW, Number, judged
+from salt_losses.cli.report.judge import MEMORY, WINDOW, Number, healthy_range, judged
 from salt_losses.cli.report.measures import AGREEMENT, DEFECT, DEVIATION, HEALTH, TERMS
 from salt_losses.cli.report.page import page
 from salt_losses.cli.report.read import Run, read_runs
@@ -493,6 +493,59 @@ def test_names_are_the_same_in_the_terminal_on_the_page_and_in_the_docs() -> Non
     assert named == {m.key.removeprefix("salt/health/"): m.title for m in HEALTH}
     for measure in (AGREEMENT, DEFECT, DEVIATION):
         assert f"`{measure.key.removeprefix('sweep/')}`, **{measure.title}**" in health
+
+
+@pytest.mark.parametrize(("outside", "state"), [(5, "well"), (6, "wrong")])
+def test_six_of_ten_updates_are_most_of_a_window(tmp_path: Path, outside: int, state: str) -> None:
+    log = write(
+        tmp_path / "run",
+        lambda i, k: {"salt/health/sc_ratio": 2.0 if i // 3 % 10 < outside else 0.2},
+    )
+    assert verdict(log).state == state
+
+
+def test_the_worst_step_count_gives_the_value_and_the_widest_run_the_charts_range(
+    tmp_path: Path,
+) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/sc_ratio": k / 2})
+    found = number_of(verdict(log), "salt/health/sc_ratio")
+    assert (found.value, found.step_counts) == (4.0, (4, 8))
+    lag = next(m for m in HEALTH if m.key == LAG)
+    small = write(tmp_path / "small", lambda i, k: {LAG: 0.25})
+    assert healthy_range(lag, [read(log), read(small)]) == (None, 0.25)
+
+
+def test_a_number_is_back_when_its_last_step_count_is(tmp_path: Path) -> None:
+    def ratio(i: int, k: int) -> dict[str, float]:
+        return {"salt/health/sc_ratio": 5.0 if i < {2: 30, 4: 45, 8: 0}[k] else 0.2}
+
+    back = number_of(verdict(write(tmp_path / "run", ratio)), "salt/health/sc_ratio").back
+    assert back is not None
+    assert back[1] >= 5 * 43
+
+
+def test_changes_that_are_too_small_to_count_are_not_judged(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    sweeps(log, lambda i: {"agreement": {"4-8": 0.7 if i < 5 else 0.695}})
+    assert of(verdict(log), "More steps against fewer").mark == "undecided"
+    runs = [write(tmp_path / name) for name in ("salt", "plain")]
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc_weight": 0}}))
+    for run, defect in zip(runs, (0.19, 0.2)):
+        value = {"defect": {"per_interval": [defect]}}
+        sweeps(run, lambda i: value)  # noqa: B023
+    term = verdict(*runs).term
+    assert term is not None
+    assert term.state == "does not work as intended"
+
+
+def test_the_averaged_weights_sweeps_are_judged_where_there_are_any(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    sweeps(log, rising)
+    for path in list((log / "salt_sweeps").glob("*/sweep.json")):
+        numbers = json.loads(path.read_text())
+        averaged = {**numbers, **falling(numbers["iteration"] // 100), "weights": "ema"}
+        path.with_name("sweep_ema.json").write_text(json.dumps(averaged))
+    assert of(verdict(log), "More steps against fewer").mark == "worse"
 
 
 def test_a_range_that_lies_outside_its_chart_is_said_there(tmp_path: Path) -> None:
