@@ -211,7 +211,7 @@ def test_the_shift_of_a_students_training_is_that_of_its_grids(run: Run) -> None
     import tiny
 
     model = tiny.build_model()
-    lists = StepLists(model.denoising_step_list, model.scheduler)
+    lists = StepLists(model.denoising_step_list, model.scheduler, 2.0)
     shifted = {k: lists.timesteps(step_schedule(k, 2.0)).tolist() for k in (2, 4)}
     assert shifted != {k: tiny_lists()[k] for k in (2, 4)}
     recorded = run("--shift", "2", "--first_chunk_steps", "4", "--steps", "2")
