@@ -155,7 +155,7 @@ class Vitals:
             dmd.register_hook(self._scaled)  # type: ignore[no-untyped-call]
 
     def _zeroed(self) -> Tensor:
-        """The share of samples whose direction had no finite entry, of which the trainers make 0."""
+        """The share of samples without a finite direction, of which the trainers make 0."""
         zeroed = (cast(Tensor, self._direction) == 0).flatten(1).all(1)
         if len(self._predictions) == 2:  # scores that agree have a direction of 0 as well
             a, b = (x0 for x0, _ in self._predictions)
