@@ -119,10 +119,10 @@ def test_a_level_1_in_a_batch_of_others_is_called_and_counts_as_0() -> None:
 
 @pytest.mark.parametrize("lockstep", [False, True])
 def test_exit_steps_of_which_no_element_counts_are_not_in_the_mean(lockstep: bool) -> None:
-    exits = [levels(0.75), levels(0.5), levels(0.125)]
+    exits = [levels(0.75), levels(0.5), levels(0.875), levels(0.125)]
     shape = (1, 2, 3, 4, 4)
     nothing, all_of_it = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
-    masks = [nothing, all_of_it, nothing]  # the last one has no triple either
+    masks = [nothing, all_of_it, all_of_it, nothing]  # the last one has no triple either
     loss, _, triples, states = collected(exits, lockstep=lockstep, masks=masks)
     torch.testing.assert_close(loss, naive(triples[1:], states[1:], clean=False))
 
