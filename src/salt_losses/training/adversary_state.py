@@ -44,7 +44,7 @@ def check(state: Any, identity: Mapping[str, Any], head: nn.Module) -> None:
     if differ:
         raise ValueError(f"the state is of another discriminator: {', '.join(differ)}")
     for name, weight in state["head"].items():
-        if not weight.isfinite().all():
+        if not weight.is_floating_point() or not weight.isfinite().all():
             raise ValueError(f"the discriminator's state is damaged: {name} is not finite")
     _check_optimizer(state["optimizer"].get("state"), head)
 
@@ -75,7 +75,7 @@ def _check_optimizer(moments: Any, head: nn.Module) -> None:
 def _problem(value: Any, shape: list[int], low: float) -> str | None:
     if not isinstance(value, Tensor) or list(value.shape) != shape:
         return f"must be a tensor of shape {shape}; got {describe(value)}"
-    if not (value.isfinite() & (value >= low)).all():
+    if not value.is_floating_point() or not (value.isfinite() & (value >= low)).all():
         return "is not finite" if low < 0 else "is not finite, or below 0"
     return None
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..._checks import describe
 from ...config import SaltConfig
 from ...training.agreement import check_agreement
-from ...training.settings_check import warn_of_no_effect
+from ...training.settings_check import check_nesting, warn_of_no_effect
 from ..rollout.first_chunk import first_list
 from ..rollout.planned import at_once
 from ..rollout.steps import ListSteps, SolverSteps
@@ -53,7 +53,11 @@ class Adapter:
         do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
         `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
 
-        Warns of a term that would never come on, and of other settings without effect.
+        For the trainer's own number of steps its own step list is trained; the other lists are a
+        grid's. A `shift` of Salt's replaces it.
+
+        Warns of a term that would never come on, of other settings without effect, and of an own
+        list that does not nest with the grids.
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
@@ -93,7 +97,7 @@ class Adapter:
             check_solver(model, config)
         if config.adv_weight > 0:
             _check_adversary(model, streaming is not None, config)
-        lists = SolverSteps(model) if self.solver else ListSteps(model)
+        lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
         own = first_list(pipeline)
         if config.first_chunk_steps is not None and own is not None:
@@ -102,11 +106,12 @@ class Adapter:
                 f"own denoising_step_list_first_chunk, of {len(own)} steps",
                 stacklevel=2,
             )
+        if not self.solver:  # which has no list to keep
+            check_nesting(config, lists.of, lists.own_steps, self.trainer)
         warn_of_no_effect(
             config,
             self.trainer,
-            # Who chooses step counts leaves the trainer's own list behind knowingly.
-            own_steps=len(model.denoising_step_list) if _as_default(config) else None,
+            own_steps=lists.own_steps,
             last_step_only=bool(getattr(pipeline, "last_step_only", False)),
             iterations=_iterations(trainer),
         )
@@ -159,10 +164,6 @@ class Adapter:
         check_pipeline(check, pipeline, streaming=streaming, solver=self.solver)
         check.finish()
         return pipeline
-
-
-def _as_default(config: SaltConfig) -> bool:
-    return tuple(config.step_counts) == tuple(SaltConfig.step_counts)
 
 
 def _iterations(trainer: Any) -> int | None:

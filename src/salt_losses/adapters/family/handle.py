@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
@@ -99,6 +102,7 @@ class SaltHandle:
 
         To be called on every rank, with the same state. A state without a discriminator, or without
         health numbers, leaves these as they are; a discriminator that is not wanted is left out.
+        Damaged health numbers are warned of, and start again.
 
         Raises:
             ValueError: it is from other settings or of another discriminator; the message names
@@ -113,7 +117,7 @@ class SaltHandle:
         if self._adversary is not None and adversary is not None:
             self._adversary.check_state(adversary)
         device = next(self._model.generator.parameters()).device
-        remembered = None if health is None else Health.of_state(health, device)
+        remembered = None if health is None else _remembered(health, device)
         self._losses.scheduler.load_state_dict(state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
         if self._adversary is not None and adversary is not None:
@@ -138,3 +142,12 @@ class SaltHandle:
         self.attached = True
         if self._updates is not None:
             self._updates.watch()
+
+
+def _remembered(state: object, device: torch.device) -> Health:
+    """Nothing of the health numbers may end a training."""
+    try:
+        return Health.of_state(state, device)
+    except ValueError as error:
+        warnings.warn(f"{error}. The health numbers start again", stacklevel=3)
+        return Health()

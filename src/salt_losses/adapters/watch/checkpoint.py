@@ -101,8 +101,10 @@ def _find(trainer: Any, folder: Path) -> Found:
             return Found(None, None, own)
         place = Path(start).parent
     state = place / STATE
-    # What is no text is no JSON either, and is reported as such.
-    return Found(str(place), state.read_text(errors="replace") if state.is_file() else None, own)
+    if not state.is_file():
+        return Found(str(place), None, own)
+    # What is not text is not JSON either, and is reported as such.
+    return Found(str(place), state.read_text("utf-8-sig", errors="replace"), own)
 
 
 def _continue(handle: SaltHandle, where: Path, text: str) -> bool:
@@ -116,7 +118,7 @@ def _continue(handle: SaltHandle, where: Path, text: str) -> bool:
             state["adversary"] = _adversary(handle, where.parent, state["adversary"])
             has_head = True
         handle.load_state_dict(state)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:  # JSON may be nested too deep
         raise ValueError(f"cannot continue from {where}: {error}. {advice}") from error
     return has_head
 

@@ -65,7 +65,7 @@ class Sweeps:
                 "sweep_every must be 0 where the trainer starts from images (i2v); "
                 f"got {config.sweep_every}"
             )
-        shift = lists.shift if config.shift is None else config.shift
+        shift = lists.shift
         fine = 2 * config.inference_steps
         grids = {
             k: lists.timesteps(step_schedule(k, shift))
@@ -136,7 +136,7 @@ class Sweeps:
             "defect": {
                 "times": self._times,
                 "per_interval": rollouts.defect,
-                "mean": sum(rollouts.defect) / len(rollouts.defect),
+                "mean": float(torch.tensor(rollouts.defect, dtype=torch.float64).nanmean()),
             },
         }
         videos = {k: self._decoded(latents) for k, latents in rollouts.latents.items()}

@@ -10,7 +10,6 @@ from fastvideo.models.utils import pred_noise_to_pred_video
 from torch import Tensor
 
 from ...alignment import rollout_align_loss
-from ...schedule import step_schedule
 from ...training.blocks import Block
 from ...training.frozen import frozen
 from ...training.step_lists import noise_levels
@@ -132,7 +131,6 @@ class Alignment:
     def _check_alignment(self) -> None:
         """Settings of the alignment that only this method can refuse."""
         config = self._salt.config
-        shift = self._salt.scheduler.shift
         if not (config.align_weight > 0 and config.align_prob > 0 and config.align_reference):
             return
         if config.align_at not in self._align_at:
@@ -150,13 +148,6 @@ class Alignment:
                 "align_weight must be 0 where sp_size is above 1: each rank holds some tokens of "
                 f"a frame only; got {config.align_weight!r}"
             )
-        for low, high in config.align_reference.items():
-            few = self._step_list(step_schedule(low, shift))
-            if not torch.equal(few, self._step_list(step_schedule(high, shift))[:: high // low]):
-                raise ValueError(
-                    f"align_reference[{low}] needs lists that nest: that of {high} steps does not "
-                    f"hold dmd_denoising_steps; got {few.tolist()}"
-                )
         blocks = getattr(self._feature_network().transformer, "blocks", None)
         if not isinstance(blocks, torch.nn.ModuleList):
             raise ValueError(

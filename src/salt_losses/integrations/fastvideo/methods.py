@@ -13,8 +13,8 @@ from ...config import SaltConfig
 from ...mixed_step import first_chunk_count
 from ...schedule import step_schedule
 from ...training.defect import Defect
-from ...training.settings_check import warn_of_no_effect
-from ...training.step_lists import StepLists, noise_levels
+from ...training.settings_check import check_nesting, warn_of_no_effect
+from ...training.step_lists import StepLists
 from .._first_chunk import ChunkSteps
 from .._salt import Salt, check_supported
 from .alignment import Alignment, CausalAlignment
@@ -35,8 +35,7 @@ class _SaltMethod(Alignment):
         where = f"FastVideo's {type(self).__name__}"
         check_supported(config, where, chunks=isinstance(self, SelfForcingMethod))
         own = super()._get_denoising_step_list(torch.device("cpu"))  # type: ignore[misc]
-        self._lists = StepLists(own, self._step_scheduler())
-        self._own_list = own if config.shift is None else None
+        self._lists = StepLists(own, self._step_scheduler(), config.shift)
         self._sp_size = int(cast(Any, self).training_config.distributed.sp_size or 1)
         self._salt = Salt(config, self._lists.shift, ranks_per_sample=self._sp_size)
         self._tap: StudentTap | None = None
@@ -44,10 +43,11 @@ class _SaltMethod(Alignment):
         self._target: tuple[Tensor, list[bool]] | None = None
         self._training = True
         self._check_settings()
+        check_nesting(config, self._lists.of, self._lists.own_steps, where)
         warn_of_no_effect(
             config,
             where,
-            own_steps=None if self._own_list is None else len(self._own_list),
+            own_steps=self._lists.own_steps,
             last_step_only=bool(getattr(self, "_last_step_only", False)),
             iterations=int(cast(Any, self).training_config.loop.max_train_steps),
         )
@@ -76,12 +76,7 @@ class _SaltMethod(Alignment):
         return self.student.noise_scheduler
 
     def _step_list(self, times: Tensor) -> Tensor:
-        if self._own_list is not None and len(times) == len(self._own_list) + 1:
-            return cast(Tensor, self._own_list)
         return self._lists.timesteps(times)
-
-    def _times(self, times: Tensor) -> list[float]:
-        return [*noise_levels(self._step_list(times)), 0.0]
 
     # The student's rollout and its terms.
 
@@ -93,7 +88,10 @@ class _SaltMethod(Alignment):
         plan, student = salt.plan, self.student
         self._defect = self._target = None
         if salt.wants_sc:
-            train, inference = self._times(plan.train_times), self._times(plan.inference_times)
+            train, inference = (
+                self._lists.times(plan.train_times),
+                self._lists.times(plan.inference_times),
+            )
             triples = salt.generator("triples")
             self._defect = Defect(salt.config, triples, train, inference, lockstep=self._lockstep)
         self._tap = StudentTap(student, self._defect, record=salt.wants_align)

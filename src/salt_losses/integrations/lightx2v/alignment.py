@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...alignment import rollout_align_loss
-from ...schedule import shift_time, step_schedule
+from ...schedule import shift_time
 from ...training.blocks import Block
 from ...training.frozen import frozen
 from .._reference import Recorded, denser_steps
@@ -100,7 +100,7 @@ class Alignment:
 
     def _check_alignment(self) -> None:
         """Settings of the alignment that only this trainer can refuse."""
-        config, shift = self._salt.config, self._salt.scheduler.shift
+        config = self._salt.config
         if not (config.align_weight > 0 and config.align_prob > 0 and config.align_reference):
             return
         if config.align_at not in self._align_at:
@@ -108,13 +108,6 @@ class Alignment:
                 f"align_at must be one of {', '.join(map(repr, self._align_at))} in "
                 f"{type(self).__name__}, whose student has no cache; got {config.align_at!r}"
             )
-        for low, high in config.align_reference.items():
-            few = self._levels(step_schedule(low, shift))
-            if few != self._levels(step_schedule(high, shift))[:: high // low]:
-                raise ValueError(
-                    f"align_reference[{low}] needs lists that nest: that of {high} steps does not "
-                    f"hold denoising_step_list; got levels {few}"
-                )
 
     def _check_features(self) -> None:
         """To be called where the networks are there."""
