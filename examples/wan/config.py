@@ -15,6 +15,8 @@ import yaml
 
 from salt_losses import MixedStepScheduler, SaltConfig
 
+from .text import read_text
+
 # What the authors of LoRA trainers for Wan adapt: all projections of a block.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -159,7 +161,7 @@ class Config:
         """From a YAML file; the command line's `changes` go over it (`salt.` and a name: one of
         Salt's settings)."""
         try:
-            mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            mapping = yaml.safe_load(read_text(Path(path)))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML file: {error}") from error
         if not isinstance(mapping, dict):

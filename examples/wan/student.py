@@ -29,6 +29,7 @@ from .config import Config
 from .data import SETTINGS
 from .media import Format, read_frames
 from .pretrained import DTYPES, read_kind
+from .text import read_text
 
 SAMPLERS = {"consistency": FlowMatchLCMScheduler, "euler": FlowMatchEulerDiscreteScheduler}
 
@@ -170,7 +171,7 @@ def format_of(run: Path, config: Config) -> Format:
     """
     for path in (run / DATA_FILE, Path(config.data) / SETTINGS):
         if path.is_file():
-            there = yaml.safe_load(path.read_text())
+            there = yaml.safe_load(read_text(path))
             return Format(**{field.name: there[field.name] for field in fields(Format)})
     raise ValueError(f"{run} does not say what it was trained for: it has no {DATA_FILE}")
 

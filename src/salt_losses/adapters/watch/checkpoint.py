@@ -102,7 +102,8 @@ def _find(trainer: Any, folder: Path) -> Found:
         place = Path(start).parent
     state = place / STATE
     # What is no text is no JSON either, and is reported as such.
-    return Found(str(place), state.read_text(errors="replace") if state.is_file() else None, own)
+    text = state.read_text("utf-8-sig", errors="replace") if state.is_file() else None
+    return Found(str(place), text, own)
 
 
 def _continue(handle: SaltHandle, where: Path, text: str) -> bool:
