@@ -43,7 +43,8 @@ def check_accelerator(accelerator: Accelerator, config: Config) -> None:
             f"accelerate is configured for {name}: this recipe runs on one device, with DDP or "
             "with FSDP2 (fsdp_version: 2); see examples/wan/accelerate"
         )
-    if getattr(state.dynamo_plugin, "use_regional_compilation", False):
+    compiler = getattr(state, "dynamo_plugin", None)
+    if getattr(compiler, "use_regional_compilation", False) and compiler.backend != "NO":
         # It compiles a copy of the roles, which would not see which role is on.
         raise ValueError(
             "accelerate is configured for regional compilation, which this recipe's roles do not "

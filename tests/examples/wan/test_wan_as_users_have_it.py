@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from examples.wan import checkpoint, encode, evaluate, fonts, sample, train
@@ -45,7 +46,7 @@ def test_a_damaged_video_is_named_in_every_codec_and_a_whole_one_is_read(tmp_pat
         with pytest.raises(ValueError, match=r"is damaged: \S"):
             read_frames(path, FORMAT, "t2v")
     path.write_bytes(whole[: size // 2])
-    with pytest.raises((ValueError, OSError), match="is damaged|too short|Could not load"):
+    with pytest.raises((ValueError, OSError), match=r"is damaged|too short|Could not load"):
         read_frames(path, FORMAT, "t2v")
 
 
@@ -154,6 +155,15 @@ def test_extended_prompts_are_sampled_and_files_have_the_short_ones_names(
     assert "short.txt has 1, and there are 2 prompts" in capsys.readouterr().err
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate reads its environment once in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_regional_compilation_is_refused_before_the_run(t2v, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
