@@ -175,13 +175,15 @@ def read_for(config: Config, identity: dict[str, Any]) -> tuple[Path, dict[str, 
         return None
     # Settings that are younger than the run had their defaults then.
     there = Config.load(Path(config.out) / CONFIG_FILE).as_dict()
-    refuse_other_settings(found[-1], there, config.as_dict(), FREE)
     file = found[-1] / TRAINING_FILE
     try:
         training = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle have several for a damaged file
         raise _damaged(file, found[-1], error) from error
-    refuse_other_settings(found[-1], training["identity"], identity, set())
+    # The model may be at another path; a checkpoint from before its content was kept has the path.
+    free = {"model"} if "model" in training["identity"] else set()
+    refuse_other_settings(found[-1], there, config.as_dict(), FREE | free)
+    refuse_other_settings(found[-1], training["identity"], identity, {"model"} - free)
     return found[-1], training
 
 

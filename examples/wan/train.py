@@ -25,7 +25,7 @@ from .checks import check_accelerator, check_data
 from .config import Config
 from .data import EncodedData, stream
 from .distil import Distillation, Draws
-from .pretrained import load_transformer
+from .pretrained import content_of, load_transformer
 from .roles import TRAINED, Roles
 from .samples import Samples
 from .together import finish, in_all, in_main
@@ -54,6 +54,7 @@ class Trainer:
         # What two runs must share to be one: a batch's draws depend on its place in these.
         self.identity = {
             "data": self.data.fingerprint(),
+            "model": in_all(content_of, config.model, "transformer"),
             "batches_per_update": self.accelerator.num_processes
             * config.gradient_accumulation_steps,
         }
