@@ -204,7 +204,9 @@ class Study:
                 with roles.enter(role):
                     loss, _ = losses[role](batch, plans.plan(iteration), Draws(draws, draws))
                     loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters[role], config.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(  # a study has no use for a student that diverged
+                    parameters[role], config.max_grad_norm, error_if_nonfinite=True
+                )
                 optimizers[role].step()
                 optimizers[role].zero_grad()
                 if role == "student":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
@@ -98,6 +101,7 @@ class SaltHandle:
 
         To be called on every rank, with the same state. What the state does not have, of terms or
         of health numbers, is left as it is; what it has of a term that the run does not, too.
+        Damaged health numbers are warned of, and start again.
 
         Raises:
             ValueError: it is from other settings, or has what a term cannot load; the message names
@@ -114,7 +118,7 @@ class SaltHandle:
         for term, state in loaded:
             term.check_state(state)
         device = next(self._model.generator.parameters()).device
-        remembered = None if health is None else Health.of_state(health, device)
+        remembered = None if health is None else _remembered(health, device)
         self._losses.scheduler.load_state_dict(state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
         for term, state in loaded:
@@ -139,3 +143,12 @@ class SaltHandle:
         self.attached = True
         if self._updates is not None:
             self._updates.watch()
+
+
+def _remembered(state: object, device: torch.device) -> Health:
+    """Nothing of the health numbers may end a training."""
+    try:
+        return Health.of_state(state, device)
+    except ValueError as error:
+        warnings.warn(f"{error}. The health numbers start again", stacklevel=3)
+        return Health()

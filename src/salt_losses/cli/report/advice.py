@@ -43,7 +43,7 @@ ADVICE = (
         "salt/health/sc_ratio",
         "above",
         "is above 1",
-        "the defect term, not DMD, decides where the student goes",
+        "the self-consistency term, not DMD, decides where the student goes",
         "lower sc_weight in proportion",
     ),
     Advice(
@@ -57,7 +57,7 @@ ADVICE = (
         "salt/health/sc_cosine",
         "below",
         "is well below 0",
-        "the defect term undoes what DMD does",
+        "the self-consistency term undoes what DMD does",
         "look at the critic first, as DMD's direction may be the wrong one; then lower sc_weight",
     ),
     Advice(
