@@ -31,6 +31,13 @@ ADVICE = (
         _CRITIC,
     ),
     Advice(
+        "salt/health/dmd_zeroed",
+        "above",
+        "is above 0",
+        "a score network's prediction is not finite, and the student trains without DMD",
+        "go back to a checkpoint from before, and lower lr_critic",
+    ),
+    Advice(
         "salt/health/critic_lag",
         "above",
         "is above 0",

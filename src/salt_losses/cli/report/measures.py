@@ -103,6 +103,14 @@ HEALTH = (
         "How hard DMD pulls at the rollout's output.",
     ),
     Measure(
+        "salt/health/dmd_zeroed",
+        "Samples without DMD",
+        "share",
+        "Their direction had no finite entry, and the trainer made it 0.",
+        (None, 0.0),
+        "by definition: such a sample trains by the other terms only",
+    ),
+    Measure(
         "salt/health/sc_norm",
         "The self-consistency gradient",
         "root mean square",
