@@ -13,7 +13,7 @@ from ._random import check_generator, draw
 from .features import feature_tap
 from .flow import add_noise
 from .recompute import recomputing
-from .relational import Relation, relational_align_loss
+from .relational import relational_align_loss
 from .sampling import VelocityFn, velocity_at
 
 
@@ -26,13 +26,11 @@ def rollout_align_loss(
     *,
     block: int | None = None,
     margin: float = 0.1,
-    relation: Relation = "spatial",
     frames: Sequence[int] | None = None,
     tokens_per_frame: int | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     checkpoint: bool = True,
-    offload: bool | None = None,
 ) -> Tensor:
     """`relational_align_loss` of what a block of a network sees in two noised rollouts.
 
@@ -51,7 +49,7 @@ def rollout_align_loss(
         ref: the better rollout's, of the same shape. It gets no gradient.
         t: noise level in [0, 1] of both: a float, `[B]` or `[B, F]`.
         block: index of the block whose output is compared; `None`: the middle one.
-        margin, relation: as in `relational_align_loss`.
+        margin: as in `relational_align_loss`.
         frames: the frames that are compared; `None`: all. The network sees all.
         tokens_per_frame: S. `None`: all tokens, divided by F; needed where the network pads them.
         noise: standard normal, the shape of `low`; `None`: drawn with `generator`.
@@ -59,9 +57,6 @@ def rollout_align_loss(
         checkpoint: keep the input of each block alone, and compute the block again for the
             gradient; so the inner tensors of one block exist at a time. `False` for a network that
             does this by itself.
-        offload: on a CUDA device, whether these inputs wait in pinned memory of the host, so that
-            the device holds a few, however many blocks there are; `None`: if all of them would take
-            more than half of the memory that is free. The result is the same.
 
     Returns:
         A 0-dim tensor in float32 at least, on the graph of `low` alone. It has no second
@@ -89,8 +84,6 @@ def rollout_align_loss(
         (torch.Size([1, 3, 16, 8]), None)
     """
     index = _check(velocity_fn, blocks, low, ref, block, frames, tokens_per_frame)
-    if offload is not None and not isinstance(offload, bool):
-        raise TypeError(f"offload must be True, False or None; got {describe(offload)}")
     if noise is None:
         check_generator(generator, low.device)
         noise = draw(low.shape, low, generator, normal=True)
@@ -104,7 +97,7 @@ def rollout_align_loss(
         recomputed = list(blocks)[: index + 1] if checkpoint and torch.is_grad_enabled() else []
         with (
             feature_tap(blocks, [index], stop_after=True) as outputs,
-            recomputing(recomputed, offload=offload),
+            recomputing(recomputed),
         ):
             v = velocity_at(velocity_fn, x_t, t)
         z = _by_frame(outputs[0], low.shape[1], tokens_per_frame)
@@ -114,7 +107,7 @@ def rollout_align_loss(
         target, _ = features(ref)
     with torch.set_grad_enabled(with_grad):
         z, v = features(leaf)
-        value = relational_align_loss(z, target, margin=margin, relation=relation)
+        value = relational_align_loss(z, target, margin=margin)
     if not with_grad:
         return value
     # The zero times the output makes the backward pass enter at the network's end, where FSDP

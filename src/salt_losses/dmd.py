@@ -6,13 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ._checks import (
     as_mask,
     check_choice,
-    check_count,
     check_float_tensor,
     check_like,
     check_number,
@@ -51,7 +49,6 @@ def dmd_grad(
     generated: Tensor,
     *,
     normalize: str | None = "sample",
-    frames_per_block: int | None = None,
     none_finite: str = "zero",
 ) -> Tensor:
     """The DMD update direction (eq. 4), `(fake_x0 - real_x0) / n`.
@@ -64,9 +61,7 @@ def dmd_grad(
         real_x0: x0-prediction of the real score (the teacher), guided; same shape.
         generated: the generator's sample that was noised, same shape.
         normalize: what n is. `"sample"`: the mean of `|generated - real_x0|` over everything but
-            the batch (in float32 bit-identical to Self Forcing's on finite values). `"block"`:
-            that mean for each block of frames, for `[B, F, ...]`. `None`: 1.
-        frames_per_block: frames of a block; with `normalize="block"` only. Must divide F.
+            the batch (in float32 bit-identical to Self Forcing's on finite values). `None`: 1.
         none_finite: the direction if none of its entries is finite, as with a fake score that has
             diverged. `"zero"`: 0, so that the student trains on by its other terms. `"nan"`: NaN,
             which makes the loss NaN, so that a loop leaves out this update as it leaves out every
@@ -77,8 +72,7 @@ def dmd_grad(
 
     Raises:
         TypeError, ValueError: inputs that differ in shape or device, have fewer than 2 dimensions,
-            an unknown `normalize` or `none_finite`, or a `frames_per_block` that is missing or
-            does not fit.
+            an unknown `normalize` or `none_finite`.
 
     Example:
         >>> import torch
@@ -89,28 +83,20 @@ def dmd_grad(
     check_float_tensor("generated", generated, min_dim=2)
     check_like("fake_x0", fake_x0, "generated", generated)
     check_like("real_x0", real_x0, "generated", generated)
-    check_choice("normalize", normalize, ("sample", "block", None))
-    _check_frames_per_block(normalize, frames_per_block, generated)
+    check_choice("normalize", normalize, ("sample", None))
     check_choice("none_finite", none_finite, ("zero", "nan"))
 
     dtype = compute_dtype(fake_x0.dtype, real_x0.dtype, generated.dtype)
 
-    def units(x: Tensor) -> Tensor:
-        """One mean for each sample `[B]`, or for each block `[B, N]`."""
-        if normalize == "sample":
-            return x
-        return rearrange(x, "b (n f) ... -> b n f ...", f=frames_per_block)  # a view
-
     scale = None
     if normalize is not None:
         # Before the direction: the distance's memory is free again when that is formed.
-        distance = units(_subtract(generated, real_x0, dtype).abs_())
-        first = 1 if normalize == "sample" else 2
-        scale = distance.mean(dim=list(range(first, distance.dim())), keepdim=True)
+        distance = _subtract(generated, real_x0, dtype).abs_()
+        scale = distance.mean(dim=list(range(1, distance.dim())), keepdim=True)
         del distance
     grad = _subtract(fake_x0, real_x0, dtype)
     if scale is not None:
-        units(grad).div_(scale)
+        grad.div_(scale)
     lost = ~grad.isfinite().any() if none_finite == "nan" else None
     grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     return grad if lost is None else grad.masked_fill_(lost, torch.nan)
@@ -119,26 +105,6 @@ def dmd_grad(
 def _subtract(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """`a - b` in `dtype`, in one new tensor."""
     return a - b if a.dtype == b.dtype == dtype else a.to(dtype, copy=True).sub_(b)
-
-
-def _check_frames_per_block(
-    normalize: str | None, frames_per_block: int | None, generated: Tensor
-) -> None:
-    if normalize != "block":
-        if frames_per_block is not None:
-            raise ValueError(
-                f"frames_per_block is for normalize='block' only; got {frames_per_block!r} "
-                f"with normalize={normalize!r}"
-            )
-        return
-    if frames_per_block is None:
-        raise ValueError("frames_per_block must be given with normalize='block'")
-    check_count("frames_per_block", frames_per_block)
-    if generated.dim() < 3 or generated.shape[1] % frames_per_block:
-        raise ValueError(
-            f"frames_per_block must divide the frames of generated, [B, F, ...]; "
-            f"got {frames_per_block} for shape {list(generated.shape)}"
-        )
 
 
 class _DMDLoss(torch.autograd.Function):

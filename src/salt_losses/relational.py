@@ -20,10 +20,8 @@ from .ops.relational import EPS, Forward, token_scale
 from .ops.relational_bmm import check_support, relational_bmm
 from .ops.relational_chunked import relational_chunked
 
-Relation = Literal["spatial", "temporal", "spatiotemporal"]
 Backend = Literal["auto", "reference", "chunked", "bmm", "triton"]
 
-_RELATIONS = ("spatial", "temporal", "spatiotemporal")
 _REDUCTIONS = ("mean", "none")
 _BACKENDS = ("auto", "reference", "chunked", "bmm", "triton")
 
@@ -33,14 +31,13 @@ def relational_align_loss(
     ref: Tensor,
     *,
     margin: float = 0.1,
-    relation: Relation = "spatial",
     reduction: Literal["mean", "none"] = "mean",
     backend: Backend = "auto",
 ) -> Tensor:
     """Hinge distance between the token relations of two rollouts (eq. 11-12).
 
     With tokens l2-normalised along D and `R = z z^T`, the loss is the mean over token pairs of
-    `relu(|R_low - R_ref| - margin)`.
+    `relu(|R_low - R_ref| - margin)`. Pairs are tokens of one frame, as in the paper.
 
     Args:
         low: token features of the low-step rollout, `[B, F, S, D]` or `[F, S, D]`.
@@ -48,9 +45,6 @@ def relational_align_loss(
             gets a gradient.
         margin: difference of cosines that costs nothing; a finite number >= 0. The paper does
             not give its own, 0.1 is our choice.
-        relation: which pairs count. `"spatial"`, the paper's: tokens of one frame.
-            `"temporal"`: tokens of two different frames; needs F >= 2. `"spatiotemporal"`:
-            all tokens of the clip.
         reduction: `"mean"`, or `"none"` for one value per sample.
         backend: `"reference"` holds the matrices and is the oracle of the tests. `"chunked"`
             finds loss and gradient block by block in one pass: of the matrices it holds one block
@@ -84,11 +78,8 @@ def relational_align_loss(
     """
     _check_features(low, ref)
     margin = check_number("margin", margin, low=0.0)
-    check_choice("relation", relation, _RELATIONS)
     check_choice("reduction", reduction, _REDUCTIONS)
     check_choice("backend", backend, _BACKENDS)
-    if relation == "temporal" and low.shape[-3] < 2:
-        raise ValueError(f"relation='temporal' needs at least 2 frames; got {describe(low)}")
     single = low.dim() == 3
     if single:
         low, ref = low.unsqueeze(0), ref.unsqueeze(0)
@@ -100,16 +91,17 @@ def relational_align_loss(
             )
         backend = "reference"
     # Two cosines differ by 2 at most. A larger margin means the same, and may not fit float32.
-    excess = _excess(low, ref.detach(), min(margin, 3.0), relation, backend)
-    per_sample = excess / _pairs(low.shape, relation)
+    excess = _excess(low, ref.detach(), min(margin, 3.0), backend)
+    _, frames, tokens, _ = low.shape
+    per_sample = excess / (frames * tokens**2)
     if reduction == "none" and not single:
         return per_sample
     return per_sample.mean()
 
 
-def _excess(low: Tensor, ref: Tensor, margin: float, relation: str, backend: str) -> Tensor:
+def _excess(low: Tensor, ref: Tensor, margin: float, backend: str) -> Tensor:
     if backend == "reference":
-        return _reference_excess(low, ref, margin, relation)
+        return _reference_excess(low, ref, margin)
     operator = relational_chunked
     if backend == "triton":
         operator = _triton_operator(low)
@@ -117,7 +109,7 @@ def _excess(low: Tensor, ref: Tensor, margin: float, relation: str, backend: str
         check_support(low)
         operator = relational_bmm
     with_grad = torch.is_grad_enabled() and low.requires_grad
-    excess, _ = operator(low, ref, margin, relation, with_grad)
+    excess, _ = operator(low, ref, margin, with_grad)
     return excess
 
 
@@ -148,16 +140,11 @@ def _triton_operator(low: Tensor) -> Forward:
     return operator
 
 
-def _reference_excess(low: Tensor, ref: Tensor, margin: float, relation: str) -> Tensor:
+def _reference_excess(low: Tensor, ref: Tensor, margin: float) -> Tensor:
     """The literal equation, summed per sample: `[B]`."""
     with torch.autocast(low.device.type, enabled=False):
         z, z_ref = _unit_tokens(low), _unit_tokens(ref)
-        if relation != "spatial":
-            z, z_ref = z.flatten(1, 2), z_ref.flatten(1, 2)
         excess = ((z @ z.mT - z_ref @ z_ref.mT).abs() - margin).relu()
-    if relation == "temporal":
-        frame = torch.arange(low.shape[1], device=low.device).repeat_interleave(low.shape[2])
-        excess = excess * (frame[:, None] != frame)
     return excess.flatten(1).sum(1)
 
 
@@ -166,15 +153,6 @@ def _unit_tokens(x: Tensor) -> Tensor:
     x = x * token_scale(x.detach())
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(norm <= EPS, 0, x / norm.clamp_min(EPS))
-
-
-def _pairs(shape: torch.Size, relation: str) -> int:
-    _, frames, tokens, _ = shape
-    if relation == "spatial":
-        return frames * tokens**2
-    if relation == "temporal":
-        return frames * (frames - 1) * tokens**2
-    return (frames * tokens) ** 2
 
 
 def _check_features(low: Tensor, ref: Tensor) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 from salt_losses import (
@@ -76,7 +74,7 @@ def literal(
     [
         (None, {}),
         (0, {"margin": 0.0}),
-        (3, {"relation": "temporal", "margin": 0.05}),
+        (3, {"margin": 0.05}),
         (2, {"frames": [0, 2], "margin": 0.0}),
     ],
 )
@@ -193,64 +191,8 @@ def test_of_each_block_only_the_input_is_saved_for_backward() -> None:
             )
         )
 
-    assert saved(6) == saved(2)  # the inputs themselves: the next test
+    assert saved(6) - saved(2) == 4 * randn(0).nbytes  # the inputs themselves
     assert saved(6, checkpoint=False) - saved(2, checkpoint=False) > 32 * randn(0).nbytes
-
-
-@pytest.mark.parametrize("itself", [False, True])
-def test_on_an_accelerator_the_inputs_of_the_blocks_wait_on_the_host(
-    itself: bool, hosted: list[tuple[int, ...]]
-) -> None:
-    """What is not on "the host" must be gone."""
-    alive: list[int] = []
-
-    def most_inputs(num_blocks: int, offload: bool) -> int:
-        network = Network(num_blocks).requires_grad_(False)
-        inputs: list[weakref.ref[Tensor]] = []
-
-        def enter(module: nn.Module, args: Any) -> None:
-            inputs.append(weakref.ref(args[0]))
-            alive.append(sum(ref() is not None for ref in inputs))
-
-        for index, block in enumerate(network.blocks):
-            block.register_forward_pre_hook(enter)
-            if itself:
-                network.blocks[index] = checkpoint_wrapper(block)
-        hosted.clear(), alive.clear()
-        low = randn(0).requires_grad_()
-        rollout_align_loss(
-            network, network.blocks, low, randn(1), 0.5,
-            block=num_blocks - 1, noise=randn(2), offload=offload,
-        ).backward()  # fmt: skip
-        gradients.append(low.grad)
-        return max(alive)
-
-    gradients: list[Any] = []
-    on_device = most_inputs(6, offload=False)
-    assert on_device >= 6
-    assert hosted == []
-    assert most_inputs(6, offload=True) == most_inputs(3, offload=True) < 4
-    assert torch.equal(gradients[0], gradients[1])
-    assert len(hosted) == 3
-
-
-def test_what_all_blocks_share_stays_where_it_is(hosted: list[tuple[int, ...]]) -> None:
-    class Conditioned(nn.Module):
-        def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-            return tokens * condition
-
-    blocks = nn.ModuleList(Conditioned() for _ in range(3))
-    condition = torch.ones(SHAPE[0], 1, DIM, dtype=torch.float64)
-
-    def velocity_fn(x: Tensor, t: Tensor) -> Tensor:
-        tokens = x.flatten(1, 2)
-        for block in blocks:
-            tokens = block(tokens, condition)
-        return tokens.reshape(x.shape)
-
-    low = randn(0).requires_grad_()
-    rollout_align_loss(velocity_fn, blocks, low, randn(1), 0.5, block=2, offload=True)
-    assert hosted == [(BATCH, FRAMES * TOKENS, DIM)] * 3
 
 
 def test_a_block_runs_twice_with_checkpointing_and_not_three_times() -> None:

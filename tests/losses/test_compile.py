@@ -119,9 +119,6 @@ DETERMINISTIC = {
     "guide": lambda x, y, z: guide(x, y, 3.0),
     "dmd_grad": lambda x, y, z: dmd_grad(x, y, z),
     "dmd_grad, nan": lambda x, y, z: dmd_grad(x, y, z, none_finite="nan"),
-    "dmd_grad, block": lambda x, y, z: dmd_grad(
-        x, y, z, normalize="block", frames_per_block=1
-    ),
     "euler_sample": lambda x, y, z: euler_sample(velocity_fn, x, FINE),
     "semigroup_defect, euler": lambda x, y, z: semigroup_defect(
         velocity_fn, x, COARSE, FINE, solver="euler"

@@ -102,27 +102,6 @@ def test_a_sample_that_the_real_score_does_not_change_gets_no_direction():
     assert (grad[1] != 0).all()
 
 
-def test_block_normalisation_is_a_loop_over_blocks():
-    fake, real, generated = randn(3, 2, 6, 4, 5).unbind()
-    real[:, :2] *= 10  # blocks that differ in scale
-    loop = torch.cat(
-        [
-            usual_grad(*(u[:, i : i + 2] for u in (fake, real, generated)))
-            for i in range(0, 6, 2)
-        ],
-        dim=1,
-    )  # fmt: skip
-    blocks = dmd_grad(fake, real, generated, normalize="block", frames_per_block=2)
-    torch.testing.assert_close(blocks, loop, rtol=1e-6, atol=0)
-    assert not torch.allclose(blocks, dmd_grad(fake, real, generated))
-
-
-def test_one_block_of_all_frames_is_the_sample():
-    fake, real, generated = randn(3, 2, 6, 4, 5).unbind()
-    block = dmd_grad(fake, real, generated, normalize="block", frames_per_block=6)
-    torch.testing.assert_close(block, dmd_grad(fake, real, generated), rtol=1e-6, atol=0)
-
-
 def test_without_normalisation_dmd_grad_is_the_difference():
     fake, real, generated = randn(3, 2, 6).unbind()
     assert torch.equal(dmd_grad(fake, real, generated, normalize=None), fake - real)

@@ -5,6 +5,7 @@ The meta device stands in, under a mode that refuses what such a device refuses.
 
 import pytest
 import torch
+from salt_losses.training.defect import Defect
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from salt_losses import (
@@ -23,7 +24,6 @@ from salt_losses import (
     velocity_to_x0,
     x0_to_velocity,
 )
-from salt_losses.training.defect import Defect
 from salt_losses.training.step_lists import StepLists
 
 PLAN = MixedStepScheduler(shift=5.0).plan(0)

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from salt_losses.relational import relational_align_loss
 
-RELATIONS = ("spatial", "temporal", "spatiotemporal")
 BACKENDS = ("reference", "chunked", "bmm")
 # The chunked backend's blocks are 1600 x 320 on the CPU: one block exactly, uneven tails.
 UNEVEN = (
@@ -28,16 +27,10 @@ UNEVEN = (
 )
 
 
-def literal(low: Tensor, ref: Tensor, margin: float, relation: str) -> Tensor:
-    """Eq. 11-12 for one sample [F, S, D], pair by pair of frames, in the inputs' dtype."""
+def literal(low: Tensor, ref: Tensor, margin: float) -> Tensor:
+    """Eq. 11-12 for one sample [F, S, D], frame by frame, in the inputs' dtype."""
     z, z_ref = F.normalize(low, dim=-1), F.normalize(ref, dim=-1)
-    hinges = []
-    for f in range(len(low)):
-        for g in range(len(low)):
-            same = f == g
-            if (relation == "spatial" and not same) or (relation == "temporal" and same):
-                continue
-            hinges.append(((z[f] @ z[g].T - z_ref[f] @ z_ref[g].T).abs() - margin).relu())
+    hinges = [((x @ x.T - y @ y.T).abs() - margin).relu() for x, y in zip(z, z_ref)]
     return torch.stack(hinges).mean()
 
 
@@ -66,52 +59,42 @@ def margin_without_ties(low: Tensor, ref: Tensor) -> float:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_value_and_gradient_are_the_literal_equation_s(relation: str, backend: str) -> None:
+def test_value_and_gradient_are_the_literal_equation_s(backend: str) -> None:
     low, ref = features(2, 3, 9, 5)
-    loss = relational_align_loss(low, ref, relation=relation, margin=0.2, backend=backend)
-    expected = torch.stack([literal(x, y, 0.2, relation) for x, y in zip(low, ref)]).mean()
+    loss = relational_align_loss(low, ref, margin=0.2, backend=backend)
+    expected = torch.stack([literal(x, y, 0.2) for x, y in zip(low, ref)]).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient(loss, low), gradient(expected, low), rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_gradcheck_passes(relation: str, backend: str) -> None:
+def test_gradcheck_passes(backend: str) -> None:
     low, ref = features(2, 2, 4, 3)
     assert torch.autograd.gradcheck(
-        lambda x: relational_align_loss(
-            x, ref, relation=relation, reduction="none", backend=backend
-        ),
+        lambda x: relational_align_loss(x, ref, reduction="none", backend=backend),
         low,
     )
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
 @pytest.mark.parametrize("shape", UNEVEN)
 def test_chunked_equals_reference_at_uneven_block_tails(
-    shape: tuple[int, ...], relation: str
+    shape: tuple[int, ...],
 ) -> None:
-    if relation == "temporal" and shape[1] == 1:
-        pytest.skip("temporal relations need two frames")
     low, ref = features(*shape)
     weight = torch.arange(1.0, shape[0] + 1)
     results = []
     for backend in BACKENDS:
-        loss = relational_align_loss(low, ref, relation=relation, reduction="none", backend=backend)
+        loss = relational_align_loss(low, ref, reduction="none", backend=backend)
         results.append((loss, gradient((loss * weight).sum(), low)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_an_unbatched_clip_is_a_batch_of_one(relation: str, backend: str) -> None:
+def test_an_unbatched_clip_is_a_batch_of_one(backend: str) -> None:
     low, ref = features(3, 6, 4)
-    batched = relational_align_loss(low[None], ref[None], relation=relation, backend=backend)
+    batched = relational_align_loss(low[None], ref[None], backend=backend)
     for reduction in ("mean", "none"):
-        loss = relational_align_loss(
-            low, ref, relation=relation, backend=backend, reduction=reduction
-        )
+        loss = relational_align_loss(low, ref, backend=backend, reduction=reduction)
         assert loss.shape == ()
         assert loss == batched
 
@@ -124,13 +107,12 @@ def test_per_sample_values_do_not_see_other_samples(backend: str) -> None:
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_a_strided_view_gives_what_its_copy_gives(relation: str) -> None:
+def test_a_strided_view_gives_what_its_copy_gives() -> None:
     low, ref = features(2, 4, 6, 10)
     low_view, ref_view = (x.detach().mT[:, ::2, 1:].requires_grad_() for x in (low, ref))
     low_copy = low_view.detach().contiguous().requires_grad_()
-    loss = relational_align_loss(low_view, ref_view, relation=relation)
-    copy_loss = relational_align_loss(low_copy, ref_view.contiguous(), relation=relation)
+    loss = relational_align_loss(low_view, ref_view)
+    copy_loss = relational_align_loss(low_copy, ref_view.contiguous())
     torch.testing.assert_close(loss, copy_loss, rtol=1e-13, atol=0)
     torch.testing.assert_close(gradient(loss, low_view), gradient(copy_loss, low_copy))
 
@@ -172,29 +154,25 @@ def test_float32_gradients_differ_from_float64_only_where_a_pair_ties_with_the_m
     assert (error <= allowed + 1e-5 * want.norm(dim=-1).max()).all()
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_long_rows_of_blocks_keep_float32_accuracy(relation: str) -> None:
+def test_long_rows_of_blocks_keep_float32_accuracy() -> None:
     low, ref = features(2, 450, 6, dtype=torch.float32)
-    expected = relational_align_loss(low.double(), ref.double(), relation=relation)
-    loss = relational_align_loss(low, ref, relation=relation)
+    expected = relational_align_loss(low.double(), ref.double())
+    loss = relational_align_loss(low, ref)
     assert abs(loss.item() / expected.item() - 1) < 1e-5
 
 
 @given(
     shape=st.tuples(*(st.integers(1, top) for top in (3, 4, 12, 9))),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
-    relation=st.sampled_from(RELATIONS),
     margin=st.floats(0, 1),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=60, deadline=None)
 def test_backends_agree_on_any_shape_dtype_and_margin(
-    shape: tuple[int, ...], dtype: torch.dtype, relation: str, margin: float, seed: int
+    shape: tuple[int, ...], dtype: torch.dtype, margin: float, seed: int
 ) -> None:
-    if relation == "temporal" and shape[1] == 1:
-        return
     low, ref = features(*shape, dtype=dtype, seed=seed)
-    options = {"relation": relation, "margin": margin}
+    options = {"margin": margin}
     reference = relational_align_loss(low, ref, backend="reference", **options)
     chunked = relational_align_loss(low, ref, backend="chunked", **options)
     torch.testing.assert_close(chunked, reference, rtol=1e-4, atol=1e-6)
@@ -206,12 +184,12 @@ def test_backends_agree_on_any_shape_dtype_and_margin(
         torch.testing.assert_close(grad, gradient(reference, low), rtol=1e-7, atol=1e-9)
 
 
-@given(relation=st.sampled_from(RELATIONS), seed=st.integers(0, 2**16))
+@given(seed=st.integers(0, 2**16))
 @settings(max_examples=20, deadline=None)
-def test_scaling_rotating_or_permuting_tokens_changes_nothing(relation: str, seed: int) -> None:
+def test_scaling_rotating_or_permuting_tokens_changes_nothing(seed: int) -> None:
     low, ref = features(2, 3, 8, 5, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    loss = relational_align_loss(low, ref, relation=relation)
+    loss = relational_align_loss(low, ref)
     scale = torch.rand(2, 3, 8, 1, generator=generator, dtype=low.dtype) + 0.1
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=low.dtype))[0]
     order = torch.randperm(8, generator=generator)
@@ -220,21 +198,14 @@ def test_scaling_rotating_or_permuting_tokens_changes_nothing(relation: str, see
         (low @ rotation, ref),
         (low[:, :, order], ref[:, :, order]),
     ):
-        torch.testing.assert_close(
-            relational_align_loss(*changed, relation=relation), loss, rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(relational_align_loss(*changed), loss, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("relation", RELATIONS)
 @pytest.mark.parametrize("margin", [0.0, 0.1])
-def test_equal_rollouts_have_loss_and_gradient_zero(
-    margin: float, relation: str, backend: str
-) -> None:
+def test_equal_rollouts_have_loss_and_gradient_zero(margin: float, backend: str) -> None:
     low, _ = features(2, 3, 450, 20, dtype=torch.float32)
-    loss = relational_align_loss(
-        low, low.detach().clone(), relation=relation, margin=margin, backend=backend
-    )
+    loss = relational_align_loss(low, low.detach().clone(), margin=margin, backend=backend)
     assert loss == 0
     assert (gradient(loss, low) == 0).all()
 
@@ -250,14 +221,13 @@ def test_the_reference_rollout_gets_no_gradient(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_zero_tokens_have_cosine_zero_and_gradient_zero(relation: str, backend: str) -> None:
+def test_zero_tokens_have_cosine_zero_and_gradient_zero(backend: str) -> None:
     low, ref = features(2, 2, 4, 3)
     with torch.no_grad():
         low[:, :, 1] = 0
         ref[:, :, 2] = 0
-    loss = relational_align_loss(low, ref, relation=relation, backend=backend)
-    expected = torch.stack([literal(x, y, 0.1, relation) for x, y in zip(low, ref)]).mean()
+    loss = relational_align_loss(low, ref, backend=backend)
+    expected = torch.stack([literal(x, y, 0.1) for x, y in zip(low, ref)]).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     grad = gradient(loss, low)
     assert (grad[:, :, 1] == 0).all()
@@ -277,19 +247,18 @@ def test_a_token_that_is_not_finite_makes_the_loss_nan(
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])  # NaN elsewhere
-@pytest.mark.parametrize("relation", RELATIONS)
 @pytest.mark.parametrize(
     ("dtype", "size"),
     [(torch.float32, 1e20), (torch.float32, 1e38), (torch.bfloat16, 1e20), (torch.float64, 1e200)],
 )
 def test_tokens_whose_squares_overflow_have_the_loss_and_gradient_of_short_ones(
-    dtype: torch.dtype, size: float, relation: str, backend: str
+    dtype: torch.dtype, size: float, backend: str
 ) -> None:
     low, ref = features(2, 3, 9, 5, dtype=dtype)
     long, long_ref = ((x.detach().double() * size).to(dtype) for x in (low, ref))
     short, short_ref = ((x.double() / size).requires_grad_() for x in (long, long_ref))
     margin = margin_without_ties(short, short_ref)
-    options = {"margin": margin, "relation": relation}
+    options = {"margin": margin}
     long.requires_grad_()
     loss = relational_align_loss(long, long_ref, backend=backend, **options)
     expected = relational_align_loss(short, short_ref, backend="reference", **options)
@@ -310,14 +279,13 @@ def test_a_margin_beyond_all_differences_gives_zero(margin: float, backend: str)
     assert (gradient(loss, low) == 0).all()
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_transforms_and_forward_mode_of_the_default_backend_are_right(relation: str) -> None:
+def test_transforms_and_forward_mode_of_the_default_backend_are_right() -> None:
     low, ref = features(2, 3, 6, 4)
     tangent, _ = features(2, 3, 6, 4, seed=1)
     tangent = tangent.detach()
 
     def loss(x: Tensor) -> Tensor:
-        return relational_align_loss(x, ref, relation=relation)
+        return relational_align_loss(x, ref)
 
     want = gradient(loss(low), low)
     x = low.detach()
@@ -328,10 +296,8 @@ def test_transforms_and_forward_mode_of_the_default_backend_are_right(relation: 
     with torch.autograd.forward_ad.dual_level():
         dual = loss(torch.autograd.forward_ad.make_dual(x, tangent))
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope)
-    each = torch.func.vmap(lambda a, b: relational_align_loss(a, b, relation=relation))(x, ref)
-    torch.testing.assert_close(
-        each, relational_align_loss(x, ref, relation=relation, reduction="none")
-    )
+    each = torch.func.vmap(lambda a, b: relational_align_loss(a, b))(x, ref)
+    torch.testing.assert_close(each, relational_align_loss(x, ref, reduction="none"))
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
@@ -449,12 +415,11 @@ def test_hooks_and_checkpoints_of_saved_tensors_see_the_same_gradient() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_it_compiles_as_one_graph(relation: str, backend: str) -> None:
+def test_it_compiles_as_one_graph(backend: str) -> None:
     torch.compiler.reset()
 
     def function(x: Tensor, y: Tensor) -> Tensor:
-        return relational_align_loss(x * 2, y, relation=relation, backend=backend)
+        return relational_align_loss(x * 2, y, backend=backend)
 
     low, ref = features(1, 3, 20, 6)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(low, ref)
@@ -483,10 +448,8 @@ def test_the_operator_passes_torch_s_own_checks() -> None:
     low, ref = features(2, 2, 5, 3, dtype=torch.float32)
     # Without the check that differentiates every output: the slope refuses to be.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for relation in RELATIONS:
-        args = (low, ref, 0.1, relation, True)
-        torch.library.opcheck(relational_chunked, args, test_utils=checks)
-    torch.library.opcheck(relational_chunked, (low.detach(), ref, 0.1, "spatial", False))
+    torch.library.opcheck(relational_chunked, (low, ref, 0.1, True), test_utils=checks)
+    torch.library.opcheck(relational_chunked, (low.detach(), ref, 0.1, False))
 
 
 def test_asking_for_triton_without_it_says_what_to_install(
@@ -513,33 +476,31 @@ import re, sys, torch
 from salt_losses.relational import relational_align_loss
 
 torch.set_num_threads(1)
-relation = sys.argv[1]
 clips = [torch.randn(2, frames, 300, 32) for frames in (6, 30)]  # from 6 on, blocks are full
 
 def peak():
     # Not getrusage: its peak survives exec, and so starts at the parent's.
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
-for backend in sys.argv[2:]:
+for backend in sys.argv[1:]:
     peaks = []
     for low, ref in clips:
         low.requires_grad_()
         low.grad = None
-        relational_align_loss(low, ref, relation=relation, backend=backend).backward()
+        relational_align_loss(low, ref, backend=backend).backward()
         peaks.append(peak())
     print(peaks[1] - peaks[0])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_chunked_needs_no_more_than_tokens_and_gradient_for_more_frames(relation: str) -> None:
-    command = [sys.executable, "-c", PEAK, relation, "chunked", "reference"]
+def test_chunked_needs_no_more_than_tokens_and_gradient_for_more_frames() -> None:
+    command = [sys.executable, "-c", PEAK, "chunked", "reference"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     chunked, reference = map(int, output.split())
     clip = 30 * 300 * 32 * 4
-    # The gradient of both clips; across frames also both sets of unit tokens of one.
-    allowed = (2 if relation == "spatial" else 4) * clip + 3 * 2**20
+    # The gradient of both clips.
+    allowed = 2 * clip + 3 * 2**20
     assert chunked < allowed
     # So that the bound means something: the oracle, which holds the matrices, breaks it.
     assert reference > 4 * allowed
@@ -606,21 +567,11 @@ BAD_CALLS = [
     ),
     ({"margin": "0.1"}, TypeError, "margin must be a number; got '0.1' (str)"),
     ({"margin": True}, TypeError, "margin must be a number; got True (bool)"),
-    (
-        {"relation": "causal"},
-        ValueError,
-        "relation must be one of 'spatial', 'temporal', 'spatiotemporal'; got 'causal'",
-    ),
     ({"reduction": "sum"}, ValueError, "reduction must be one of 'mean', 'none'; got 'sum'"),
     (
         {"backend": "cuda"},
         ValueError,
         "backend must be one of 'auto', 'reference', 'chunked', 'bmm', 'triton'; got 'cuda'",
-    ),
-    (
-        {"low": TOKENS[:1], "ref": TOKENS[:1], "relation": "temporal"},
-        ValueError,
-        "relation='temporal' needs at least 2 frames; got a float32 tensor of shape [1, 4, 3]",
     ),
 ]
 

@@ -18,7 +18,6 @@ from salt_losses.ops import relational_bmm
 from salt_losses.relational import relational_align_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RELATIONS = ("spatial", "temporal", "spatiotemporal")
 SHAPES = [(1, 2, 2, 3), (1, 2, 129, 72), (3, 3, 16, 65)]
 
 
@@ -46,10 +45,10 @@ def features(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Te
     return low.clone().requires_grad_(), ref.clone()
 
 
-def check_against_float64(low: Tensor, ref: Tensor, relation: str) -> None:
+def check_against_float64(low: Tensor, ref: Tensor) -> None:
     """The tolerances of `backend="triton"`."""
     exact = low.detach().double().requires_grad_()
-    options: dict[str, Any] = {"relation": relation, "reduction": "none"}
+    options: dict[str, Any] = {"reduction": "none"}
     loss = relational_align_loss(low, ref, backend="bmm", **options)
     expected = relational_align_loss(exact, ref.double(), backend="reference", **options)
     assert loss.dtype == torch.float32
@@ -63,35 +62,30 @@ def check_against_float64(low: Tensor, ref: Tensor, relation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_value_and_gradient_equal_the_oracle_s(
-    relation: str, dtype: torch.dtype, passes: str
-) -> None:
-    check_against_float64(*features(2, 2, 70, 40, dtype=dtype), relation)
+def test_value_and_gradient_equal_the_oracle_s(dtype: torch.dtype, passes: str) -> None:
+    check_against_float64(*features(2, 2, 70, 40, dtype=dtype))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_token_and_feature_tails_are_masked(shape: tuple[int, ...], passes: str) -> None:
-    check_against_float64(*features(*shape, dtype=torch.bfloat16), "spatial")
+    check_against_float64(*features(*shape, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
 def test_groups_and_panels_of_any_size_give_the_same(
-    relation: str, passes: str, monkeypatch: pytest.MonkeyPatch
+    passes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relational_bmm, "_LEAST_ROWS", 7)
     for workspace in (0, 30_000, 100_000):
         monkeypatch.setattr(relational_bmm, "WORKSPACE", workspace)
-        check_against_float64(*features(2, 3, 50, 20, dtype=torch.float32), relation)
+        check_against_float64(*features(2, 3, 50, 20, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("relation", ["spatial", "temporal"])
-def test_strided_inputs_are_read_as_they_are(relation: str, passes: str) -> None:
+def test_strided_inputs_are_read_as_they_are(passes: str) -> None:
     low, ref = features(2, 6, 24, 30, dtype=torch.float32)
     low = low.detach().mT[:, ::2, 1:].requires_grad_()
     ref = ref[:, ::2].mT[:, :, 1:].transpose(0, 2).contiguous().transpose(0, 2)
     assert not low.is_contiguous()
-    check_against_float64(low, ref, relation)
+    check_against_float64(low, ref)
 
 
 def test_results_repeat_bit_for_bit(passes: str) -> None:
@@ -126,13 +120,11 @@ def test_the_kernels_do_what_torch_s_operations_do() -> None:
     fused = kernels()
     low, ref = (x.detach()[0] for x in features(1, 3, 33, 21, dtype=torch.bfloat16))
     n_low, n_ref = (relational_bmm.inverse_norm(x, torch.float32) for x in (low, ref))
-    for own_frames, row in ((None, 0), (11, 5)):
+    for row in (0, 5):
         found = []
         for passes in (relational_bmm.TorchPasses, fused):
             products = [x.float()[:, row:] @ x.float().mT for x in (low, ref)]
-            excess, sign, along = passes.compare(
-                *products, n_low, n_ref, row, 0.1, own_frames, low.dtype, True
-            )
+            excess, sign, along = passes.compare(*products, n_low, n_ref, row, 0.1, low.dtype, True)
             out = torch.empty(low.shape)[:, row:].to(low.device)
             product = sign.float() @ low.float()
             passes.finish(product, low[:, row:], n_low[:, row:], along, out)

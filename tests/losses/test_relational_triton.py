@@ -25,8 +25,6 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 
 from salt_losses.ops import relational_triton  # noqa: E402
 
-RELATIONS = ("spatial", "temporal", "spatiotemporal")
-
 
 def features(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
@@ -34,9 +32,9 @@ def features(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Te
     return low.clone().requires_grad_(), ref.clone()
 
 
-def check_against_float64(low: Tensor, ref: Tensor, relation: str) -> None:
+def check_against_float64(low: Tensor, ref: Tensor) -> None:
     exact = low.detach().double().requires_grad_()
-    options = {"relation": relation, "reduction": "none"}
+    options = {"reduction": "none"}
     loss = relational_align_loss(low, ref, backend="triton", **options)
     expected = relational_align_loss(exact, ref.double(), backend="reference", **options)
     assert loss.dtype == torch.float32
@@ -60,40 +58,37 @@ def full_float32() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_value_and_gradient_equal_the_oracle_s(relation: str, dtype: torch.dtype) -> None:
-    check_against_float64(*features(2, 2, 70, 40, dtype=dtype), relation)
+def test_value_and_gradient_equal_the_oracle_s(dtype: torch.dtype) -> None:
+    check_against_float64(*features(2, 2, 70, 40, dtype=dtype))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2, 3), (1, 2, 129, 72), (3, 3, 16, 65)])
 def test_token_and_feature_tails_are_masked(shape: tuple[int, ...]) -> None:
-    check_against_float64(*features(*shape, dtype=torch.bfloat16), "spatial")
+    check_against_float64(*features(*shape, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
 def test_a_workspace_too_small_for_the_group_gives_the_same(
-    relation: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relational_triton, "_WORKSPACE", 100 * 100)
-    check_against_float64(*features(2, 2, 150, 20, dtype=torch.float32), relation)
+    check_against_float64(*features(2, 2, 150, 20, dtype=torch.float32))
 
 
 def test_groups_that_do_not_fit_together_run_one_after_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relational_triton, "_WORKSPACE", 2 * 20 * 20)
-    check_against_float64(*features(1, 5, 20, 20, dtype=torch.float32), "spatial")
+    check_against_float64(*features(1, 5, 20, 20, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("relation", ["spatial", "temporal"])
-def test_strided_inputs_are_read_where_they_are(relation: str) -> None:
+def test_strided_inputs_are_read_where_they_are() -> None:
     low, ref = features(2, 6, 24, 30, dtype=torch.float32)
     low = low.detach().mT[:, ::2, 1:].requires_grad_()
     ref = ref[:, ::2].mT[:, :, 1:].transpose(0, 2).contiguous().transpose(0, 2)
     assert not low.is_contiguous()
     assert not ref.is_contiguous()
     assert low.stride() != ref.stride()
-    check_against_float64(low, ref, relation)
+    check_against_float64(low, ref)
 
 
 def test_without_gradient_the_value_is_the_same() -> None:

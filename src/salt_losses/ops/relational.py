@@ -2,7 +2,7 @@
 
 Each backend is one operator
 
-    (low, ref, margin, relation, with_grad) -> (excess, slope)
+    (low, ref, margin, with_grad) -> (excess, slope)
 
 on `[B, F, S, D]` tokens. `excess [B]` is the sum of `relu(|R_low - R_ref| - margin)` over the
 counted pairs; `slope` is its gradient with respect to `low`, found in the same pass (empty
@@ -21,7 +21,7 @@ from .._checks import compute_dtype
 # As in `torch.nn.functional.normalize`; a token this short counts as zero, and gets no gradient.
 EPS = 1e-12
 
-Forward = Callable[[Tensor, Tensor, float, str, bool], tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]
 
 
 def slope_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,9 +59,7 @@ def register(name: str, forward: Forward) -> Forward:
     return operator
 
 
-def _fake(
-    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
-) -> tuple[Tensor, Tensor]:
+def _fake(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[Tensor, Tensor]:
     excess = torch.empty(low.shape[0], dtype=compute_dtype(low.dtype), device=low.device)
     return excess, empty_slope(low, with_grad)
 
@@ -92,15 +90,15 @@ def _backward(
             "use backend='reference'"
         )
     if grad_excess is None:
-        return None, None, None, None, None
+        return None, None, None, None
     (slope,) = ctx.saved_tensors
     scale = grad_excess.view(-1, 1, 1, 1)
     # `is_grads_batched` maps over many of them, and its result has another size than the slope.
     if torch.is_grad_enabled() or _is_batched(scale):
-        return (slope * scale).to(ctx.dtype), None, None, None, None
+        return (slope * scale).to(ctx.dtype), None, None, None
     if slope.dtype == ctx.dtype and not _graph_is_kept():
         # Nobody will read the slope again. One who did so anyway would get autograd's error.
-        return slope.mul_(scale), None, None, None, None
+        return slope.mul_(scale), None, None, None
     # `out=` spares half-precision inputs a float32 copy of their gradient.
     grad = torch.empty_like(slope, dtype=ctx.dtype)
-    return torch.mul(slope, scale, out=grad), None, None, None, None
+    return torch.mul(slope, scale, out=grad), None, None, None

@@ -40,14 +40,10 @@ def check_support(low: Tensor) -> None:
 
 
 def forward(
-    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
+    low: Tensor, ref: Tensor, margin: float, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    samples, frames, frame_tokens, dim = low.shape
-    spatial = relation == "spatial"
-    groups, tokens = (
-        (samples * frames, frame_tokens) if spatial else (samples, frames * frame_tokens)
-    )
-    own_frames = frame_tokens if relation == "temporal" else None
+    samples, frames, tokens, dim = low.shape
+    groups = samples * frames
     exact = compute_dtype(low.dtype)
     slope = empty_slope(low, with_grad)
     excess = torch.zeros(groups, dtype=exact, device=low.device)
@@ -66,7 +62,7 @@ def forward(
                 found, sign, along = passes.compare(
                     _product(x[part, rows], x[part].mT, exact),
                     _product(y[part, rows], y[part].mT, exact),
-                    n_x[part], n_y[part], row, margin, own_frames, low.dtype, with_grad,
+                    n_x[part], n_y[part], row, margin, low.dtype, with_grad,
                 )  # fmt: skip
                 excess[part] += found.sum(1)
                 if with_grad:
@@ -106,7 +102,6 @@ class TorchPasses:
         n_ref: Tensor,
         first_row: int,
         margin: float,
-        own_frames: int | None,
         dtype: torch.dtype,
         with_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,19 +110,14 @@ class TorchPasses:
         Args:
             n_low, n_ref: one over the lengths of all tokens `[n, tokens]`.
             first_row: the token of the first row.
-            own_frames: tokens of a frame, whose pairs among themselves do not count; None: all do.
             dtype: of G.
         """
-        count, tokens = p_low.shape[1:]
-        rows = slice(first_row, first_row + count)
+        rows = slice(first_row, first_row + p_low.shape[1])
         r_low = p_low.mul_(n_low[:, rows, None]).mul_(n_low[:, None])
         difference = r_low - p_ref.mul_(n_ref[:, rows, None]).mul_(n_ref[:, None])
         excess = difference.abs().sub_(margin)
         # Written so that NaN counts as an excess, and reaches the loss.
         counted = ~(excess <= 0)
-        if own_frames is not None:
-            frame = torch.arange(tokens, device=p_low.device) // own_frames
-            counted &= frame[rows, None] != frame
         found = torch.where(counted, excess, 0).sum(2)
         if not with_grad:
             return found, found, found

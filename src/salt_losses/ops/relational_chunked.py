@@ -40,28 +40,27 @@ class Block(NamedTuple):
 
 
 def forward(
-    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
+    low: Tensor, ref: Tensor, margin: float, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
     samples, _, tokens, dim = low.shape
     slope = empty_slope(low, with_grad)
-    # A group is a set of tokens that are related to each other: [groups, frames, tokens, dim].
-    if relation == "spatial":
-        low, ref = low.flatten(0, 1).unsqueeze(1), ref.flatten(0, 1).unsqueeze(1)
+    # A group is a set of tokens that are related to each other: a frame. [groups, tokens, dim].
+    low, ref = low.flatten(0, 1), ref.flatten(0, 1)
     group_slope = slope.view(low.shape) if with_grad else slope
 
     dtype, device = compute_dtype(low.dtype), low.device
     block = _CPU_BLOCK if device.type == "cpu" else _ACCELERATOR_BLOCK
-    groups, group_tokens = low.shape[0], low.shape[1] * tokens
+    groups = low.shape[0]
     # Small groups share a block, so that short clips do not pay one launch per frame.
-    at_once = min(groups, max(1, block[0] * block[1] // group_tokens**2))
-    work = _Workspace(at_once, group_tokens, dim, block, dtype, device)
+    at_once = min(groups, max(1, block[0] * block[1] // tokens**2))
+    work = _Workspace(at_once, tokens, dim, block, dtype, device)
     excess = torch.zeros(groups, dtype=dtype, device=device)
 
     with torch.autocast(device.type, enabled=False):
         for start in range(0, groups, at_once):
             part = slice(start, min(start + at_once, groups))
             out = group_slope[part] if with_grad else None
-            blocks = _blocks(low.shape[1], tokens, block, other_frames=relation == "temporal")
+            blocks = _blocks(tokens, block)
             work.run(low[part], ref[part], margin, blocks, excess[part], out)
     return excess.view(samples, -1).sum(1), slope
 
@@ -146,7 +145,7 @@ def _shrink_(x: Tensor, margin: float, out: Tensor) -> Tensor:
 
 
 def _unit_tokens_(out: Tensor, x: Tensor) -> Tensor:
-    """Normalise `x [groups, frames, S, D]` into `out [groups, frames * S, D]`; returns 1/norms."""
+    """Normalise `x [groups, S, D]` into `out`; return 1/norms."""
     # The CPU pays for a norm that did overflow only; elsewhere the host would have to wait to see.
     scale = None if x.device.type == "cpu" else token_scale(x)
     norm = _scaled_norm_(out, x, scale)
@@ -168,17 +167,11 @@ def _scaled_norm_(out: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
     return norm
 
 
-def _blocks(
-    frames: int, tokens: int, block: tuple[int, int], other_frames: bool
-) -> Iterator[Block]:
+def _blocks(tokens: int, block: tuple[int, int]) -> Iterator[Block]:
     """Blocks that hold each unordered pair of tokens, those among their own columns twice."""
-    total = frames * tokens
-    span = tokens if other_frames else total
-    for first in range(0, total, span):
-        for left, right in pairwise(_even_cuts(first, first + span, block[1])):
-            begin = first + span if other_frames else left
-            for start, stop in pairwise(_even_cuts(begin, total, block[0])):
-                yield Block(slice(start, stop), slice(left, right))
+    for left, right in pairwise(_even_cuts(0, tokens, block[1])):
+        for start, stop in pairwise(_even_cuts(left, tokens, block[0])):
+            yield Block(slice(start, stop), slice(left, right))
 
 
 def _even_cuts(start: int, stop: int, longest: int) -> list[int]:

@@ -19,8 +19,8 @@ _ROWS, _COLS = 4, 512
 @triton.jit
 def _compare(
     p_low_ptr, p_ref_ptr, n_low_ptr, n_ref_ptr, sign_ptr, along_ptr, excess_ptr,
-    margin, first_row, rows, tokens, frame_tokens,
-    OTHER_FRAMES: tl.constexpr, WITH_GRAD: tl.constexpr,
+    margin, first_row, rows, tokens,
+    WITH_GRAD: tl.constexpr,
     BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(1).to(tl.int64)
@@ -48,8 +48,6 @@ def _compare(
         over = tl.abs(difference) - margin
         # Written so that NaN counts as an excess, and reaches the loss.
         counted = valid & ((over <= 0) == 0)
-        if OTHER_FRAMES:
-            counted = counted & ((token // frame_tokens)[:, None] != (col // frame_tokens)[None, :])
         excess += tl.sum(tl.where(counted, over, 0.0), axis=1)
         if WITH_GRAD:
             sign = tl.where(counted, tl.where(difference > 0, 1.0, -1.0), 0.0)
@@ -95,7 +93,6 @@ def compare(
     n_ref: Tensor,
     first_row: int,
     margin: float,
-    own_frames: int | None,
     dtype: torch.dtype,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +105,8 @@ def compare(
     with _on(p_low):
         _compare[(triton.cdiv(rows, _ROWS), groups)](
             p_low, p_ref, n_low, n_ref, sign, along, excess,
-            margin, first_row, rows, tokens, own_frames or 1,
-            OTHER_FRAMES=own_frames is not None, WITH_GRAD=with_grad, BR=_ROWS, BC=_COLS,
+            margin, first_row, rows, tokens,
+            WITH_GRAD=with_grad, BR=_ROWS, BC=_COLS,
         )  # fmt: skip
     return excess, sign, along
 

@@ -30,12 +30,11 @@ _MAX_GROUPS = 65535
 
 
 @triton.jit
-def _token_offsets(index, group, group_frames, frame_tokens, stride_b, stride_f, stride_s):
-    """Where tokens of a group start. Spatial groups are frames, all others are samples."""
+def _token_offsets(index, group, group_frames, stride_b, stride_f, stride_s):
+    """Where tokens of a group, which is a frame, start."""
     first = (group // group_frames).to(tl.int64) * stride_b
     first += (group % group_frames).to(tl.int64) * stride_f
-    frame = (index // frame_tokens).to(tl.int64)
-    return first + frame * stride_f + (index % frame_tokens).to(tl.int64) * stride_s
+    return first + index.to(tl.int64) * stride_s
 
 
 @triton.jit
@@ -55,11 +54,11 @@ def _dot(x, y, total, PRECISION: tl.constexpr):
 @triton.jit
 def _cosines(
     ptr, norm_ptr, group, rows, cols, valid_rows, valid_cols, tokens, dim,
-    group_frames, frame_tokens, stride_b, stride_f, stride_s, stride_d,
+    group_frames, stride_b, stride_f, stride_s, stride_d,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    at_rows = _token_offsets(rows, group, group_frames, frame_tokens, stride_b, stride_f, stride_s)
-    at_cols = _token_offsets(cols, group, group_frames, frame_tokens, stride_b, stride_f, stride_s)
+    at_rows = _token_offsets(rows, group, group_frames, stride_b, stride_f, stride_s)
+    at_cols = _token_offsets(cols, group, group_frames, stride_b, stride_f, stride_s)
     product = tl.zeros((BM, BN), tl.float32)
     for start in range(0, dim, BD):
         dims = start + tl.arange(0, BD)
@@ -75,9 +74,9 @@ def _cosines(
 @triton.jit
 def _relate(
     low_ptr, ref_ptr, low_norm_ptr, ref_norm_ptr, sign_ptr, along_ptr, excess_ptr,
-    margin, first_group, first_row, panel, tokens, dim, group_frames, frame_tokens,
+    margin, first_group, first_row, panel, tokens, dim, group_frames,
     low_b, low_f, low_s, low_d, ref_b, ref_f, ref_s, ref_d,
-    OTHER_FRAMES: tl.constexpr, MIRROR: tl.constexpr, WITH_GRAD: tl.constexpr,
+    MIRROR: tl.constexpr, WITH_GRAD: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile: excess [n, tiles, tiles], G [n, panel, tokens], (G * R_low) summed by rows."""
@@ -94,17 +93,15 @@ def _relate(
 
     r_low = _cosines(
         low_ptr, low_norm_ptr, group, rows, cols, valid_rows, valid_cols, tokens, dim,
-        group_frames, frame_tokens, low_b, low_f, low_s, low_d, BM, BM, BD, PRECISION,
+        group_frames, low_b, low_f, low_s, low_d, BM, BM, BD, PRECISION,
     )  # fmt: skip
     r_ref = _cosines(
         ref_ptr, ref_norm_ptr, group, rows, cols, valid_rows, valid_cols, tokens, dim,
-        group_frames, frame_tokens, ref_b, ref_f, ref_s, ref_d, BM, BM, BD, PRECISION,
+        group_frames, ref_b, ref_f, ref_s, ref_d, BM, BM, BD, PRECISION,
     )  # fmt: skip
     difference = r_low - r_ref
     excess = tl.abs(difference) - margin
     valid = valid_rows[:, None] & valid_cols[None, :]
-    if OTHER_FRAMES:
-        valid = valid & ((rows // frame_tokens)[:, None] != (cols // frame_tokens)[None, :])
     # Written so that NaN counts as an excess, and reaches the loss.
     counted = valid & ((excess <= 0) == 0)
 
@@ -134,7 +131,7 @@ def _relate(
 @triton.jit
 def _slope(
     low_ptr, low_norm_ptr, sign_ptr, along_ptr, slope_ptr,
-    first_group, first_row, panel, tokens, dim, group_frames, frame_tokens,
+    first_group, first_row, panel, tokens, dim, group_frames,
     low_b, low_f, low_s, low_d,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -157,14 +154,14 @@ def _slope(
         valid_cols = cols < tokens
         mask = valid_rows[:, None] & valid_cols[None, :]
         sign = tl.load(sign_rows + cols[None, :], mask=mask, other=0.0)
-        at = _token_offsets(cols, group, group_frames, frame_tokens, low_b, low_f, low_s)
+        at = _token_offsets(cols, group, group_frames, low_b, low_f, low_s)
         x = _load(low_ptr, at, valid_cols, dims, dim, low_d)
         inverse = tl.load(norms + cols, mask=valid_cols, other=0.0)
         # Scaled in float32: float16 holds neither the norm of every token nor its inverse.
         z = (x.to(tl.float32) * inverse[:, None]).to(sign.dtype)
         grad = _dot(sign, z, grad, PRECISION)
 
-    at = _token_offsets(rows, group, group_frames, frame_tokens, low_b, low_f, low_s)
+    at = _token_offsets(rows, group, group_frames, low_b, low_f, low_s)
     x = _load(low_ptr, at, valid_rows, dims, dim, low_d)
     inverse = tl.load(norms + rows, mask=valid_rows, other=0.0)[:, None]
     along = tl.load(along_ptr + slot * panel + panel_rows, mask=valid_rows, other=0.0)
@@ -191,13 +188,10 @@ def check_support(low: Tensor) -> None:
 
 
 def forward(
-    low: Tensor, ref: Tensor, margin: float, relation: str, with_grad: bool
+    low: Tensor, ref: Tensor, margin: float, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    samples, frames, frame_tokens, dim = low.shape
-    spatial = relation == "spatial"
-    groups, tokens = (
-        (samples * frames, frame_tokens) if spatial else (samples, frames * frame_tokens)
-    )
+    samples, frames, tokens, dim = low.shape
+    groups = samples * frames
     low_norm, ref_norm = inverse_norm(low, torch.float32), inverse_norm(ref, torch.float32)
     slope = empty_slope(low, with_grad)
 
@@ -216,7 +210,7 @@ def forward(
     new = {"device": low.device, "dtype": torch.float32}
     sign = torch.empty(at_once * panel * tokens if with_grad else 0, **new | {"dtype": low.dtype})
     excess = torch.zeros(groups, **new)
-    layout = (tokens, dim, frames if spatial else 1, frame_tokens)
+    layout = (tokens, dim, frames)
 
     with torch.cuda.device(low.device) if low.is_cuda else nullcontext():
         for first in range(0, groups, at_once):
@@ -227,7 +221,7 @@ def forward(
                 _relate[(row_tiles * col_tiles, count)](
                     low, ref, low_norm, ref_norm, sign, along, tile_excess,
                     margin, first, row, panel, *layout, *low.stride(), *ref.stride(),
-                    OTHER_FRAMES=relation == "temporal", MIRROR=mirror, WITH_GRAD=with_grad,
+                    MIRROR=mirror, WITH_GRAD=with_grad,
                     BM=tile, BD=step, PRECISION=precision, **warps,
                 )  # fmt: skip
                 excess[first : first + count] += tile_excess.sum((1, 2))
