@@ -238,7 +238,6 @@ class Other(nn.Module):
         ({"block": 4}, ValueError, "block must be an index into the 4 blocks; got 4"),
         ({"block": 1.0}, TypeError, "block must be an integer; got 1.0 (float)"),
         ({"margin": -1.0}, ValueError, "margin must be a finite number of at least 0; got -1.0"),
-        ({"relation": "local"}, ValueError, "relation must be one of 'spatial', "),
         (
             {"frames": [1, 3]},
             ValueError,
