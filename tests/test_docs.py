@@ -337,6 +337,28 @@ def _(names: Names) -> Iterator[None]:
     yield
 
 
+@runs("From an idea to a term")
+def _(names: Names) -> Iterator[None]:
+    trainer = names["trainer"] = miniature()
+    train, said = trainer.train, list[Any]()
+    trainer.train = lambda: train(trainer.step + 2)
+    names["print"] = said.append
+    # `dataclass` looks for the module of its class.
+    names["__name__"] = __name__
+    yield
+    yield
+    assert said[0] > 0
+
+
+@runs("When it is on, what it logs, what it keeps")
+@runs("What it costs")
+def _(names: Names) -> Iterator[None]:
+    yield
+    log = names["handle"].metrics
+    assert float(log.get("salt/matched_average", 1)) != 0
+    assert "salt/matched_loss" in log or log["salt/straight_loss"] > 0
+
+
 def public_names() -> Iterator[str]:
     """Read, not imported: the integrations need their frameworks. These have no `__all__`."""
     package = ROOT / "src" / "salt_losses"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import warnings
@@ -149,22 +148,6 @@ def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
     ):
         stranger.load_state_dict(state)
     assert stranger.plan.iteration == 0
-
-
-def test_salt_leaves_pythons_and_torchs_random_streams_to_the_trainer() -> None:
-    config = ALIGNED
-    model = tiny.build_model()
-    with self_forcing.attached(model, config):
-        torch.manual_seed(0)
-        random.seed(0)
-        model.generator_loss(**tiny.loss_inputs(model))
-        streams = torch.get_rng_state(), random.getstate()
-    model.inference_pipeline.denoising_step_list = model.denoising_step_list[::2]
-    torch.manual_seed(0)
-    random.seed(0)
-    model.generator_loss(**tiny.loss_inputs(model))
-    assert torch.equal(streams[0], torch.get_rng_state())
-    assert streams[1] == random.getstate()
 
 
 @pytest.mark.parametrize(

@@ -341,10 +341,10 @@ class Real(Family):
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "miniature": lambda: Tiny("miniature"),
     "miniature, an exit for each chunk": lambda: Tiny(
-        "miniature, an exit for each chunk", same_step_across_blocks=False
-    ),
-    "miniature, guided": lambda: Tiny(
-        "miniature, guided", guidance_scale=2.0, gradient_checkpointing=True, batch_size=2
+        "miniature, an exit for each chunk",
+        same_step_across_blocks=False,
+        guidance_scale=2.0,
+        batch_size=2,
     ),
     "self_forcing": lambda: Real("self_forcing", self_forcing),
     "longlive": lambda: Real("longlive", longlive),

@@ -21,6 +21,7 @@ from salt_losses.errors import SettingError
 from salt_losses.terms import Adversarial, Alignment, Rollout, SelfConsistency, Term
 from salt_losses.terms.base import OFFERS, check_needs
 
+SEED = 19  # the plans have 4, 2, 4 and 4 steps
 OF_ALL = {"weight": 0.7, "warmup": 2, "step_counts": (2,)}
 OTHERS: dict[type[Term], dict[str, Any]] = {
     SelfConsistency: OF_ALL | {"stop_grad": "direct", "time_weight": "clean", "nearest": 1},
@@ -65,13 +66,13 @@ def run(term: Term) -> list[float]:
     trainer = subjects.tiny.build_trainer(dfake_gen_update_ratio=1, real_videos=True)
     block = next((name for name in ("sc", "align", "adv") if term.name == name), "terms")
     base = {"sc": None, block: (term,) if block == "terms" else term}
-    salt = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), inference_steps=2, **base)
+    salt = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), inference_steps=2, seed=SEED, **base)
     numbers: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with self_forcing.attached(trainer, salt) as handle:
             handle.on_metrics(lambda metrics: numbers.extend(metrics.values()))
-            for step in range(3):
+            for step in range(4):
                 torch.manual_seed(step)
                 trainer.train(step + 1)
     return [*numbers, float(next(trainer.model.generator.parameters()).sum())]
@@ -150,9 +151,7 @@ def test_a_need_that_no_method_mentions_is_asked_for() -> None:
             if needed:
                 subject.one_update(0)
                 continue
-            with pytest.raises(
-                RuntimeError, match=r"indirect uses .*: add 'real_x0' to its `needs"
-            ):
+            with pytest.raises(RuntimeError, match=r"indirect uses .*: add 'real_x0' to its"):
                 subject.one_update(0)
 
 
