@@ -11,6 +11,8 @@ from typing_extensions import Self
 
 from ._checks import check_choice, check_count, check_number, describe
 from .adversarial import AdversarialKind
+from .effects import no_effect, warn_of
+from .errors import SettingError, checked
 from .features import check_indices
 from .mixed_step import MixedStepScheduler
 from .presets import PRESETS
@@ -93,8 +95,11 @@ class SaltConfig:
             (`adapters.record`); 0: none. The training is the same with and without.
         sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.
 
+    Warns of a term that these settings never turn on.
+
     Raises:
-        TypeError, ValueError: a setting of the wrong type or out of range.
+        SettingError: a setting of the wrong type (a `TypeError` too) or out of range; it is a
+            `ValueError` with the setting's name as `setting`.
 
     Example:
         >>> SaltConfig(sc_weight=0.5).scheduler().step_counts
@@ -143,31 +148,37 @@ class SaltConfig:
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler()
-        checked: dict[str, Any] = {name: getattr(scheduler, name) for name in _SCHEDULERS}
-        checked["shift"] = None if self.shift is None else scheduler.shift
+        values: dict[str, Any] = {name: getattr(scheduler, name) for name in _SCHEDULERS}
+        values["shift"] = None if self.shift is None else scheduler.shift
         for name in ("sc_weight", "align_weight", "align_margin", "adv_weight", "adv_penalty"):
-            checked[name] = check_number(name, getattr(self, name), low=0.0)
+            values[name] = checked(name, check_number, getattr(self, name), low=0.0)
         for name in ("adv_lr", "adv_sigma"):
-            checked[name] = check_number(name, getattr(self, name), above=0.0)
+            values[name] = checked(name, check_number, getattr(self, name), above=0.0)
         for name, low in (("adv_warmup", 0), ("adv_updates", 1), ("sweep_every", 0)):
-            checked[name] = check_count(name, getattr(self, name), low=low)
+            values[name] = checked(name, check_count, getattr(self, name), low=low)
         for name, low in (("align_block", 0), ("sc_nearest", 1)):
             value = getattr(self, name)
-            checked[name] = None if value is None else check_count(name, value, low=low)
+            values[name] = None if value is None else checked(name, check_count, value, low=low)
         for name, known in _CHOICES.items():
-            check_choice(name, getattr(self, name), known)
+            checked(name, check_choice, getattr(self, name), known)
         for name in ("align_levels", "adv_levels"):
-            checked[name] = _levels(name, getattr(self, name))
+            values[name] = checked(name, _levels, getattr(self, name))
         if self.adv_blocks is not None:
-            checked["adv_blocks"] = check_indices("adv_blocks", self.adv_blocks)
+            values["adv_blocks"] = checked("adv_blocks", check_indices, self.adv_blocks)
         if self.adv_step_counts is not None:
-            checked["adv_step_counts"] = _some_of(
-                "adv_step_counts", self.adv_step_counts, scheduler.step_counts
+            known_counts = scheduler.step_counts
+            values["adv_step_counts"] = checked(
+                "adv_step_counts",
+                _some_of,
+                self.adv_step_counts,
+                known_counts,
+                rests_on=["step_counts"],
             )
         if self.sweep_prompts is not None:
-            checked["sweep_prompts"] = _prompts("sweep_prompts", self.sweep_prompts)
-        for name, value in checked.items():
+            values["sweep_prompts"] = checked("sweep_prompts", _prompts, self.sweep_prompts)
+        for name, value in values.items():
             object.__setattr__(self, name, value)  # as a frozen dataclass sets itself
+        warn_of([f"SaltConfig: {note.sentence}" for note in no_effect(self)])
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
@@ -175,7 +186,7 @@ class SaltConfig:
         the values of the `"preset"` that it names.
 
         Raises:
-            ValueError: an unknown key; the message suggests the nearest known one, if one is near.
+            SettingError: an unknown key; the message suggests the nearest known one, if near.
             TypeError: not a mapping.
 
         Example:
@@ -189,10 +200,11 @@ class SaltConfig:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"unknown setting {key!r}; {_BLOCK if key == 'salt' else hint}")
+                hint = _BLOCK if key == "salt" else hint
+                raise SettingError(str(key), f"unknown setting {key!r}; {hint}")
         settings = dict(mapping)
         for name in {"align_reference", "first_chunk_steps"} & set(settings):
-            settings[name] = _integer_keys(name, settings[name])
+            settings[name] = checked(name, _integer_keys, settings[name])
         if "preset" in settings:
             settings = {**_preset(settings.pop("preset")), **settings}
         return cls(**settings)
@@ -282,7 +294,7 @@ _CHOICES = {
 
 
 def _preset(name: str) -> dict[str, Any]:
-    check_choice("preset", name, tuple(PRESETS))
+    checked("preset", check_choice, name, tuple(PRESETS))
     return PRESETS[name]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_count, check_number, describe, is_number
+from .errors import SettingError, checked
 from .schedule import step_schedule
 
 
@@ -117,30 +118,33 @@ class MixedStepScheduler:
         seed: int = 0,
         first_chunk_steps: int | Mapping[int, int] | None = None,
     ) -> None:
-        self.step_counts = _counts("step_counts", step_counts)
-        if not self.step_counts:
-            raise ValueError("step_counts must hold at least one step count; got none")
-        self.probs = _probabilities(probs, len(self.step_counts))
-        self.shift = check_number("shift", shift, above=0.0)
-        self.sc_steps = _counts("sc_steps", sc_steps)
-        self.sc_warmup = check_count("sc_warmup", sc_warmup, low=0)
-        self.align_reference = _references(align_reference)
-        self.align_warmup = check_count("align_warmup", align_warmup, low=0)
-        self.align_prob = check_number("align_prob", align_prob, low=0.0)
-        if self.align_prob > 1:
-            raise ValueError(f"align_prob must be a probability in [0, 1]; got {align_prob!r}")
-        self.inference_steps = check_count("inference_steps", inference_steps)
+        self.step_counts = checked("step_counts", _step_counts, step_counts)
+        counts = len(self.step_counts)
+        self.probs = checked("probs", _probabilities, probs, counts, rests_on=["step_counts"])
+        self.shift = checked("shift", check_number, shift, above=0.0)
+        self.sc_steps = checked("sc_steps", _counts, sc_steps)
+        self.sc_warmup = checked("sc_warmup", check_count, sc_warmup, low=0)
+        self.align_reference = checked("align_reference", _references, align_reference)
+        self.align_warmup = checked("align_warmup", check_count, align_warmup, low=0)
+        self.align_prob = checked("align_prob", _probability, align_prob)
+        self.inference_steps = checked("inference_steps", check_count, inference_steps)
         has_sc = any(self._use_sc(num_steps) for num_steps in self.step_counts)
         if has_sc and max(self.step_counts) % self.inference_steps:
-            raise ValueError(
+            raise SettingError(
+                "inference_steps",
                 f"inference_steps must divide the largest step count, {max(self.step_counts)}, "
-                f"so that the inference grid is part of the training grid; got {inference_steps}"
+                f"so that the inference grid is part of the training grid; got {inference_steps}",
+                rests_on=["step_counts", "sc_steps"],
             )
         # Any integer: Python's random seeds from its decimal text.
-        self.seed = check_count("seed", seed, low=-(2**63))
-        self.first_chunk_steps = _first_chunk_steps(first_chunk_steps)
-        for num_steps in self.step_counts:
-            first_chunk_count(self.first_chunk_steps, num_steps)
+        self.seed = checked("seed", check_count, seed, low=-(2**63))
+        self.first_chunk_steps = checked(
+            "first_chunk_steps",
+            _first_chunk_steps,
+            first_chunk_steps,
+            self.step_counts,
+            rests_on=["step_counts"],
+        )
         self.iteration = 0
 
     def plan(self, iteration: int) -> StepPlan:
@@ -291,54 +295,70 @@ def _counts(name: str, value: object) -> tuple[int, ...]:
     return counts
 
 
-def _probabilities(value: object, length: int) -> tuple[float, ...]:
+def _step_counts(name: str, value: object) -> tuple[int, ...]:
+    counts = _counts(name, value)
+    if not counts:
+        raise ValueError(f"{name} must hold at least one step count; got none")
+    return counts
+
+
+def _probability(name: str, value: object) -> float:
+    prob = check_number(name, value, low=0.0)
+    if prob > 1:
+        raise ValueError(f"{name} must be a probability in [0, 1]; got {value!r}")
+    return prob
+
+
+def _probabilities(name: str, value: object, length: int) -> tuple[float, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(f"probs must be a sequence of probabilities; got {describe(value)}")
-    probs = tuple(check_number(f"probs[{i}]", v, low=0.0) for i, v in enumerate(value))
+        raise TypeError(f"{name} must be a sequence of probabilities; got {describe(value)}")
+    probs = tuple(check_number(f"{name}[{i}]", v, low=0.0) for i, v in enumerate(value))
     if len(probs) != length:
         raise ValueError(
-            f"probs must hold one probability for each of the {length} step_counts; "
+            f"{name} must hold one probability for each of the {length} step_counts; "
             f"got {len(probs)}"
         )
     if abs(sum(probs) - 1.0) > 1e-6:
-        raise ValueError(f"probs must sum to 1; got {list(probs)}, which sum to {sum(probs):g}")
+        raise ValueError(f"{name} must sum to 1; got {list(probs)}, which sum to {sum(probs):g}")
     return probs
 
 
-def _first_chunk_steps(value: object) -> int | dict[int, int] | None:
-    if value is None:
-        return None
+def _first_chunk_steps(
+    name: str, value: object, step_counts: Sequence[int]
+) -> int | dict[int, int] | None:
+    first: int | dict[int, int] | None = None
     if is_number(value) or isinstance(value, bool):
-        return check_count("first_chunk_steps", value)
-    if not isinstance(value, Mapping):
+        first = check_count(name, value)
+    elif isinstance(value, Mapping):
+        first = {}
+        for num_steps, steps in value.items():
+            num_steps = check_count(f"{name}' key", num_steps)
+            first[num_steps] = check_count(f"{name}[{num_steps}]", steps)
+            first_chunk_count(first, num_steps)
+    elif value is not None:
         raise TypeError(
-            "first_chunk_steps must be a number of steps, a mapping from step counts to such, "
+            f"{name} must be a number of steps, a mapping from step counts to such, "
             f"or None; got {describe(value)}"
         )
-    counts: dict[int, int] = {}
-    for num_steps, first in value.items():
-        num_steps = check_count("first_chunk_steps' key", num_steps)
-        counts[num_steps] = check_count(f"first_chunk_steps[{num_steps}]", first)
-        first_chunk_count(counts, num_steps)
-    return counts
+    for num_steps in step_counts:
+        first_chunk_count(first, num_steps)
+    return first
 
 
 def _pairs(counts: Mapping[int, int]) -> list[list[int]]:
     return [list(pair) for pair in sorted(counts.items())]
 
 
-def _references(value: object) -> dict[int, int]:
+def _references(name: str, value: object) -> dict[int, int]:
     if not isinstance(value, Mapping):
-        raise TypeError(
-            f"align_reference must map step counts to step counts; got {describe(value)}"
-        )
+        raise TypeError(f"{name} must map step counts to step counts; got {describe(value)}")
     references = {}
     for low, high in value.items():
-        low = check_count("align_reference's key", low)
-        high = check_count(f"align_reference[{low}]", high)
+        low = check_count(f"{name}'s key", low)
+        high = check_count(f"{name}[{low}]", high)
         if high <= low or high % low:
             raise ValueError(
-                f"align_reference[{low}] must be a larger multiple of {low}, "
+                f"{name}[{low}] must be a larger multiple of {low}, "
                 f"so that the grids nest; got {high}"
             )
         references[low] = high

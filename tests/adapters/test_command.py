@@ -11,7 +11,8 @@ import torch
 
 from salt_losses import step_schedule
 from salt_losses.cli.check import TESTED, examine
-from salt_losses.cli.trainers import TRAINERS, step_lists
+from salt_losses.cli.grids import step_lists
+from salt_losses.cli.trainers import TRAINERS
 from salt_losses.training.step_lists import StepLists
 
 

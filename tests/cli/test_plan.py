@@ -21,10 +21,11 @@ from salt_losses.adapters import self_forcing
 from salt_losses.cli import main
 from salt_losses.cli.calls import NONE, critic_update, generator_update
 from salt_losses.cli.foresight import foresee
+from salt_losses.cli.grids import step_lists
 from salt_losses.cli.memory import head_parameters
 from salt_losses.cli.networks import Network
 from salt_losses.cli.settings import read_file
-from salt_losses.cli.trainers import TRAINERS, replaced, step_lists
+from salt_losses.cli.trainers import TRAINERS, replaced
 from salt_losses.presets import PRESETS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

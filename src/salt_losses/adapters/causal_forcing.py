@@ -10,7 +10,7 @@ first list admits shortcut triples, the defect term covers the first chunk as we
 
 from .family.attach import Adapter
 
-_adapter = Adapter("Causal Forcing")
+_adapter = Adapter("causal_forcing")
 attach = _adapter.attach
 attached = _adapter.attached
 

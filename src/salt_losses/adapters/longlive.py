@@ -9,7 +9,7 @@ the KV cache lives on between chunks; rollouts beside the student's run on a cop
 
 from .family.attach import Adapter
 
-_adapter = Adapter("LongLive v1.0", streaming=True)
+_adapter = Adapter("longlive", streaming=True)
 attach = _adapter.attach
 attached = _adapter.attached
 

@@ -12,7 +12,7 @@ and the defect term.
 
 from .family.attach import Adapter
 
-_adapter = Adapter("LongLive 2.0", solver=True)
+_adapter = Adapter("longlive2", solver=True)
 attach = _adapter.attach
 attached = _adapter.attached
 

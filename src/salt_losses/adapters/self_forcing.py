@@ -6,7 +6,7 @@ trainer.train()
 
 from .family.attach import Adapter
 
-_adapter = Adapter("Self Forcing")
+_adapter = Adapter("self_forcing")
 attach = _adapter.attach
 attached = _adapter.attached
 

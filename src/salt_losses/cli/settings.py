@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import re
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SettingError
 from .errors import CommandError
 
 if TYPE_CHECKING:
@@ -49,22 +49,18 @@ def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[
 
     rest = dict(mapping)
     problems: list[tuple[str, str]] = []
-    names = {field.name for field in dataclasses.fields(SaltConfig)} | {"preset"}
+    aside: set[str] = set()
     while True:
         try:
             config = SaltConfig.from_mapping(rest)
-        except (TypeError, ValueError) as error:
-            message = str(error)
-            unknown = re.match(r"unknown setting (['\"])(.*?)\1;", message)
-            key = unknown[2] if unknown else re.split(r"\W", message, maxsplit=1)[0]
-            aside = {name for name, _ in problems}
-            rests = any(re.search(rf"\b{name}\b", message) for name in aside & names)
-            if unknown or not rests:
-                problems.append((key, message))
-            culprit = next((name for name in rest if str(name) == key), None)
+        except SettingError as error:
+            if not aside & {error.setting, *error.rests_on}:
+                problems.append((error.setting, str(error)))
+            culprit = next((name for name in rest if str(name) == error.setting), None)
             if culprit is None:  # a default that does not go with the file's other settings
                 return None, problems
             del rest[culprit]
+            aside.add(error.setting)
         else:
             return (None if problems else config), problems
 

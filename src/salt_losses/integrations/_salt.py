@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -87,27 +85,3 @@ class Salt:
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         sample = rank // self._ranks_per_sample
         return random.Random(f"salt-losses {self.config.seed} {self._at} {sample} {purpose}")
-
-
-def check_supported(
-    config: SaltConfig, where: str, *, chunks: bool, without: Sequence[str] = ()
-) -> None:
-    """Refuses settings of the adapters that this one does not have.
-
-    `chunks`: whether its rollouts go chunk by chunk; `without`: what else only the others have.
-    """
-    supported = (_SUPPORTED | ({"first_chunk_steps"} if chunks else set())) - set(without)
-    for field in dataclasses.fields(config):
-        if field.name not in supported and getattr(config, field.name) != field.default:
-            raise ValueError(
-                f"{field.name} must be {field.default!r} in {where}: it is not supported there; "
-                f"got {getattr(config, field.name)!r}"
-            )
-
-
-_SUPPORTED = {
-    "step_counts", "probs", "shift", "sc_steps", "sc_warmup", "align_reference", "align_warmup",
-    "align_prob", "inference_steps", "seed", "sc_weight", "align_weight", "align_margin",
-    "align_features", "align_block", "sc_stop_grad", "sc_time_weight", "sc_nearest", "align_at",
-    "align_noise", "align_levels",
-}  # fmt: skip

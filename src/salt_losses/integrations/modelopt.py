@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from .._checks import compute_dtype, grid_floats
 from ..config import SaltConfig
+from ..errors import SettingError
 from ..flow import to_velocity
+from ..trainers import TRAINERS, Facts
 from ..training.defect import Defect
-from ..training.settings_check import warn_of_no_effect
 from ..training.streams import untouched
 from ._hooks import check_hooks
-from ._salt import Salt, check_supported
+from ._salt import Salt
 
 KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
 
@@ -89,7 +90,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
             _check(config)
         super().__init__(student, teacher, fake_score, config, discriminator=discriminator, **more)
         self._salt = Salt(settings, shift=1.0)
-        warn_of_no_effect(settings, "Model-Optimizer")
+        TRAINERS["model_optimizer"].warn(settings, Facts())
         self._defect: Defect | None = None  # of the update that is being computed
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -174,14 +175,14 @@ def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
     own = {"step_counts": [steps], "probs": [1.0], "sc_steps": [steps], "align_reference": {}}
     for name in own:
         if name in salt:
-            raise ValueError(
+            raise SettingError(
+                name,
                 f"{name} must be left out in Model-Optimizer, where the student has one step list: "
-                f"mixed steps are not supported there; got {salt[name]!r}"
+                f"mixed steps are not supported there; got {salt[name]!r}",
             )
     inference = {"inference_steps": math.gcd(4, steps)}
     settings = SaltConfig.from_mapping({**inference, **salt, **own})
-    without = ("align_weight", "shift")
-    check_supported(settings, "Model-Optimizer", chunks=False, without=without)
+    TRAINERS["model_optimizer"].check(settings, Facts())
     return settings
 
 

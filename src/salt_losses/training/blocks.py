@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..effects import takes_part
+
 
 @dataclass(frozen=True)
 class Block:
@@ -27,9 +29,8 @@ class Block:
         """`steps`, `reference_steps`: this block's, whose lists nest."""
         ratio = reference_steps // steps
         if align_at == "end":
-            return cls(exit, ratio, reference_steps - 1, True)
-        # At the student's first step the reference has taken no more steps than the student.
-        return cls(exit, ratio, exit * ratio, exit * ratio > exit)
+            return cls(exit, ratio, reference_steps - 1, takes_part(exit, ratio, align_at))
+        return cls(exit, ratio, exit * ratio, takes_part(exit, ratio, align_at))
 
     def student_meets(self, step: int) -> bool:
         """Whether the student comes by the level of the reference's `step`."""

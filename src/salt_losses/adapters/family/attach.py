@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ..._checks import describe
 from ...config import SaltConfig
+from ...errors import SettingError
+from ...trainers import TRAINERS
+from ...trainers.rules import aligns
 from ...training.agreement import check_agreement
-from ...training.settings_check import warn_of_no_effect
-from ..rollout.first_chunk import first_list
 from ..rollout.planned import at_once
 from ..rollout.steps import ListSteps, SolverSteps
+from .facts import facts_of
 from .handle import SaltHandle
 from .seams import (
     AT_ONCE,
@@ -25,20 +26,21 @@ from .seams import (
     check_pipeline,
     check_streaming,
 )
-from .solver import check_solver
 
 
 class Adapter:
-    """What an adapter module is made of: the trainer's name and the seams that only it has.
+    """What an adapter module is made of: the trainer's description, and which rollouts it has.
 
     Args:
-        trainer: its name, for messages.
+        name: of its description in `salt_losses.trainers`.
         streaming: whether it may train on chunks of one long rollout (LongLive).
         solver: whether its rollouts are made by a solver, from a step count (LongLive 2.0).
     """
 
-    def __init__(self, trainer: str, *, streaming: bool = False, solver: bool = False) -> None:
-        self.trainer, self.streaming, self.solver = trainer, streaming, solver
+    def __init__(self, name: str, *, streaming: bool = False, solver: bool = False) -> None:
+        self.description = TRAINERS[name]
+        self.trainer = self.description.title
+        self.streaming, self.solver = streaming, solver
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
         """Add Salt to a trainer; undone by the handle's `detach()`. To be called on every rank.
@@ -53,7 +55,8 @@ class Adapter:
         do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
         `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
 
-        Warns of a term that would never come on, and of other settings without effect.
+        Warns of what the trainer makes of the settings: a term that never comes on there, a list
+        that is never used. (What never comes on anywhere `SaltConfig` has said.)
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
@@ -65,9 +68,11 @@ class Adapter:
         Raises:
             MissingSeamError: the target lacks something that Salt needs; nothing is changed then.
             RuntimeError: Salt is attached to it already.
-            ValueError: settings that this trainer cannot follow, or that differ between ranks (on
-                all of them then); or the target trains on chunks of a long rollout (LongLive's
-                streaming training), and this is another adapter or the model alone.
+            SettingError: settings that this trainer cannot follow, or a way of training that Salt
+                cannot, such as chunks of a long rollout (LongLive's streaming training) where this
+                is another adapter or the model alone. It is a `ValueError`, with the setting's name
+                as `setting`.
+            ValueError: settings differ between ranks (on all of them then).
             TypeError: `config` is no `SaltConfig`.
         """
         config = SaltConfig() if config is None else config
@@ -78,38 +83,23 @@ class Adapter:
             {field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
         )
         model, trainer, streaming = self._parts(target)
+        known = self.description
+        known.check_ways(config, facts_of(model, trainer, streaming))
         check = SeamCheck(self.trainer)
         if trainer is not None:
             check.seams(trainer, TRAINER)
-        check_model(check, model, config.align_features if _aligns(config) else None)
+        check_model(check, model, config.align_features if aligns(config) else None)
         if streaming is not None:
             check_streaming(check, streaming)
         if config.adv_weight > 0:
             check_adversary(check, model, streaming, config)
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
-        _check_settings(model, pipeline, config)
-        if self.solver:
-            check_solver(model, config)
-        if config.adv_weight > 0:
-            _check_adversary(model, streaming is not None, config)
         lists = SolverSteps(model) if self.solver else ListSteps(model)
+        facts = facts_of(model, trainer, streaming, pipeline, lists)
+        known.check(config, facts)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
-        own = first_list(pipeline)
-        if config.first_chunk_steps is not None and own is not None:
-            warnings.warn(
-                f"first_chunk_steps, {config.first_chunk_steps}, takes the place of the trainer's "
-                f"own denoising_step_list_first_chunk, of {len(own)} steps",
-                stacklevel=2,
-            )
-        warn_of_no_effect(
-            config,
-            self.trainer,
-            # Who chooses step counts leaves the trainer's own list behind knowingly.
-            own_steps=len(model.denoising_step_list) if _as_default(config) else None,
-            last_step_only=bool(getattr(pipeline, "last_step_only", False)),
-            iterations=_iterations(trainer),
-        )
+        known.warn(config, facts)
         handle._attach()
         return handle
 
@@ -130,15 +120,17 @@ class Adapter:
             streaming = getattr(target, "streaming_model", None)
             if streaming is None or self.streaming:
                 return target.model, target, streaming
-            raise ValueError(
+            raise SettingError(
+                "streaming_training",
                 f"target must be a trainer of {self.trainer}; got one that trains its "
-                "streaming_model, which would train without Salt: use adapters.longlive"
+                "streaming_model, which would train without Salt: use adapters.longlive",
             )
         if getattr(getattr(target, "args", None), "streaming_training", False):
             # Its losses are the streaming model's, which this one does not know.
-            raise ValueError(
+            raise SettingError(
+                "streaming_training",
                 "target must be LongLive's trainer or its streaming_model where streaming_training "
-                "is on; got the model alone, which would train without Salt"
+                "is on; got the model alone, which would train without Salt",
             )
         return target, None, None
 
@@ -159,67 +151,3 @@ class Adapter:
         check_pipeline(check, pipeline, streaming=streaming, solver=self.solver)
         check.finish()
         return pipeline
-
-
-def _as_default(config: SaltConfig) -> bool:
-    return tuple(config.step_counts) == tuple(SaltConfig.step_counts)
-
-
-def _iterations(trainer: Any) -> int | None:
-    """The run's, where its config says so (LongLive's)."""
-    count = getattr(getattr(trainer, "config", None), "max_iters", None)
-    return count if isinstance(count, int) and count > 0 else None
-
-
-def _aligns(config: SaltConfig) -> bool:
-    return config.align_weight > 0 and config.align_prob > 0 and bool(config.align_reference)
-
-
-def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
-    """Settings that only the trainer at hand can refuse."""
-    finest = max(config.step_counts)
-    nowhere_else = {k for k in config.sc_steps if k in config.step_counts and k > 1} == {finest}
-    args: Any = getattr(model, "args", None)
-    of_rollout = args if pipeline is None else pipeline
-    if config.sc_weight > 0 and nowhere_else and getattr(of_rollout, "last_step_only", False):
-        raise ValueError(
-            "sc_weight must be 0 where the trainer's last_step_only is on: below the last of "
-            f"{finest} steps there is no shortcut triple; got {config.sc_weight!r}"
-        )
-    if _aligns(config) and config.align_block is not None:
-        blocks = len(getattr(model, config.align_features).model.blocks)
-        if config.align_block >= blocks:
-            raise ValueError(
-                f"align_block must be an index into the {blocks} blocks of "
-                f"{config.align_features}; got {config.align_block}"
-            )
-    if getattr(args, "manual_generator_backward", False):  # One-Forcing's
-        raise ValueError(
-            "manual_generator_backward must be off: with it the trainer calls "
-            "generator_loss_and_backward, which would train without Salt; got True"
-        )
-    if getattr(args, "sp_size", 1) > 1:  # minWM's
-        raise ValueError(
-            "sp_size must be 1: ranks that share a sample would draw Salt's noise and triples each "
-            f"for itself; got {args.sp_size!r}"
-        )
-    local_attn_size = getattr(model, "local_attn_size", None)
-    if local_attn_size is not None and not isinstance(local_attn_size, int):
-        raise ValueError(
-            "local_attn_size must be one number: a list of one size per step fits no rollout of "
-            f"another step count; got {local_attn_size!r}"
-        )
-
-
-def _check_adversary(model: Any, streaming: bool, config: SaltConfig) -> None:
-    if streaming and config.adv_against == "data":
-        raise ValueError(
-            "adv_against must be 'more_steps' in streaming training, which has no data; "
-            f"got {config.adv_against!r}"
-        )
-    blocks = len(getattr(model, config.adv_features).model.blocks)
-    if config.adv_blocks is not None and max(config.adv_blocks) >= blocks:
-        raise ValueError(
-            f"adv_blocks must be indices into the {blocks} blocks of {config.adv_features}; "
-            f"got {list(config.adv_blocks)}"
-        )

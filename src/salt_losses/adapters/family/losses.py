@@ -16,7 +16,6 @@ from torch import Tensor
 from ...config import SaltConfig
 from ...mixed_step import MixedStepScheduler, StepPlan
 from ...objective import salt_loss
-from ...schedule import step_schedule
 from ...training import streams
 from ...training.frozen import frozen
 from ...training.health import Health, Vitals
@@ -49,9 +48,6 @@ class Losses:
         health: of the run.
         metrics: of the last generator update.
         sweeps: where there is a folder for them: `record`.
-
-    Raises:
-        ValueError: a grid is too fine for the trainer's table of timesteps.
     """
 
     def __init__(
@@ -61,11 +57,6 @@ class Losses:
         self.lists = lists
         self.scheduler: MixedStepScheduler = config.scheduler(self.lists.shift)
         shift = self.scheduler.shift
-        grids = self.scheduler.grid_sizes()
-        if config.adv_against == "more_steps":
-            grids |= {k + 1 for k in config.step_counts if config.has_adversary(k)}
-        for num_steps in grids:
-            self.lists.timesteps(step_schedule(num_steps, shift))
         # Listed now, between two updates: during one, FSDP hides some of them.
         network = getattr(model, config.align_features, None)
         self._feature_parameters = [] if network is None else list(network.parameters())

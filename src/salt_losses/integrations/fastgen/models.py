@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ...config import SaltConfig
+from ...trainers import TRAINERS, Facts
 from ...training.defect import Defect
 from ...training.patches import Patches
-from ...training.settings_check import warn_of_no_effect
 from .._first_chunk import ChunkSteps
 from .._reference import Recorded
-from .._salt import Salt, check_supported
+from .._salt import Salt
 from .alignment import Alignment
 from .framework import DMD2Model, SelfForcingModel
 from .rollout import NetTap
@@ -33,11 +34,10 @@ class _SaltModel:
     config: Any
     device: Any
     net_lr_scheduler: Any
+    _description: str  # of `salt_losses.trainers`
 
     def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
         settings = SaltConfig.from_mapping(salt or {})
-        where = f"FastGen's {type(self).__name__}"
-        check_supported(settings, where, chunks=self._rolls_out)
         super().__init__(config)  # type: ignore[call-arg]
         times = config.sample_t_cfg
         shift = 1.0 if times.t_list is None else float(times.shift)
@@ -49,13 +49,15 @@ class _SaltModel:
         self._target: tuple[Tensor, list[bool]] | None = None
         self._training = True
         self._updating = False
-        self._check_settings()
-        warn_of_no_effect(
-            settings,
-            where,
+        known = TRAINERS[self._description]
+        facts = Facts(
             own_steps=config.student_sample_steps if settings.shift is None else None,
             last_step_only=bool(getattr(config, "last_step_only", False)),
+            schedule_type=self.net.schedule_type,
         )
+        known.check(settings, facts)
+        known.warn(settings, facts)
+        self._facts = facts
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         train = super().single_train_step  # type: ignore[misc]
@@ -66,8 +68,20 @@ class _SaltModel:
         return train(data, iteration)
 
     def init_optimizers(self) -> None:
+        TRAINERS[self._description].check(
+            self._salt.config, dataclasses.replace(self._facts, blocks=self._blocks())
+        )
         super().init_optimizers()  # type: ignore[misc]
         carry(self.net_lr_scheduler, self._salt)
+
+    def _blocks(self) -> dict[str, int]:
+        """The number of each score network's blocks, which are there by the first optimizer."""
+        networks = {"fake_score": "fake_score", "real_score": "teacher"}
+        found = {}
+        for name, attribute in networks.items():
+            transformer = getattr(getattr(self, attribute, None), "transformer", None)
+            found[name] = len(getattr(transformer, "blocks", ()))
+        return found
 
     # The step lists.
 
@@ -171,32 +185,19 @@ class _SaltModel:
     def _alignment(self, output: Tensor, condition: Any) -> Tensor:
         raise NotImplementedError
 
-    def _check_settings(self) -> None:
-        config = self._salt.config
-        if self.net.schedule_type != "rf":
-            raise ValueError(
-                "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
-                f"got {self.net.schedule_type!r}"
-            )
-        if config.align_weight > 0 and not self._rolls_out:
-            raise ValueError(
-                f"align_weight must be 0 in {type(self).__name__}: a prediction from data has no "
-                f"rollout to compare; got {config.align_weight!r}"
-            )
-
-    _rolls_out = False
-
 
 class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
     """`DMD2Model` with mixed steps and the defect term. Its student predicts from noised data, so
     there is no rollout to align."""
+
+    _description = "fastgen_dmd2"
 
 
 class SaltSelfForcingModel(Alignment, _SaltModel, SelfForcingModel):  # type: ignore[misc]
     """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
     alignment. The reference has its turn after the student's rollout, on the same cache."""
 
-    _rolls_out = True
+    _description = "fastgen"
     _lockstep = False  # the exit steps are rank 0's
 
     @contextmanager

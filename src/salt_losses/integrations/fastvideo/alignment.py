@@ -10,7 +10,6 @@ from fastvideo.models.utils import pred_noise_to_pred_video
 from torch import Tensor
 
 from ...alignment import rollout_align_loss
-from ...schedule import step_schedule
 from ...training.blocks import Block
 from ...training.frozen import frozen
 from ...training.step_lists import noise_levels
@@ -30,7 +29,6 @@ class Alignment:
     _step_list: Any
     _sp_size: int
 
-    _align_at: tuple[str, ...] = ("exit", "end")
     _lockstep = True  # each rank leaves its rollout at a step of its own
     _stochastic = True
     _target: tuple[Tensor, list[bool]] | None
@@ -129,52 +127,20 @@ class Alignment:
         fake = self._salt.config.align_features == "fake_score"
         return cast(Any, self).critic if fake else cast(Any, self).teacher
 
-    def _check_alignment(self) -> None:
-        """Settings of the alignment that only this method can refuse."""
-        config = self._salt.config
-        shift = self._salt.scheduler.shift
-        if not (config.align_weight > 0 and config.align_prob > 0 and config.align_reference):
-            return
-        if config.align_at not in self._align_at:
-            raise ValueError(
-                f"align_at must be one of {', '.join(map(repr, self._align_at))} in "
-                f"{type(self).__name__}, whose student has no cache; got {config.align_at!r}"
-            )
-        if cast(Any, self)._rollout_mode != "simulate":
-            raise ValueError(
-                "align_weight must be 0 where rollout_mode is not 'simulate': a prediction from "
-                f"data has no rollout to compare; got {config.align_weight!r}"
-            )
-        if self._sp_size > 1:
-            raise ValueError(
-                "align_weight must be 0 where sp_size is above 1: each rank holds some tokens of "
-                f"a frame only; got {config.align_weight!r}"
-            )
-        for low, high in config.align_reference.items():
-            few = self._step_list(step_schedule(low, shift))
-            if not torch.equal(few, self._step_list(step_schedule(high, shift))[:: high // low]):
-                raise ValueError(
-                    f"align_reference[{low}] needs lists that nest: that of {high} steps does not "
-                    f"hold dmd_denoising_steps; got {few.tolist()}"
-                )
-        blocks = getattr(self._feature_network().transformer, "blocks", None)
-        if not isinstance(blocks, torch.nn.ModuleList):
-            raise ValueError(
-                f"align_weight must be 0 where the {config.align_features} has no "
-                f"transformer.blocks to compare; got {config.align_weight!r}"
-            )
-        if config.align_block is not None and config.align_block >= len(blocks):
-            raise ValueError(
-                f"align_block must be an index into the {len(blocks)} blocks of "
-                f"{config.align_features}; got {config.align_block}"
-            )
+    def _blocks(self) -> dict[str, int]:
+        """The number of each score network's blocks; 0 where it has none to compare."""
+        found = {}
+        for name, role in (("fake_score", "critic"), ("real_score", "teacher")):
+            network = getattr(cast(Any, self), role, None)
+            blocks = getattr(getattr(network, "transformer", None), "blocks", None)
+            found[name] = len(blocks) if isinstance(blocks, torch.nn.ModuleList) else 0
+        return found
 
 
 class CausalAlignment(Alignment):
     """Of a student with a KV cache. The reference has a second one while it runs, after the
     student's rollout."""
 
-    _align_at = ("exit", "end", "input")
     _lockstep = False  # the exit steps are rank 0's
 
     @property

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from ...config import SaltConfig
-from ...mixed_step import first_chunk_count
-from ...schedule import step_schedule
+from ...trainers import TRAINERS, Facts
 from ...training.defect import Defect
-from ...training.settings_check import warn_of_no_effect
 from ...training.step_lists import StepLists, noise_levels
 from .._first_chunk import ChunkSteps
-from .._salt import Salt, check_supported
+from .._salt import Salt
 from .alignment import Alignment, CausalAlignment
 from .framework import DMD2Method, SelfForcingMethod
 from .rollout import StudentTap
@@ -28,12 +26,11 @@ class _SaltMethod(Alignment):
     # The framework's, named for the type checker.
     student: Any
     method_config: dict[str, Any]
+    _description: str  # of `salt_losses.trainers`
 
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]) -> None:
         super().__init__(cfg=cfg, role_models=role_models)  # type: ignore[call-arg]
         config = SaltConfig.from_mapping(self.method_config.get("salt") or {})
-        where = f"FastVideo's {type(self).__name__}"
-        check_supported(config, where, chunks=isinstance(self, SelfForcingMethod))
         own = super()._get_denoising_step_list(torch.device("cpu"))  # type: ignore[misc]
         self._lists = StepLists(own, self._step_scheduler())
         self._own_list = own if config.shift is None else None
@@ -43,14 +40,9 @@ class _SaltMethod(Alignment):
         self._defect: Defect | None = None
         self._target: tuple[Tensor, list[bool]] | None = None
         self._training = True
-        self._check_settings()
-        warn_of_no_effect(
-            config,
-            where,
-            own_steps=None if self._own_list is None else len(self._own_list),
-            last_step_only=bool(getattr(self, "_last_step_only", False)),
-            iterations=int(cast(Any, self).training_config.loop.max_train_steps),
-        )
+        known, facts = TRAINERS[self._description], self._facts()
+        known.check(config, facts)
+        known.warn(config, facts)
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> Any:
         train = super().single_train_step  # type: ignore[misc]
@@ -122,24 +114,31 @@ class _SaltMethod(Alignment):
         self._defect = self._target = None
         return salt.objective(dmd, sc, align)
 
-    def _check_settings(self) -> None:
-        """Settings that only this method can refuse."""
-        config = self._salt.config
-        shift = self._salt.scheduler.shift
-        first = {first_chunk_count(config.first_chunk_steps, k) for k in config.step_counts}
-        for count in {*config.step_counts, config.inference_steps} | first:
-            self._step_list(step_schedule(count, shift))  # refuses one that is too fine
-        self._check_alignment()
+    def _facts(self) -> Facts:
+        training = cast(Any, self).training_config
+        return Facts(
+            timesteps=self._step_list,
+            shift=self._lists.shift,
+            own_steps=None if self._own_list is None else len(self._own_list),
+            iterations=int(training.loop.max_train_steps),
+            blocks=self._blocks(),
+            last_step_only=bool(getattr(self, "_last_step_only", False)),
+            simulates=cast(Any, self)._rollout_mode == "simulate",
+            sp_size=self._sp_size,
+        )
 
 
 class SaltDMD2Method(_SaltMethod, DMD2Method):  # type: ignore[misc]
     """`DMD2Method` with mixed steps, the defect term and, where it simulates, the alignment."""
+
+    _description = "fastvideo_dmd2"
 
 
 class SaltSelfForcingMethod(CausalAlignment, _SaltMethod, SelfForcingMethod):  # type: ignore[misc]
     """`SelfForcingMethod` with mixed steps, a first chunk in more of them, the defect term at each
     block's exit step, and the alignment."""
 
+    _description = "fastvideo"
     _chunks: ChunkSteps | None = None  # of the present rollout
 
     def _get_denoising_step_list(self, device: torch.device) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...alignment import rollout_align_loss
-from ...schedule import shift_time, step_schedule
+from ...schedule import shift_time
 from ...training.blocks import Block
 from ...training.frozen import frozen
 from .._reference import Recorded, denser_steps
@@ -28,8 +28,6 @@ class Alignment:
     _levels: Any
     _target: Target | None
     _generated: Tensor | None
-
-    _align_at: tuple[str, ...] = ("exit", "end")
 
     def _reference(self, blocks: list[Recorded]) -> Target:
         """What the rollout is aligned to `[B, C, F, H, W]`, and for each frame, whether it is."""
@@ -98,42 +96,17 @@ class Alignment:
         fake = self._salt.config.align_features == "fake_score"
         return cast(Any, self).fake_model if fake else cast(Any, self).teacher_model
 
-    def _check_alignment(self) -> None:
-        """Settings of the alignment that only this trainer can refuse."""
-        config, shift = self._salt.config, self._salt.scheduler.shift
-        if not (config.align_weight > 0 and config.align_prob > 0 and config.align_reference):
-            return
-        if config.align_at not in self._align_at:
-            raise ValueError(
-                f"align_at must be one of {', '.join(map(repr, self._align_at))} in "
-                f"{type(self).__name__}, whose student has no cache; got {config.align_at!r}"
-            )
-        for low, high in config.align_reference.items():
-            few = self._levels(step_schedule(low, shift))
-            if few != self._levels(step_schedule(high, shift))[:: high // low]:
-                raise ValueError(
-                    f"align_reference[{low}] needs lists that nest: that of {high} steps does not "
-                    f"hold denoising_step_list; got levels {few}"
-                )
-
-    def _check_features(self) -> None:
-        """To be called where the networks are there."""
-        config = self._salt.config
-        if config.align_weight == 0 or config.align_block is None:
-            return
-        blocks = self._feature_network().transformer.blocks
-        if config.align_block >= len(blocks):
-            raise ValueError(
-                f"align_block must be an index into the {len(blocks)} blocks of "
-                f"{config.align_features}; got {config.align_block}"
-            )
+    def _blocks(self) -> dict[str, int]:
+        """The number of each score network's blocks; to be called where they are there."""
+        trainer = cast(Any, self)
+        networks = {"fake_score": trainer.fake_model, "real_score": trainer.teacher_model}
+        return {name: len(network.transformer.blocks) for name, network in networks.items()}
 
 
 class CausalAlignment(Alignment):
     """Of a student with a KV cache. The reference has a second one while it runs, after the
     student's rollout."""
 
-    _align_at = ("exit", "end", "input")
     _caches: tuple[Any, Any]
 
     def _reference(self, blocks: list[Recorded]) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -11,29 +12,29 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...kv_cache import detached_alias
-from ...mixed_step import first_chunk_count
-from ...schedule import step_schedule
+from ...trainers import TRAINERS
 from ...training.defect import Defect
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
-from .._salt import Salt, check_supported
+from .._salt import Salt
 from .alignment import Alignment, CausalAlignment, Target
 from .checkpoint import SaltCheckpointManager
 from .framework import TRAINER_REGISTER, VideoArDmdTrainer, VideoDmdTrainer, logger, reduce_mean
 from .rollout import Chunks, RolloutTap
-from .settings import check_trainer, own_steps
+from .settings import facts_of, own_steps
 
 
 class _SaltTrainer(Alignment):
     """What both trainers have of Salt; stands before the framework's class."""
 
+    _description: str  # of `salt_losses.trainers`
+
     def __init__(self, config: dict[str, Any]) -> None:
         settings = SaltConfig.from_mapping(config["training"]["dmd"].get("salt") or {})
-        chunks = isinstance(self, VideoArDmdTrainer)
-        check_supported(settings, f"LightX2V's {type(self).__name__}", chunks=chunks)
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
-        check_trainer(self, settings, own, scheduler)
+        known, facts = TRAINERS[self._description], facts_of(self, own, scheduler)
+        known.check(settings, facts)  # without its table, which may be one that Salt cannot follow
         self._lists = StepLists(own, scheduler)
         self._own_list = own if settings.shift is None else None
         self._salt = Salt(settings, self._lists.shift)
@@ -44,15 +45,21 @@ class _SaltTrainer(Alignment):
         self._defect: Defect | None = None
         self._target: Target | None = None
         self._generated: Tensor | None = None
-        shift = self._salt.scheduler.shift
-        first = {first_chunk_count(settings.first_chunk_steps, k) for k in settings.step_counts}
-        for count in {*settings.step_counts, settings.inference_steps} | first:
-            self._step_list(step_schedule(count, shift))  # refuses one that is too fine
-        self._check_alignment()
+        facts = dataclasses.replace(
+            facts,
+            timesteps=self._step_list,
+            shift=self._lists.shift,
+            own_steps=None if self._own_list is None else len(self._own_list),
+        )
+        known.check(settings, facts)
+        known.warn(settings, facts)
+        self._facts = facts
 
     def setup(self, resume_ckpt_path: str | None = None) -> None:
         super().setup(resume_ckpt_path=resume_ckpt_path)  # type: ignore[misc]
-        self._check_features()
+        TRAINERS[self._description].check(
+            self._salt.config, dataclasses.replace(self._facts, blocks=self._blocks())
+        )
 
     # The iteration, and what is logged of it.
 
@@ -152,6 +159,8 @@ class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
     """`VideoDmdTrainer` with mixed steps, the defect term at the rollout's exit step, and the
     alignment."""
 
+    _description = "lightx2v_dmd"
+
     def _predict_velocity(self, model: Any, latents: Tensor, sigma: Tensor, condition: Any) -> Any:
         predict = super()._predict_velocity
         v = predict(model, latents, sigma, condition)
@@ -169,6 +178,7 @@ class SaltVideoArDmdTrainer(CausalAlignment, _SaltTrainer, VideoArDmdTrainer):  
     """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
     block's exit step, and the alignment."""
 
+    _description = "lightx2v"
     _chunks: Chunks | None = None  # of the present rollout
 
     def _rollout_steps(self, steps: Tensor) -> Any:
