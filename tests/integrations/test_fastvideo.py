@@ -536,19 +536,6 @@ def test_dmd2_has_no_first_chunk(fw, tmp_path):
         fw.build("dmd2", {"first_chunk_steps": 4}, tmp_path)
 
 
-def test_settings_that_are_the_adapters_alone_are_refused():
-    from salt_losses import SaltConfig
-    from salt_losses.integrations._salt import check_supported
-
-    @dataclasses.dataclass(frozen=True)
-    class Later(SaltConfig):
-        first_chunk_things: int = 0
-
-    check_supported(Later(first_chunk_steps=4), "FastVideo", chunks=True)
-    with pytest.raises(ValueError, match="first_chunk_things must be 0 in FastVideo"):
-        check_supported(Later(first_chunk_things=2), "FastVideo", chunks=True)
-
-
 # State
 
 

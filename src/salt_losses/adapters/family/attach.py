@@ -12,14 +12,13 @@ from ...config import SaltConfig
 from ...errors import SettingError
 from ...trainers import TRAINERS
 from ...trainers.rules import aligns
+from ...trainers.seams import AT_ONCE, TRAINER
 from ...training.agreement import check_agreement
 from ..rollout.planned import at_once
 from ..rollout.steps import ListSteps, SolverSteps
 from .facts import facts_of
 from .handle import SaltHandle
 from .seams import (
-    AT_ONCE,
-    TRAINER,
     SeamCheck,
     check_adversary,
     check_model,

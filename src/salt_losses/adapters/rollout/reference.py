@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...flow import euler_step
+from ...trainers.seams import KV_CACHES
 from ...training import streams
 from ...training.blocks import Block
 from ...training.patches import Patches
 from ...training.step_lists import noise_levels
-from ..family.seams import KV_CACHES
 from .first_chunk import NAME as FIRST_LIST
 from .first_chunk import first_list
 from .steps import Steps
