@@ -819,7 +819,7 @@ def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
 
 def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
     others = {
-        "adv_weight": 0.1, "adv_against": "more_steps", "adv_step_counts": (2,),
+        "adv_weight": 0.1, "adv_against": "more_steps", "adv_step_counts": (4,),
         "adv_kind": "hinge", "adv_features": "real_score", "adv_blocks": (1,),
         "adv_levels": (0.1, 0.4), "adv_lr": 1e-4, "adv_penalty": 0.1, "adv_sigma": 0.2,
         "adv_warmup": 5, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a",),

@@ -252,8 +252,8 @@ def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trai
         settings = {**settings, "own_list": ()}  # its levels are those of the other shift
     trainer = dataclasses.replace(trainer, **settings)
     if trainer.adapter == "causal_forcing":
-        kind = "frame-wise" if trainer.chunk == 1 else "chunk-wise"
-        trainer = dataclasses.replace(trainer, title=f"Causal Forcing, {kind}")
+        way = "frame-wise" if trainer.chunk == 1 else "chunk-wise"
+        trainer = dataclasses.replace(trainer, title=f"Causal Forcing, {way}")
     if trainer.frames % trainer.chunk and not trainer.uneven:
         raise CommandError(
             f"{source}: {trainer.frames} frames are no whole number of chunks of {trainer.chunk}"
