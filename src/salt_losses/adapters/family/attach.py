@@ -10,7 +10,7 @@ from typing import Any
 from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
-from ...trainers import TRAINERS
+from ...trainers import TRAINERS, Trainer
 from ...trainers.rules import aligns
 from ...trainers.seams import AT_ONCE, TRAINER
 from ...training.agreement import check_agreement
@@ -31,14 +31,19 @@ class Adapter:
     """What an adapter module is made of: the trainer's description, and which rollouts it has.
 
     Args:
-        name: of its description in `salt_losses.trainers`.
+        trainer: its description; or only its name, of one that is like Self Forcing (with
+            `solver`, like LongLive 2.0).
         streaming: whether it may train on chunks of one long rollout (LongLive).
         solver: whether its rollouts are made by a solver, from a step count (LongLive 2.0).
     """
 
-    def __init__(self, name: str, *, streaming: bool = False, solver: bool = False) -> None:
-        self.description = TRAINERS[name]
-        self.trainer = self.description.title
+    def __init__(
+        self, trainer: str | Trainer, *, streaming: bool = False, solver: bool = False
+    ) -> None:
+        if isinstance(trainer, str):
+            like = TRAINERS["longlive2" if solver else "self_forcing"]
+            trainer = dataclasses.replace(like, name=trainer, title=trainer)
+        self.description, self.trainer = trainer, trainer.title
         self.streaming, self.solver = streaming, solver
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
