@@ -41,7 +41,7 @@ def test_plan_and_attach_judge_alike(name: str, last_step_only: bool) -> None:
     trainer.model._initialize_inference_pipeline()
     trainer.model.inference_pipeline.last_step_only = last_step_only
     adapter, plan = ADAPTERS[name], planned(name, last_step_only=last_step_only)
-    for settings in settings_pool.settings(60, seed=len(name)):
+    for settings in settings_pool.settings(30, seed=len(name)):
         settings_pool.compare(
             settings,
             lambda config: adapter.attach(trainer, config).detach(),

@@ -53,7 +53,7 @@ def test_plan_and_fastvideos_constructors_judge_alike(
         "pipeline": {"flow_shift": 5.0},
     }
     trainer = with_config(TRAINERS[CLASSES[kind]], config, "config.yaml")
-    for settings in settings_pool.settings(60, seed=len(str(method))):
+    for settings in settings_pool.settings(30, seed=len(str(method))):
 
         def construct(salt: SaltConfig) -> None:
             fastvideo_stand_in.build(kind, dataclasses.asdict(salt), tmp_path, **method)
