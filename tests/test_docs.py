@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from salt_losses import SaltConfig, step_schedule, velocity_to_x0
-from salt_losses.integrations._salt import check_supported
+from salt_losses.trainers import TRAINERS, Facts
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -242,7 +242,7 @@ def _(names: Names) -> Iterator[None]:
     names |= {"config": SimpleNamespace(), "SaltSelfForcingModel": "a class of FastGen's"}
     names["LazyCall"] = lambda target: lambda **settings: (target, settings)
     yield
-    check_supported(taken(names["config"].model_class[1]["salt"]), "FastGen", chunks=True)
+    TRAINERS["fastgen"].check(taken(names["config"].model_class[1]["salt"]), Facts())
 
 
 def taken(settings: dict[str, Any]) -> SaltConfig:
@@ -257,7 +257,7 @@ def test_fastvideos_example_is_a_config_that_it_takes() -> None:
     page = (ROOT / "docs" / "api" / "integrations.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     method = yaml.safe_load(block)["method"]
-    check_supported(taken(method["salt"]), "FastVideo", chunks=True)
+    TRAINERS["fastvideo"].check(taken(method["salt"]), Facts())
     assert f"::: {method['_target_']}" in page
 
 

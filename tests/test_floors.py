@@ -12,10 +12,11 @@ import salt_losses
 
 PACKAGE = Path(salt_losses.__file__).parent
 # What each floor may not know. Pure functions are the modules that stand in none of these rooms.
-ROOMS = ("training", "terms", "adapters", "integrations", "cli")
+ROOMS = ("training", "terms", "trainers", "adapters", "integrations", "cli")
 FORBIDDEN = {
     "pure": ROOMS,
-    "training": ("adapters", "integrations", "cli"),
+    "training": ("trainers", "adapters", "integrations", "cli"),
+    "trainers": ("adapters", "integrations", "cli"),
     "adapters": ("integrations", "cli"),
     "integrations": ("adapters", "cli"),
     "cli": ("integrations",),

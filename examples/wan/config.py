@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from salt_losses import MixedStepScheduler, SaltConfig
+from salt_losses import MixedStepScheduler, SaltConfig, SettingError
+from salt_losses.trainers import TRAINERS, Facts
 
 # The recipe's settings of Salt, of a config file without a `salt:` block: eq. 10.
 SALT: dict[str, Any] = {"step_counts": (8,), "probs": (1.0,), "align_reference": {}}
@@ -122,16 +123,8 @@ class Config:
                 "score_levels must be two rising noise levels between 0 and 1; "
                 f"got {list(self.score_levels)}"
             )
-        for name, instead in _ELSEWHERE.items():
-            value = getattr(self.salt, name)
-            if value != getattr(SaltConfig, name):
-                raise ValueError(f"salt.{name} must be left out here: {instead}; got {value!r}")
-        if self.salt.align_weight or self.salt.adv_weight:
-            raise ValueError(
-                "salt.align_weight and salt.adv_weight must be 0 here: the alignment is for "
-                "rollouts with a KV cache, and this recipe has no discriminator; "
-                f"got {self.salt.align_weight:g} and {self.salt.adv_weight:g}"
-            )
+        for setting, sentence in TRAINERS["wan"].problems(self.salt, Facts()):
+            raise SettingError(f"salt.{setting}", f"salt.{sentence}")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
@@ -176,7 +169,8 @@ class Config:
             return cls.from_mapping(mapping)
         except (TypeError, ValueError) as error:
             place = _given_by(changes, str(error)) or str(path)
-            raise type(error)(f"{place}: {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{place}: {error}") from error
 
     def plans(self) -> MixedStepScheduler:
         """The plan of each iteration."""
@@ -188,13 +182,6 @@ class Config:
 
 
 # Settings of Salt that the recipe has by another name, or cannot follow.
-_ELSEWHERE = {
-    "shift": "the grid of training and of sampling has `shift`",
-    "seed": "every draw has `seed`",
-    "first_chunk_steps": "a video is one chunk",
-    "sweep_every": "the same seeds are sampled every `sample_every` iterations",
-    "sweep_prompts": "samples have the data's first prompts",
-}
 _HUGE = 10**9
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("lora_rank", "iterations", "batch_size", "critic_updates"), (1, _HUGE)),

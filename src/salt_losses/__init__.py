@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import SaltConfig
     from .discriminator import DiscriminatorHead
     from .dmd import critic_loss, dmd_grad, dmd_loss, guide
+    from .errors import SettingError
     from .features import feature_tap
     from .flow import add_noise, euler_step, to_velocity, velocity_to_x0, x0_to_velocity
     from .kv_cache import detached_alias
@@ -39,6 +40,7 @@ __all__ = [
     "MixedStepScheduler",
     "SaltConfig",
     "SemigroupDefect",
+    "SettingError",
     "ShortcutTriple",
     "StepPlan",
     "add_noise",
@@ -74,6 +76,7 @@ _MODULES = (
     "config",
     "discriminator",
     "dmd",
+    "errors",
     "features",
     "flow",
     "kv_cache",

@@ -16,7 +16,7 @@ from .mixed_step import MixedStepScheduler
 from .presets import PRESETS
 from .terms.adversarial import Adversarial
 from .terms.alignment import Alignment
-from .terms.base import Term
+from .terms.base import Run, Term, no_effect, warn
 from .terms.self_consistency import SelfConsistency
 
 _T = TypeVar("_T", bound=Term)
@@ -99,6 +99,7 @@ class SaltConfig:
             object.__setattr__(self, name, getattr(scheduler, name))
         if self.shift is not None:
             object.__setattr__(self, "shift", scheduler.shift)
+        warn(no_effect(Run(self)), "SaltConfig")
 
     @property
     def all_terms(self) -> tuple[Term, ...]:

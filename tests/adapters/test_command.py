@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from salt_losses import step_schedule
-from salt_losses.cli.check import TESTED, examine
-from salt_losses.cli.trainers import TRAINERS, step_lists
+from salt_losses.cli.check import examine
+from salt_losses.cli.grids import step_lists
+from salt_losses.cli.trainers import TRAINERS
+from salt_losses.trainers import TRAINERS as DESCRIBED
 from salt_losses.training.step_lists import StepLists
 
 
@@ -63,7 +65,7 @@ def test_the_second_version_of_longlive_is_known_as_such(require: Any) -> None:
     assert set(missing) == {"step sweeps"}
 
 
-@pytest.mark.parametrize("name", sorted({*TESTED} & {*harness.TRAINERS}))
+@pytest.mark.parametrize("name", sorted({*DESCRIBED} & {*harness.TRAINERS}))
 def test_every_seam_is_found_in_the_source_of_the_real_trainers(name: str, require: Any) -> None:
     require(name)
     root = harness.checkout(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,14 +200,57 @@ def test_a_trainer_below_the_folder_and_other_frameworks_are_pointed_to(
     inner = fork / "inner" / "trainer"
     inner.parent.mkdir()
     (fork / "moved").rename(inner)
-    (fork / "fastvideo" / "train").mkdir(parents=True)
-    (fork / "lightx2v_train" / "lightx2v_train" / "trainers" / "dmd").mkdir(parents=True)
     (fork / "train.py").unlink()
     assert main(["check", str(fork)]) == 1
-    out = capsys.readouterr().out
-    assert "it looks like LightX2V: use the trainers in salt_losses.integrations.lightx2v" in out
-    assert "inner/ has a trainer: check that folder" in out
-    assert "salt_losses.integrations.fastvideo" in out
+    assert "inner/ has a trainer: check that folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder", "title", "module"),
+    [
+        ("fastvideo/train", "FastVideo", "fastvideo"),
+        ("fastgen/methods", "FastGen", "fastgen"),
+        ("lightx2v_train/lightx2v_train/trainers/dmd", "LightX2V", "lightx2v"),
+        ("modelopt/torch/fastgen", "Model-Optimizer", "modelopt"),
+    ],
+)
+def test_a_framework_that_salt_extends_is_known(
+    folder: str, title: str, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(tmp_path)]) == 1
+    (tmp_path / folder).mkdir(parents=True)
+    assert main(["check", str(tmp_path)]) == 0
+    assert f"salt_losses.integrations.{module}" in capsys.readouterr().out.split(title, 1)[1]
+    assert main(["check", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["trainer"], found["attachable"]) == (title, True)
+    assert found["adapter"] == f"salt_losses.integrations.{module}"
+
+
+def test_a_checkout_is_looked_at_without_torch(fork: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['salt-losses', 'check', sys.argv[1]]; sys.modules['torch'] = None;"
+        "from salt_losses.cli import main; sys.exit(main())"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(fork)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "Self Forcing" in found.stdout
+
+
+def test_a_pipeline_of_some_configurations_is_looked_at_too(fork: Path) -> None:
+    """Self-Forcing-Plus's, where the student sees all frames at once."""
+    path = fork / "model/base.py"
+    text = path.read_text().replace(
+        "        self.inference_pipeline = SelfForcing",
+        "        if not self.causal:\n            self.inference_pipeline = Bidirectional()\n"
+        "        self.inference_pipeline = SelfForcing",
+    )
+    path.write_text(f"class Bidirectional:\n    pass\n{text}")
+    found = abilities(fork)
+    assert [line for line in found["attach"] if "Bidirectional" not in line] == found["attach"]
+    names = [name for name in found if name.startswith("attach, with ")]
+    assert names
+    assert any("kv_cache1" in line for name in names for line in found[name]) or found["attach"]
 
 
 def test_streaming_and_a_first_chunks_list_choose_the_adapter(fork: Path) -> None:

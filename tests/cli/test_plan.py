@@ -21,10 +21,11 @@ from salt_losses.adapters import self_forcing
 from salt_losses.cli import main
 from salt_losses.cli.calls import NONE, critic_update, generator_update
 from salt_losses.cli.foresight import foresee
+from salt_losses.cli.grids import step_lists
 from salt_losses.cli.memory import head_parameters
 from salt_losses.cli.networks import Network
 from salt_losses.cli.settings import read_file
-from salt_losses.cli.trainers import TRAINERS, replaced, step_lists
+from salt_losses.cli.trainers import TRAINERS, replaced
 from salt_losses.presets import PRESETS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -170,7 +171,7 @@ def test_a_solvers_grids_are_of_whole_timesteps_and_its_refusals_are_named(
         path.write_text(json.dumps({setting: value}))
         assert main(["plan", str(path), *command[1:]]) == 1
         problem = json.loads(capsys.readouterr().out)["problems"][0]["problem"]
-        assert problem.startswith(f"{setting} does not fit LongLive 2.0")
+        assert problem.startswith(f"{setting} must be ")
 
 
 def test_everything_wrong_in_a_file_is_named_with_its_line(
@@ -223,12 +224,12 @@ def test_what_rests_on_a_refused_setting_is_not_blamed_on_others(
         (
             {"align_weight": 0.1, "align_block": 30},
             "self_forcing",
-            "align_block must be below the 30 blocks of fake_score; got 30",
+            "align_block must be an index into the 30 blocks of fake_score; got 30",
         ),
         (
             {"adv_weight": 0.1, "adv_blocks": [3, 40], "adv_features": "real_score"},
             "self_forcing",
-            "adv_blocks must be below the 40 blocks of real_score; got 3, 40",
+            "adv_blocks must be indices into the 40 blocks of real_score; got [3, 40]",
         ),
     ],
 )
@@ -248,16 +249,19 @@ def test_settings_that_the_trainer_cannot_follow_are_wrong(
 @pytest.mark.parametrize(
     ("settings", "note"),
     [
-        ({"align_weight": 0.1}, "the alignment never switches on in 100 iterations"),
+        ({"align_weight": 0.1}, "the alignment never comes on in the run's 100 iterations"),
         ({"align_weight": 0.1, "align_warmup": 75}, "25 % of the run is after it"),
-        ({"sc_steps": (16,)}, "the defect term is never on"),
-        ({"sc_warmup": 100}, "the defect term never switches on in 100 iterations"),
+        ({"sc_steps": (16,)}, "the defect term never comes on"),
+        ({"sc_warmup": 100}, "the defect term never comes on in the run's 100 iterations"),
         ({"sc_warmup": 75}, "sc_warmup is 75: 25 % of the run is after it"),
         ({"probs": (0.0, 0.5, 0.5)}, "K = 2 has probability 0"),
         ({"shift": 3.0}, "the trainer's table has 5"),
         ({"step_counts": (3, 4, 8)}, "[3, 4, 8] do not nest: 8 is no multiple of 3, whose"),
         ({"step_counts": (3, 5, 8)}, "do not nest: 8 is no multiple of 3 or 5, whose"),
-        ({"adv_weight": 0.1, "adv_warmup": 100}, "never reaches the student"),
+        (
+            {"adv_weight": 0.1, "adv_warmup": 100},
+            "adv_warmup is 100: the discriminator's term never comes on",
+        ),
         ({"adv_weight": 0.1}, "hands None"),
         ({"sweep_every": 50}, "2 sweeps, of at least 15 generator calls"),
     ],
@@ -346,7 +350,7 @@ def test_in_lightx2v_an_iteration_has_one_update_of_the_generator_and_several_of
     discriminator = tmp_path / "salt.json"
     discriminator.write_text('{"adv_weight": 0.1}')
     assert main([*arguments[:1], str(discriminator), *arguments[1:]]) == 1
-    assert "adv_weight must be 0 in LightX2V" in capsys.readouterr().out
+    assert "adv_weight must be 0.0 in LightX2V" in capsys.readouterr().out
 
 
 def test_a_yaml_file_is_read_as_the_trainers_read_it(tmp_path: Path) -> None:

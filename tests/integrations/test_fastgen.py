@@ -30,7 +30,8 @@ from salt_losses.cli.calls import (
 from salt_losses.cli.calls import (
     Calls as Counted,
 )
-from salt_losses.cli.trainers import TRAINERS, step_lists
+from salt_losses.cli.grids import step_lists
+from salt_losses.cli.trainers import TRAINERS
 
 KINDS = ("dmd2", "self_forcing")
 EVERY = {  # the defect term in every iteration, and the framework's own step list

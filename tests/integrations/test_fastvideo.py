@@ -20,7 +20,7 @@ import torch
 from fastvideo_oracle import literal_reference, watched
 from torch import Tensor
 
-from salt_losses import step_schedule
+from salt_losses import SaltConfig, SettingError, step_schedule
 from salt_losses.cli.calls import (
     NONE,
     expected_critic_update,
@@ -29,9 +29,12 @@ from salt_losses.cli.calls import (
 from salt_losses.cli.calls import (
     Calls as Counted,
 )
+from salt_losses.cli.grids import step_lists
 from salt_losses.cli.settings import read_file
 from salt_losses.cli.trainer_configs import with_config
-from salt_losses.cli.trainers import ADVERSARY, SWEEPS, TRAINERS, Rollout, Trainer, step_lists
+from salt_losses.cli.trainers import TRAINERS, Rollout, Trainer
+from salt_losses.trainers import Facts
+from salt_losses.trainers.rules import LACKING
 
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list
@@ -545,19 +548,6 @@ def test_dmd2_has_no_first_chunk(fw, tmp_path):
         fw.build("dmd2", {"first_chunk_steps": 4}, tmp_path)
 
 
-def test_settings_that_are_the_adapters_alone_are_refused():
-    from salt_losses import SaltConfig
-    from salt_losses.integrations._salt import check_supported
-
-    @dataclasses.dataclass(frozen=True)
-    class Later(SaltConfig):
-        first_chunk_things: int = 0
-
-    check_supported(Later(first_chunk_steps=4), "FastVideo", chunks=True)
-    with pytest.raises(ValueError, match="first_chunk_things must be 0 in FastVideo"):
-        check_supported(Later(first_chunk_things=2), "FastVideo", chunks=True)
-
-
 # State
 
 
@@ -841,17 +831,19 @@ def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
 
 def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
     others = {
-        "adv_weight": 0.1, "adv_against": "more_steps", "adv_step_counts": (2,),
+        "adv_weight": 0.1, "adv_against": "more_steps", "adv_step_counts": (4,),
         "adv_kind": "hinge", "adv_features": "real_score", "adv_blocks": (1,),
         "adv_levels": (0.1, 0.4), "adv_lr": 1e-4, "adv_penalty": 0.1, "adv_sigma": 0.2,
         "adv_warmup": 5, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a",),
     }  # fmt: skip
-    assert set(others) == {*ADVERSARY, *SWEEPS}
+    assert set(others) == {*LACKING["adversary"], *LACKING["sweeps"]}
     for name, value in {**others, "first_chunk_steps": 8, "seed": 3, "align_at": "end"}.items():
         settings = {**BOTH, "align_weight": 0, name: value}
-        if name in planned(kind).refuses:
-            with pytest.raises(ValueError, match=name):
+        problems = planned(kind).description.problems(SaltConfig.from_mapping(settings), Facts())
+        if problems:
+            with pytest.raises(SettingError, match=name) as refused:
                 fw.build(kind, settings, tmp_path)
+            assert (refused.value.setting, str(refused.value)) == problems[0]
         else:
             fw.build(kind, settings, tmp_path)
 

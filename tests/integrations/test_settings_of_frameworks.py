@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from salt_losses import SaltConfig
-from salt_losses.integrations._salt import check_supported
+from salt_losses.trainers import TRAINERS, Facts
 
 DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 OTHER = {
@@ -40,17 +40,12 @@ def test_what_the_table_calls_refused_is_and_nothing_else(name):
     """Where classes differ the table says so: those with chunks and those without."""
     cells = rows()[name]
     config = SaltConfig(**{name: OTHER[name]})
-    refused = set()
-    for where, chunks, without in (
-        ("with chunks", True, ()),
-        ("without", False, ()),
-        ("Model-Optimizer", False, ("align_weight", "shift")),
-    ):
-        try:
-            check_supported(config, where, chunks=chunks, without=without)
-        except ValueError:
-            refused.add(where)
-    assert ("with chunks" in refused) == cells[0].startswith("refused")
-    assert ("Model-Optimizer" in refused) == cells[2].startswith("refused")
+    refused = {
+        where: bool(TRAINERS[where].problems(config, Facts(own_steps=4)))
+        for where in ("fastvideo", "fastvideo_dmd2", "fastgen", "lightx2v", "model_optimizer")
+    }
+    assert refused["fastvideo"] == refused["fastgen"] == refused["lightx2v"]
+    assert refused["fastvideo"] == cells[0].startswith("refused")
+    assert refused["model_optimizer"] == cells[2].startswith("refused")
     if name != "align_weight":  # which FastGen's DMD2 refuses by itself
-        assert ("without" in refused) == ("refused" in cells[0])
+        assert refused["fastvideo_dmd2"] == ("refused" in cells[0])

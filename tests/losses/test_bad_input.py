@@ -1,10 +1,18 @@
 """Malformed calls, and the exact message that a user sees for each."""
 
+import re
+
 import pytest
 import torch
 
 import salt_losses
-from salt_losses import DiscriminatorHead, MixedStepScheduler, ShortcutTriple, StepPlan
+from salt_losses import (
+    DiscriminatorHead,
+    MixedStepScheduler,
+    SettingError,
+    ShortcutTriple,
+    StepPlan,
+)
 
 X = torch.zeros(2, 3, 4)
 GRID = torch.tensor([1.0, 0.5, 0.0])
@@ -805,4 +813,8 @@ def rows():
 def test_a_malformed_call_says_what_came_and_what_is_wanted(call, error):
     with pytest.raises((ValueError, TypeError)) as raised:
         eval(call, NAMES)
-    assert f"{type(raised.value).__name__}: {raised.value}" == error
+    kind = "TypeError" if isinstance(raised.value, TypeError) else "ValueError"
+    assert f"{kind}: {raised.value}" == error
+    if call.startswith(("SaltConfig(", "MixedStepScheduler(")) and ")." not in call:
+        assert isinstance(raised.value, SettingError)
+        assert raised.value.setting == re.split(r"\W", str(raised.value), maxsplit=1)[0]

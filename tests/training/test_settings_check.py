@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from salt_losses import SaltConfig
+from salt_losses import SaltConfig, effects
 from salt_losses.presets import PRESETS
 from salt_losses.training.settings_check import no_effect, warn_of_no_effect
 
@@ -109,18 +109,21 @@ def test_what_has_an_effect_is_passed_over(case):
         warn_of_no_effect(config, "the trainer", **trainer)
 
 
-def test_each_is_a_warning_that_names_the_trainer():
-    config = SaltConfig(sc_steps=(16,))
-    with pytest.warns(UserWarning, match=r"^FastVideo: sc_weight is 1") as caught:
-        warn_of_no_effect(config, "FastVideo", own_steps=3)
-    assert len(caught) == 2
+def test_what_the_settings_say_of_themselves_is_said_once_where_they_are_made():
+    with pytest.warns(UserWarning, match=r"^SaltConfig: sc_weight is 1") as caught:
+        config = SaltConfig(step_counts=(1, 3, 6))  # the term is at 8 steps
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"^FastVideo: the trainer's own list") as caught:
+        warn_of_no_effect(SaltConfig(), "FastVideo", own_steps=3)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_no_effect(config, "FastVideo", own_steps=3, last_step_only=True)
 
 
 def test_only_the_first_rank_warns(monkeypatch):
-    from salt_losses.training import settings_check
-
-    monkeypatch.setattr(settings_check.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(settings_check.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(effects.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(effects.dist, "get_rank", lambda: 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_no_effect(SaltConfig(**TWO), "FastVideo")
+        warn_of_no_effect(SaltConfig(**TWO), "FastVideo", own_steps=3)

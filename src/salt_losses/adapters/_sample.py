@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..mixed_step import first_chunk_count
 from ..schedule import step_schedule
+from ..trainers.seams import SAMPLING_STEPS
 from ..training import streams
 from ..training.patches import Patches
 from ..training.step_lists import StepLists
-from .family.seams import SAMPLING_STEPS
 from .rollout.calls import FIRST_LIST
 
 FEW_STEPS, BY_SOLVER = "CausalInferencePipeline", "CausalDiffusionInferencePipeline"

@@ -8,9 +8,10 @@ A step list of the first chunk's own (`denoising_step_list_first_chunk`) is left
 first list admits shortcut triples, the defect term covers the first chunk as well.
 """
 
+from ..trainers import TRAINERS
 from .family.attach import Adapter
 
-_adapter = Adapter("Causal Forcing")
+_adapter = Adapter(TRAINERS["causal_forcing"])
 attach = _adapter.attach
 attached = _adapter.attached
 

@@ -7,9 +7,10 @@ The target is the trainer, its `streaming_model`, or the `DMD` model alone. In s
 the KV cache lives on between chunks; rollouts beside the student's run on a copy of it.
 """
 
+from ..trainers import TRAINERS
 from .family.attach import Adapter
 
-_adapter = Adapter("LongLive v1.0", streaming=True)
+_adapter = Adapter(TRAINERS["longlive"], streaming=True)
 attach = _adapter.attach
 attached = _adapter.attached
 

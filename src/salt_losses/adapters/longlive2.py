@@ -10,9 +10,10 @@ are as ever. A student that sees all frames at once (`generator_is_causal: false
 and the defect term.
 """
 
+from ..trainers import TRAINERS
 from .family.attach import Adapter
 
-_adapter = Adapter("LongLive 2.0", solver=True)
+_adapter = Adapter(TRAINERS["longlive2"], solver=True)
 attach = _adapter.attach
 attached = _adapter.attached
 

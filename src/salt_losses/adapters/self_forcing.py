@@ -4,9 +4,10 @@ handle = self_forcing.attach(trainer, SaltConfig())
 trainer.train()
 """
 
+from ..trainers import TRAINERS
 from .family.attach import Adapter
 
-_adapter = Adapter("Self Forcing")
+_adapter = Adapter(TRAINERS["self_forcing"])
 attach = _adapter.attach
 attached = _adapter.attached
 

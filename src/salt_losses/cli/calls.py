@@ -7,40 +7,36 @@ holds them against these functions, exit step by exit step and in expectation.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ..config import SaltConfig
 from ..mixed_step import first_chunk_count
 from ..schedule import step_schedule
 from ..shortcut import shortcut_triple_sampler
+from ..terms.base import Calls
 from .trainers import Rollout
 
-
-class Calls(NamedTuple):
-    """Forwards of the generator: those with gradient, and those without."""
-
-    grad: float
-    no_grad: float
-
-    def plus(self, other: Calls, times: float = 1.0) -> Calls:
-        return Calls(self.grad + times * other.grad, self.no_grad + times * other.no_grad)
-
-    def over(self, number: float) -> Calls:
-        return Calls(self.grad / number, self.no_grad / number)
-
-
 NONE = Calls(0.0, 0.0)
+LATE = 2**31  # an iteration after every warm-up
 SELF_FORCING = Rollout()
 
 
 def wants_defect(salt: SaltConfig, steps: int) -> bool:
-    return salt.sc_weight > 0 and steps in salt.sc_steps and steps > 1
+    return salt.sc is not None and salt.sc.is_on_at(steps)
 
 
 def wants_reference(salt: SaltConfig, steps: int) -> bool:
-    return salt.align_weight > 0 and salt.align_prob > 0 and steps in salt.align_reference
+    align = salt.align
+    return align is not None and align.weight > 0 and align.prob > 0 and steps in align.reference
+
+
+def wants_discriminator(salt: SaltConfig, steps: int) -> bool:
+    adv = salt.adv
+    return (
+        adv is not None and adv.weight > 0 and (adv.step_counts is None or steps in adv.step_counts)
+    )
 
 
 # One iteration, whose exit steps are known.
@@ -52,7 +48,12 @@ def critic_update(exits: Sequence[int]) -> Calls:
 
 
 def generator_update(
-    salt: SaltConfig | None, steps: int, reference_steps: int | None, exits: Sequence[int]
+    salt: SaltConfig | None,
+    steps: int,
+    reference_steps: int | None,
+    exits: Sequence[int],
+    *,
+    from_1: bool = True,
 ) -> Calls:
     """
     Args:
@@ -60,6 +61,8 @@ def generator_update(
         steps: the rollout's step count.
         reference_steps: that of the alignment's reference; `None`: it is off.
         exits: the exit step of each block.
+        from_1: whether the trainer's lists begin at the level 1. If they begin below it (LongLive
+            2.0 and FastGen: 0.999), `sc.time_weight` "clean" counts that level, spares no call.
     """
     calls = Calls(len(exits), sum(exit_step + 1 for exit_step in exits))
     if salt is None:
@@ -67,48 +70,63 @@ def generator_update(
     if wants_defect(salt, steps):
         for block, exit_step in enumerate(exits):
             grid = first_chunk_count(salt.first_chunk_steps, steps) if block == 0 else steps
-            calls = calls.plus(_defect_call(salt), _admits_a_triple(salt, grid)[exit_step])
-    if reference_steps is not None and salt.align_weight > 0:
+            made = _admits_a_triple(salt, grid, from_1)[exit_step]
+            calls = calls.plus(_defect_call(salt), made)
+    if reference_steps is not None and salt.align is not None:
         calls = calls.plus(Calls(0, _reference(salt, exits, steps, reference_steps)))
-    return calls.plus(Calls(0, len(exits) * _more_steps(salt, steps)))
+    calls = calls.plus(Calls(0, _more_steps(salt, steps, len(exits))))
+    return calls.plus(_other_terms(salt, steps), len(exits))
 
 
 def _defect_call(salt: SaltConfig) -> Calls:
-    return Calls(0, 1) if salt.sc_stop_grad == "composed" else Calls(1, 0)
+    return NONE if salt.sc is None else salt.sc.cost(salt.scheduler().plan(0))
 
 
-def _admits_a_triple(salt: SaltConfig, steps: int) -> list[bool]:
+def _other_terms(salt: SaltConfig, steps: int) -> Calls:
+    """What terms from elsewhere say that they add to a chunk."""
+    calls, plan = NONE, dataclasses.replace(salt.scheduler().plan(LATE), num_steps=steps)
+    for term in salt.terms:
+        if term.weight > 0 and term.wanted(plan):
+            calls = calls.plus(term.cost(plan))
+    return calls
+
+
+def _admits_a_triple(salt: SaltConfig, steps: int, from_1: bool) -> list[bool]:
     """For each exit step on a grid, whether it makes a call for the defect term."""
     times = step_schedule(steps)
     triple = shortcut_triple_sampler(
         times[:-1], step_schedule(max(salt.step_counts)), step_schedule(salt.inference_steps)
     )
     # What 1 - t_s makes 0 is not computed.
-    counts = [not (salt.sc_time_weight == "clean" and t == 1.0) for t in times[:-1].tolist()]
+    spared = salt.sc is not None and salt.sc.time_weight == "clean" and from_1
+    counts = [not (spared and t == 1.0) for t in times[:-1].tolist()]
     return [bool(feasible) and count for feasible, count in zip(triple.feasible, counts)]
 
 
-def _more_steps(salt: SaltConfig, steps: int) -> int:
-    """Of one block of the discriminator's rollout: one step more than the student may take, and the
-    context pass."""
-    rolls = salt.has_adversary(steps) and salt.adv_against == "more_steps"
-    return steps + 2 if rolls else 0
+def _more_steps(salt: SaltConfig, steps: int, blocks: int) -> int:
+    """The discriminator's rollout: in each block one step more than the student may take, and the
+    context pass. The first block keeps the student's list if that has more steps."""
+    if salt.adv is None or not wants_discriminator(salt, steps) or salt.adv.against == "data":
+        return 0
+    first = max(first_chunk_count(salt.first_chunk_steps, steps), steps + 1)
+    return first + 1 + (blocks - 1) * (steps + 2)
 
 
 def _reference(
     salt: SaltConfig, exits: Sequence[int], steps: int, reference_steps: int, skips: bool = True
 ) -> int:
     """Each block's steps up to the reference's exit, its context pass, the student's input."""
+    to = "exit" if salt.align is None else salt.align.to
     first = first_chunk_count(salt.first_chunk_steps, steps)
     counts = [(first, math.lcm(first, reference_steps)), *[(steps, reference_steps)] * len(exits)]
-    if salt.align_at == "end":
+    if to == "end":
         return sum(of_reference + 1 for _, of_reference in counts[: len(exits)])
     references = [e * high // low for e, (low, high) in zip(exits, counts)]
     # A block whose reference has taken no more steps than the student is not aligned.
     aligned = sum(r > e for r, e in zip(references, exits))
     if not aligned and skips:
         return 0
-    return sum(r + 2 for r in references) + (aligned if salt.align_at == "input" else 0)
+    return sum(r + 2 for r in references) + (aligned if to == "input" else 0)
 
 
 # In expectation over the exit step, which is uniform, and the same for all blocks (but the first,
@@ -127,18 +145,21 @@ def expected_generator_update(
     reference_steps: int | None,
     blocks: int,
     rollout: Rollout = SELF_FORCING,
+    *,
+    from_1: bool = True,
 ) -> Calls:
-    """As `generator_update`, for a rollout of so many `blocks`."""
+    """As `generator_update`, for a rollout of `blocks` blocks."""
     calls = Calls(blocks, 0).plus(_beside_exit(salt, steps, blocks, rollout))
     if salt is None:
         return calls
     if wants_defect(salt, steps):
-        made = blocks if rollout.lockstep else expected_triples(salt, steps, blocks)
+        made = blocks if rollout.lockstep else expected_triples(salt, steps, blocks, from_1)
         calls = calls.plus(_defect_call(salt), made)
-    if reference_steps is not None and salt.align_weight > 0:
+    if reference_steps is not None and salt.align is not None:
         reference = _expected_reference(salt, steps, reference_steps, blocks, rollout)
         calls = calls.plus(Calls(0, reference))
-    return calls.plus(Calls(0, blocks * _more_steps(salt, steps)))
+    calls = calls.plus(Calls(0, _more_steps(salt, steps, blocks)))
+    return calls.plus(_other_terms(salt, steps), blocks)
 
 
 def expected_iteration(
@@ -153,10 +174,10 @@ def expected_iteration(
     probs = {own_steps: 1.0} if salt is None else dict(zip(salt.step_counts, salt.probs))
     calls = NONE
     for steps, prob in probs.items():
-        aligned = salt is not None and wants_reference(salt, steps)
         shares: dict[int | None, float] = {None: 1.0}
-        if aligned and salt is not None:
-            shares = {None: 1.0 - salt.align_prob, salt.align_reference[steps]: salt.align_prob}
+        if salt is not None and salt.align is not None and wants_reference(salt, steps):
+            prob_of = salt.align.prob
+            shares = {None: 1.0 - prob_of, salt.align.reference[steps]: prob_of}
         calls = calls.plus(expected_critic_update(salt, steps, blocks), prob)
         for reference_steps, share in shares.items():
             update = expected_generator_update(salt, steps, reference_steps, blocks)
@@ -164,10 +185,10 @@ def expected_iteration(
     return calls
 
 
-def expected_triples(salt: SaltConfig, steps: int, blocks: int) -> float:
-    """How many of a rollout's blocks make a call for the defect term."""
-    first = _admits_a_triple(salt, first_chunk_count(salt.first_chunk_steps, steps))
-    others = _admits_a_triple(salt, steps)
+def expected_triples(salt: SaltConfig, steps: int, blocks: int, from_1: bool = True) -> float:
+    """The expected number of a rollout's blocks that make a call for the defect term."""
+    first = _admits_a_triple(salt, first_chunk_count(salt.first_chunk_steps, steps), from_1)
+    others = _admits_a_triple(salt, steps, from_1)
     return sum(first) / len(first) + (blocks - 1) * sum(others) / len(others)
 
 
@@ -175,7 +196,7 @@ def reference_chance(
     salt: SaltConfig, steps: int, reference_steps: int, rollout: Rollout = SELF_FORCING
 ) -> float:
     """How likely an alignment that the plan wants has feature passes. Where the student leaves at
-    its first step, `align_at` "exit" and "input" have none."""
+    its first step, `align.to` "exit" and "input" have none."""
     if rollout.lockstep:
         return 1.0
     exits = _exits(salt, steps, 2)

@@ -8,13 +8,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..trainers import TRAINERS, Trainer
 from .errors import CommandError
+from .seams import Group, Owners, look
 from .source import Checkout, Class
-
-if TYPE_CHECKING:
-    from .seams import Group
 
 DESCRIPTION = """\
 Whether a checkout is a trainer that Salt's adapters know, at which commit, and whether every place
@@ -32,29 +31,10 @@ examples:
 A checkout whose places are near a trainer's, and whose rollouts go another way, is not known: one
 that makes its own timesteps, for instance, where Salt would give it a step list.
 
-Exit code 0: Salt can be attached, though some ability may be missing. 1: it cannot."""
+A framework whose classes Salt extends (FastVideo, FastGen, LightX2V, Model-Optimizer) is known by
+its folders: the integration itself looks for its hooks when it is imported.
 
-# What tests/adapters was last run with.
-TESTED = {
-    "self_forcing": "33593df3e81fa3ec10239271dd2c100facac6de1",
-    "longlive": "e52d9ef6865d843282a6b5e9d46d03b35f88929d",
-    "longlive2": "7860ad9685686bc3edfd407eb4d12579ca47d689",
-    "causal_forcing": "1fc7bbc19a503c1bce80ecef08158b20e702f386",
-}
-TITLES = {
-    "self_forcing": "Self Forcing",
-    "longlive": "LongLive v1.0",
-    "longlive2": "LongLive 2.0",
-    "causal_forcing": "Causal Forcing",
-}
-_LIGHTX2V = "use the trainers in salt_losses.integrations.lightx2v"
-# Where other frameworks are known by a folder, and what to do there.
-FRAMEWORKS = {
-    "fastvideo/train": ("FastVideo", "use the subclasses in salt_losses.integrations.fastvideo"),
-    "fastgen/methods": ("FastGen", "use the subclasses in salt_losses.integrations.fastgen"),
-    "lightx2v_train/trainers/dmd": ("LightX2V", _LIGHTX2V),
-    "lightx2v_train/lightx2v_train/trainers/dmd": ("LightX2V", _LIGHTX2V),
-}
+Exit code 0: Salt can be used there, though some ability may be missing. 1: it cannot."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +66,22 @@ def examine(root: Path) -> dict[str, Any]:
     }
     trainer = _trainer(checkout)
     models = [] if trainer is None else _models(checkout, trainer)
+    if (trainer is None or not models) and (framework := _framework(checkout)) is not None:
+        return result | {
+            "trainer": framework.title.partition("'s ")[0],
+            "nearest": framework.title.partition("'s ")[0],
+            "adapter": framework.module,
+            "tested_commit": framework.commit,
+            "attachable": True,
+            "unreadable": checkout.broken,
+        }
     if trainer is None or not models:
         result["hints"] = _hints(checkout, trainer)
         result["unreadable"] = checkout.broken
         return result
     adapter = _adapter(checkout, trainer, models)
-    result |= {"nearest": TITLES[adapter], "tested_commit": TESTED[adapter]}
-    from .seams import look  # needs torch, which the help does not
+    known = TRAINERS[adapter]
+    result |= {"nearest": known.title, "tested_commit": known.commit}
 
     for model in models:
         groups = look(checkout, trainer, model)
@@ -106,9 +95,21 @@ def examine(root: Path) -> dict[str, Any]:
         )
     result["attachable"] = any(model["attachable"] for model in result["models"])
     if result["attachable"]:
-        result |= {"trainer": TITLES[adapter], "adapter": f"salt_losses.adapters.{adapter}"}
+        result |= {"trainer": known.title, "adapter": known.module}
     result["unreadable"] = checkout.broken
     return result
+
+
+def _framework(checkout: Checkout) -> Trainer | None:
+    """The framework that has a folder of its own here."""
+    return next(
+        (
+            known
+            for known in TRAINERS.values()
+            if any((checkout.root / folder).is_dir() for folder in known.folders)
+        ),
+        None,
+    )
 
 
 def _trainer(checkout: Checkout) -> Class | None:
@@ -141,8 +142,6 @@ def _models(checkout: Checkout, trainer: Class) -> list[Class]:
 
 
 def _adapter(checkout: Checkout, trainer: Class, models: list[Class]) -> str:
-    from .seams import Owners
-
     if any(Owners(checkout, trainer, model).solves() for model in models):
         return "longlive2"
     streaming = checkout.attribute(trainer, "streaming_model")
@@ -156,11 +155,7 @@ def _adapter(checkout: Checkout, trainer: Class, models: list[Class]) -> str:
 
 def _hints(checkout: Checkout, trainer: Class | None) -> list[str]:
     root = checkout.root
-    hints = [
-        f"it looks like {title}: {advice}"
-        for folder, (title, advice) in FRAMEWORKS.items()
-        if (root / folder).is_dir()
-    ]
+    hints = []
     if trainer is not None:
         hints.append(
             f"{trainer.name} ({trainer.where}) makes no `self.model` whose class or base is called "
@@ -187,9 +182,17 @@ def _text(found: dict[str, Any]) -> str:
         lines = [f"{found['checkout']}{at}: no trainer that Salt's adapters know."]
         return "\n".join([*lines, *(f"  {hint}" for hint in found["hints"]), *_broken(found)])
     at = f"at {commit[:7]}" if commit else "of unknown commit"
+    if found["adapter"] and not found["models"]:
+        return "\n".join(
+            [
+                f"{found['checkout']}: {found['trainer']} {at} (Salt was tested with "
+                f"{found['tested_commit'][:7]}).",
+                f"Use the classes in {found['adapter']}, which look for their hooks when they are "
+                "imported; see docs/frameworks.md.",
+                *_broken(found),
+            ]
+        )
     tested = found["tested_commit"]
-    from .seams import Group
-
     known = (
         "the commit that Salt was tested with"
         if commit == tested

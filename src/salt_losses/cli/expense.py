@@ -7,13 +7,14 @@ from collections import Counter
 from typing import Any
 
 from ..config import SaltConfig
+from ..terms.base import Calls
 from .calls import (
     NONE,
-    Calls,
     expected_critic_update,
     expected_generator_update,
     reference_chance,
     wants_defect,
+    wants_discriminator,
 )
 from .cards import CARDS, Card, cards_named
 from .memory import head_bytes
@@ -37,6 +38,7 @@ def iteration_cost(
 ) -> dict[str, Any]:
     """Per iteration, of the trainer alone and of each of Salt's parts."""
     blocks, updates, rollout = trainer.blocks, sum(of_generator.values()), trainer.rollout
+    from_1 = trainer.from_1
 
     def total(settings: SaltConfig | None) -> Calls:
         calls = NONE
@@ -44,23 +46,27 @@ def iteration_cost(
             steps = trainer.steps if settings is None else k
             critic = expected_critic_update(settings, steps, blocks, rollout)
             calls = calls.plus(critic, of_critic[k])
-            update = expected_generator_update(settings, steps, None, blocks, rollout)
+            update = expected_generator_update(
+                settings, steps, None, blocks, rollout, from_1=from_1
+            )
             calls = calls.plus(update, of_generator[k])
-            if settings is not None and settings.sc_weight > 0:  # not before its warm-up ends
-                without = dataclasses.replace(settings, sc_weight=0.0)
-                bare = expected_generator_update(without, steps, None, blocks, rollout)
+            if settings is not None and settings.sc is not None:  # not before its warm-up ends
+                without = dataclasses.replace(settings, sc=None)
+                bare = expected_generator_update(
+                    without, steps, None, blocks, rollout, from_1=from_1
+                )
                 calls = calls.plus(update.plus(bare, -1), defects[k] - of_generator[k])
-            if settings is not None and aligned[k]:
+            if settings is not None and settings.align is not None and aligned[k]:
                 reference = expected_generator_update(
-                    settings, k, settings.align_reference[k], blocks, rollout
+                    settings, k, settings.align.reference[k], blocks, rollout, from_1=from_1
                 )
                 calls = calls.plus(reference.plus(update, -1), aligned[k])
         return calls.over(iterations)
 
-    mixed = dataclasses.replace(salt, sc_weight=0.0, align_weight=0.0, adv_weight=0.0)
-    defect = dataclasses.replace(salt, align_weight=0.0, adv_weight=0.0)
-    align = dataclasses.replace(salt, adv_weight=0.0)
-    plain, steps, with_defect, with_align, whole = map(total, (None, mixed, defect, align, salt))
+    adv = dataclasses.replace(salt, terms=())
+    align = dataclasses.replace(adv, adv=None)
+    defect = dataclasses.replace(align, align=None)
+    stages = (None, dataclasses.replace(defect, sc=None), defect, align, adv, salt)
 
     def seconds(settings: SaltConfig | None, calls: Calls) -> float | None:
         if measured is None:
@@ -78,13 +84,8 @@ def iteration_cost(
         )
         return seconds_of(work, measured.seconds)
 
-    found = [
-        (calls, seconds(settings, calls))
-        for settings, calls in (
-            (None, plain), (mixed, steps), (defect, with_defect), (align, with_align), (salt, whole)
-        )
-    ]  # fmt: skip
-    names = ("mixed steps", "defect", "alignment", "discriminator")
+    found = [(calls := total(stage), seconds(stage, calls)) for stage in stages]
+    names = ("mixed steps", "defect", "alignment", "discriminator", "other terms")
     parts = {
         "trainer alone": found[0],
         **{name: _beyond(found[i + 1], found[i]) for i, name in enumerate(names)},
@@ -132,10 +133,9 @@ def _score_passes(
     """Passes of whole videos through a score network, up to a block of it."""
     updates = sum(of_generator.values()) or 1
     found = _passing_updates(salt, of_generator, aligned, rollout)
-    each = (4 if salt.adv_penalty > 0 else 2) * salt.adv_updates
     return {
         "alignment": round(2 * found["alignments"] / updates, 4),
-        "discriminator": round(each * found["adversaries"] / updates, 4),
+        "discriminator": round(2 * found["adversaries"] / updates, 4),
     }
 
 
@@ -144,11 +144,11 @@ def _passing_updates(
 ) -> dict[str, float]:
     """Generator updates with feature passes, as `work_of` names them."""
     references = sum(
-        n * reference_chance(salt, k, salt.align_reference[k], rollout)
+        n * reference_chance(salt, k, salt.align.reference[k], rollout)
         for k, n in aligned.items()
-        if salt.align_weight > 0
+        if salt.align is not None
     )
-    adversaries = sum(n for k, n in of_generator.items() if salt.has_adversary(k))
+    adversaries = sum(n for k, n in of_generator.items() if wants_discriminator(salt, k))
     return {"alignments": references, "adversaries": adversaries}
 
 
@@ -180,9 +180,14 @@ def peak_memory(
     plain = card.peak_gib.get(sizes.teacher)
     if plain is None:
         return None
-    defect = salt.sc_stop_grad != "composed" and any(
-        wants_defect(salt, s["num_steps"]) for s in steps
+    defect = (
+        salt.sc is not None
+        and salt.sc.stop_grad != "composed"
+        and any(wants_defect(salt, s["num_steps"]) for s in steps)
     )
-    head = head_bytes(salt, sizes.of_features(salt.adv_features)) if salt.adv_weight > 0 else 0
+    adv = salt.adv
+    head = 0
+    if adv is not None and adv.weight > 0:
+        head = head_bytes(salt, adv, sizes.of_features(adv.features))
     whole = plain + defect * card.defect_gib + head / 2**30
     return {"trainer alone": plain, "with Salt": round(whole, 1)}

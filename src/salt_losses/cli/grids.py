@@ -46,7 +46,10 @@ class LevelLists:
         return torch.tensor([u[0] if u else t for u, t in zip(near, steps)], dtype=torch.float64)
 
 
-def lists_of(trainer: Trainer, *, own: bool) -> Lists:
+def step_lists(trainer: Trainer, *, own: bool = True) -> Lists:
+    """Makes the trainer's step lists from grids, as it has them, without the trainer.
+
+    `own`: whether its own list stays as it is, which a `shift` of Salt's replaces."""
     if trainer.solver:
         return SolverLists(SimpleNamespace(shift=trainer.shift))
     given = trainer.own_list if own else ()

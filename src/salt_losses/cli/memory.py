@@ -8,7 +8,7 @@ import torch
 
 from ..config import SaltConfig
 from ..discriminator import DiscriminatorHead
-from ..training.adversary import feature_blocks
+from ..terms import Adversarial
 from .calls import wants_defect, wants_reference
 from .networks import NETWORKS, Network
 from .trainers import Trainer
@@ -42,7 +42,9 @@ def extra_memory(
     features = {role: NETWORKS[name] for role, name in names.items()}
     items = []
 
-    if any(wants_defect(salt, k) for k in salt.step_counts) and salt.sc_stop_grad != "composed":
+    sc, align, adv = salt.sc, salt.align, salt.adv
+    composed = sc is not None and sc.stop_grad == "composed"
+    if any(wants_defect(salt, k) for k in salt.step_counts) and not composed:
         chunk = student.layers * trainer.chunk * tokens * student.dim * BYTES
         items.append(
             Item(
@@ -52,8 +54,8 @@ def extra_memory(
                 "beside the student's graph, which is as large",
             )
         )
-    if any(wants_reference(salt, k) for k in salt.step_counts):
-        beside = salt.align_at == "input"
+    if align is not None and any(wants_reference(salt, k) for k in salt.step_counts):
+        beside = align.to == "input"
         if trainer.rollout.cache:
             items.append(
                 Item(
@@ -63,40 +65,40 @@ def extra_memory(
                     "beside the student's graph" if beside else "before the student's first step",
                 )
             )
-        network = features[salt.align_features]
-        block = (network.layers - 1) // 2 if salt.align_block is None else salt.align_block
+        network = features[align.features]
+        block = (network.layers - 1) // 2 if align.block is None else align.block
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
         items.append(_inputs("alignment", (block + 1) * one))
-    if salt.adv_weight > 0:
-        network = features[salt.adv_features]
-        head = head_bytes(salt, names[salt.adv_features])
+    if adv is not None and adv.weight > 0:
+        network = features[adv.features]
+        head = head_bytes(salt, adv, names[adv.features])
         items.append(Item("discriminator: its head and AdamW", head, "GPU", "always"))
-        if salt.adv_against == "more_steps":
+        if adv.against == "more_steps":
             when = "before the student's first step"
             items.append(
                 Item("discriminator: its rollout's KV cache", cache + prompts, "GPU", when)
             )
         one = (trainer.frames + trainer.overlap) * tokens * network.dim * BYTES
-        last = max(feature_blocks(network.layers, salt))
+        last = max(adv.feature_blocks(network.layers))
         items.append(_inputs("discriminator", (last + 1) * one))
     return items
 
 
 def _inputs(term: str, size: int) -> Item:
-    when = "in its feature pass; on the host, if they take more than half of what is free"
+    when = "in its feature pass"
     return Item(f"{term}: its blocks' inputs", size, "GPU", when)
 
 
-def head_bytes(salt: SaltConfig, network: str) -> int:
+def head_bytes(salt: SaltConfig, adv: Adversarial, network: str) -> int:
     """Weights, gradients and two moments in float32."""
-    return 16 * head_parameters(salt, NETWORKS[network])
+    return 16 * head_parameters(salt, adv, NETWORKS[network])
 
 
-def head_parameters(salt: SaltConfig, network: Network) -> int:
-    counts = salt.step_counts if salt.adv_step_counts is None else salt.adv_step_counts
-    classes = len(counts) if salt.adv_against == "more_steps" else 1
+def head_parameters(salt: SaltConfig, adv: Adversarial, network: Network) -> int:
+    counts = salt.step_counts if adv.step_counts is None else adv.step_counts
+    classes = len(counts) if adv.against == "more_steps" else 1
     with torch.device("meta"):
-        blocks = feature_blocks(network.layers, salt)
+        blocks = adv.feature_blocks(network.layers)
         head = _Shapes(network.dim, blocks, num_classes=classes)
     return sum(p.numel() for p in head.parameters())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from ..presets import PRESETS
 from .cards import CARDS
 from .errors import CommandError
 from .networks import NETWORKS
-from .plan_text import as_text
+from .plan_text import as_notes, as_text
 from .settings import check_settings, line_of, read_file
 from .trainer_configs import salt_block, with_config
 from .trainers import TRAINERS, Trainer, replaced
@@ -96,12 +97,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    with warnings.catch_warnings():
+        # What the settings say of themselves when they are made is among the notes.
+        warnings.simplefilter("ignore", UserWarning)
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     from .foresight import foresee  # needs torch, which the command's help does not
 
     config = _trainer_config(options)
     trainer = _trainer(options, config)
     block = salt_block(trainer, config)
     salt, problems, notes = _settings(options, block)
+    foreseen: dict[str, Any] = {}
     if salt is not None:
         foreseen = foresee(
             salt,
@@ -113,9 +122,9 @@ def run(options: argparse.Namespace) -> int:
             options.card,
         )
         problems += foreseen.pop("problems")
-        foreseen["notes"] = notes + foreseen.get("notes", [])
+        foreseen["notes"] = notes = notes + foreseen["notes"]
     if problems:
-        _report(problems, options.json)
+        _report(problems, notes, options.json)
         return 1
     source = options.preset or str(
         options.file or ("the defaults" if block is None else options.trainer_config)
@@ -129,15 +138,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _trainer_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The trainer's own file; empty without."""
-    if options.trainer_config is None:
+    """The trainer's own file, on the defaults beside it that the trainer reads first; empty
+    without."""
+    path: Path | None = options.trainer_config
+    if path is None:
         return {}
     if TRAINERS[options.trainer].adapter == "fastgen":
         raise CommandError(
-            f"{options.trainer_config}: FastGen's configurations are Python, which plan does not "
+            f"{path}: FastGen's configurations are Python, which plan does not "
             "run; give --shift, --frames, --chunk and --update-every where yours differs"
         )
-    return read_file(options.trainer_config)[0]
+    config = read_file(path)[0]
+    defaults = path.with_name("default_config.yaml")
+    if TRAINERS[options.trainer].framework or path == defaults or not defaults.is_file():
+        return config
+    return {**read_file(defaults)[0], **config}
 
 
 def _trainer(options: argparse.Namespace, config: dict[str, Any]) -> Trainer:
@@ -175,13 +190,15 @@ def _settings(
     return salt, sorted(located, key=lambda p: p["line"] or 0), [] if mapping else [empty]
 
 
-def _report(problems: list[dict[str, Any]], as_json: bool) -> None:
+def _report(problems: list[dict[str, Any]], notes: list[str], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"problems": problems}, indent=1))
+        print(json.dumps({"problems": problems, "notes": notes}, indent=1))
         return
     for problem in problems:
         where = ":".join(str(problem[k]) for k in ("file", "line") if problem.get(k) is not None)
         print(f"{where}: {problem['problem']}" if where else problem["problem"])
+    if notes:
+        print(as_notes(notes))
 
 
 def _positive(text: str) -> int:

@@ -17,7 +17,7 @@ def as_text(source: str, plan: dict[str, Any]) -> str:
         _grids(plan),
         _calls(plan),
         _memory(plan),
-        _notes(plan["notes"]),
+        as_notes(plan["notes"]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -208,7 +208,7 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def _notes(notes: list[str]) -> str:
+def as_notes(notes: list[str]) -> str:
     return "\n".join(
         textwrap.fill(f"Note: {note}.", WIDTH, subsequent_indent="      ") for note in notes
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..adapters.family import seams
-from ..adapters.family.seams import GENERATOR_CALL, SAMPLING_STEPS, SET_TIMESTEPS, SOLVER, Seam
+from ..trainers import seams
+from ..trainers.seams import GENERATOR_CALL, SAMPLING_STEPS, SET_TIMESTEPS, SOLVER, Seam
 from .source import Attribute, Checkout, Class, Function
 
 
@@ -39,7 +39,11 @@ class Owners:
     def __init__(self, checkout: Checkout, trainer: Class, model: Class) -> None:
         self.checkout, self.trainer, self.model = checkout, trainer, model
         build = checkout.attribute(model, "_initialize_inference_pipeline")
-        self.pipeline = self._first(None if build is None else build.assigns("inference_pipeline"))
+        made = None if build is None else build.assigns("inference_pipeline")
+        pipelines = [] if made is None else checkout.classes_of(made)
+        self.pipeline = pipelines[0] if pipelines else None
+        # Some of the trainer's configurations have these instead (`generator_type`).
+        self.others = pipelines[1:]
         self.generator = self._first(checkout.attribute(model, "generator"))
         self.streaming_model = self._first(checkout.attribute(trainer, "streaming_model"))
 
@@ -154,6 +158,12 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
     elif signs := owners.own_timesteps():
         attach.add(seams.not_followed(signs))
     groups = [attach]
+    for other in owners.others:
+        group = Group(f"attach, with {other.name}")
+        there = Owners(checkout, trainer, model)
+        there.pipeline = other
+        there.check(group, pipeline)
+        groups.append(group)
     abilities: list[tuple[str, tuple[Seam, ...]]] = [
         ("alignment, by fake_score", seams.feature_seams("fake_score")),
         ("alignment, by real_score", seams.feature_seams("real_score")),
@@ -176,7 +186,7 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
             sweeps.add(line)
     if solver:
         sweeps.add(
-            "they sample by step lists, and this trainer by a solver: sweep_every is refused"
+            "they sample by step lists, and this trainer by a solver: record refuses sweep_every"
         )
     return [*groups, _launch(checkout), sample]
 

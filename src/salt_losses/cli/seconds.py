@@ -11,15 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..config import SaltConfig
-from ..training.adversary import feature_blocks
-from .calls import Calls
+from ..terms.base import Calls
 from .networks import NETWORKS
 
 # How often, by the name of a card's coefficient.
 Work = dict[str, float]
-
-# In passes without gradient: itself, its recomputation, and a backward pass of two.
-PASS_WITH_GRADIENT = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Sizes:
     blocks: int
 
     def of_features(self, network: str) -> str:
-        """Of the network that `align_features` or `adv_features` names."""
+        """Of the network that `align.features` or `adv.features` names."""
         return {"fake_score": self.generator, "real_score": self.teacher}[network]
 
 
@@ -60,17 +56,15 @@ def work_of(
         "critic_update": critic_updates,
         f"generator_update {sizes.teacher}": generator_updates,
     }
-    if salt is not None:
-        name = sizes.of_features(salt.align_features)
+    if salt is not None and salt.align is not None:
+        name = sizes.of_features(salt.align.features)
         middle = (NETWORKS[name].layers - 1) // 2
-        last = middle if salt.align_block is None else salt.align_block
+        last = middle if salt.align.block is None else salt.align.block
         work[f"alignment_block {name}"] = alignments * (last + 1)
-        name = sizes.of_features(salt.adv_features)
-        last = max(feature_blocks(NETWORKS[name].layers, salt))
-        passes = (4 if salt.adv_penalty > 0 else 2) * salt.adv_updates - 1 + PASS_WITH_GRADIENT
-        # As many as the fewest passes that a discriminator can make count as one.
-        fewest = 1 + PASS_WITH_GRADIENT
-        work[f"discriminator_block {name}"] = adversaries * (last + 1) * passes / fewest
+    if salt is not None and salt.adv is not None:
+        name = sizes.of_features(salt.adv.features)
+        last = max(salt.adv.feature_blocks(NETWORKS[name].layers))
+        work[f"discriminator_block {name}"] = adversaries * (last + 1)
     return {name: times for name, times in work.items() if abs(times) > 1e-9}
 
 

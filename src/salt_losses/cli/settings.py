@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import re
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SettingError
 from .errors import CommandError
 
 if TYPE_CHECKING:
@@ -49,30 +49,47 @@ def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[
 
     rest = dict(mapping)
     problems: list[tuple[str, str]] = []
-    names = {field.name for field in dataclasses.fields(SaltConfig)} | {"preset"}
+    aside: set[str] = set()
     while True:
         try:
             config = SaltConfig.from_mapping(rest)
-        except (TypeError, ValueError) as error:
-            message = str(error)
-            unknown = re.match(r"unknown setting (['\"])(.*?)\1;", message)
-            key = unknown[2] if unknown else re.split(r"\W", message, maxsplit=1)[0]
-            aside = {name for name, _ in problems}
-            rests = any(re.search(rf"\b{name}\b", message) for name in aside & names)
-            if unknown or not rests:
-                problems.append((key, message))
-            culprit = next((name for name in rest if str(name) == key), None)
-            if culprit is None:  # a default that does not go with the file's other settings
+        except SettingError as error:
+            if not aside & {error.setting, *error.rests_on}:
+                problems.append((error.setting, str(error)))
+            if not _put_aside(rest, error.setting):
+                # A default that does not go with the file's other settings.
                 return None, problems
-            del rest[culprit]
+            aside.add(error.setting)
         else:
             return (None if problems else config), problems
 
 
 def line_of(text: str, setting: str) -> int | None:
     """The line (from 1) where a file gives a setting."""
-    found = re.search(rf"^[\s{{,]*[\"']?{re.escape(setting)}[\"']?\s*:", text, re.MULTILINE)
-    return None if found is None else text.count("\n", 0, found.end()) + 1
+    for names in ([setting], setting.split(".")):
+        end = 0
+        for name in names:
+            key = re.compile(rf"(?:^|[\s{{,])[\"']?{re.escape(name)}[\"']?\s*:", re.MULTILINE)
+            found = key.search(text, end)
+            if found is None:
+                break
+            end = found.end()
+        else:
+            return text.count("\n", 0, end) + 1
+    return None
+
+
+def _put_aside(mapping: dict[str, Any], setting: str) -> bool:
+    """Take a setting, `"sc.weight"` or `{"sc": {"weight": ...}}`, out of the mapping."""
+    if setting in mapping:
+        del mapping[setting]
+        return True
+    block, _, field = setting.partition(".")
+    inner = mapping.get(block)
+    if not isinstance(inner, Mapping) or field not in inner:
+        return False
+    mapping[block] = {key: value for key, value in inner.items() if key != field}
+    return True
 
 
 def _json(path: Path, text: str) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..trainers import TRAINERS as DESCRIPTIONS
+from ..trainers import Facts
+from ..trainers import Trainer as Description
 from .errors import CommandError
-
-if TYPE_CHECKING:  # needs torch, which the command's help does not
-    from .grids import Lists
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Trainer:
         cache_frames: what its KV cache holds.
         streaming: whether it trains on chunks of one long rollout.
         critic_updates: of an iteration, all on its plan.
-        adversary: whether a discriminator of Salt's can be had there.
         iterations: of its published run, each an update of the critic.
         solver: whether its rollouts are made by a solver, from a step count.
         generator, teacher: names of its networks' sizes (`memory.NETWORKS`).
@@ -60,8 +59,9 @@ class Trainer:
         rollout: of which its calls are counted.
         score_calls: of the score networks in an iteration, where they were counted.
         measured: whether updates of such a trainer were measured, at some sizes.
-        refuses: settings of Salt's that it does not have.
         seed: of the plans, where the trainer's own is.
+        described: its name in `salt_losses.trainers`; `None`: `adapter`.
+        facts: of its configuration, as `attach` finds them in the trainer.
     """
 
     title: str
@@ -76,7 +76,6 @@ class Trainer:
     cache_frames: int = 21
     streaming: bool = False
     critic_updates: int = 1
-    adversary: bool = True
     iterations: int = 600
     solver: bool = False
     generator: str = "1.3B"
@@ -90,19 +89,30 @@ class Trainer:
     rollout: Rollout = Rollout()
     score_calls: int = 0
     measured: bool = True
-    refuses: tuple[str, ...] = ()
     seed: int | None = None
+    described: str | None = None
+    facts: Facts = dataclasses.field(default_factory=Facts)
 
     @property
     def blocks(self) -> int:
         return max(1, self.frames // self.chunk)
 
+    @property
+    def from_1(self) -> bool:
+        """True if its lists begin at the level 1."""
+        return not self.solver and (self.top is None or self.top >= 1000)
 
-ADVERSARY = (
-    "adv_weight", "adv_against", "adv_step_counts", "adv_kind", "adv_features", "adv_blocks",
-    "adv_levels", "adv_lr", "adv_penalty", "adv_sigma", "adv_warmup", "adv_updates",
-)  # fmt: skip
-SWEEPS = ("sweep_every", "sweep_prompts")
+    @property
+    def framework(self) -> bool:
+        """Whether a framework's class is extended, and not attached to."""
+        return self.description.module.startswith("salt_losses.integrations")
+
+    @property
+    def description(self) -> Description:
+        """What it refuses, and why."""
+        return DESCRIPTIONS[self.described or self.adapter]
+
+
 # The frameworks' rollouts with a KV cache have a reference wherever the student leaves.
 FRAMEWORK = Rollout(skips=False)
 
@@ -136,10 +146,10 @@ TRAINERS = {
     "lightx2v": Trainer(
         "LightX2V, autoregressive",
         "lightx2v",
+        own_list=(1000, 750, 500, 250),
         update_every=1,
         critic_updates=5,
         rollout=FRAMEWORK,
-        adversary=False,
         measured=False,
     ),
     "longlive2": Trainer(
@@ -153,7 +163,6 @@ TRAINERS = {
         teacher="5B",
         tokens=880,
         iterations=5000,
-        refuses=("shift", "first_chunk_steps", "sweep_every"),
     ),
     "fastvideo": Trainer(
         "FastVideo, Self Forcing",
@@ -163,12 +172,12 @@ TRAINERS = {
         uneven=True,
         rollout=FRAMEWORK,
         measured=False,
-        refuses=(*ADVERSARY, *SWEEPS),
         iterations=4000,
     ),
     "fastvideo_dmd2": Trainer(
         "FastVideo, DMD2",
         "fastvideo",
+        described="fastvideo_dmd2",
         shift=3.0,
         warped=False,
         first=1,
@@ -178,7 +187,6 @@ TRAINERS = {
         cache_frames=0,
         rollout=Rollout(cache=False, before_exit="all", lockstep=True, skips=False),
         measured=False,
-        refuses=("first_chunk_steps", *ADVERSARY, *SWEEPS),
         teacher="1.3B",
         tokens=1456,
         iterations=4000,
@@ -193,13 +201,13 @@ TRAINERS = {
         uneven=True,
         rollout=FRAMEWORK,
         measured=False,
-        refuses=(*ADVERSARY, *SWEEPS),
         teacher="1.3B",
         iterations=4999,
     ),
     "fastgen_dmd2": Trainer(
         "FastGen, DMD2",
         "fastgen",
+        described="fastgen_dmd2",
         first=1,
         apart=True,
         own_list=(999, 937, 833, 624),
@@ -208,13 +216,13 @@ TRAINERS = {
         cache_frames=0,
         rollout=Rollout(cache=False, before_exit="none", lockstep=True, skips=False),
         measured=False,
-        refuses=("first_chunk_steps", "align_weight", *ADVERSARY, *SWEEPS),
         teacher="1.3B",
         iterations=5999,
     ),
     "wan": Trainer(
         "the Wan recipe",
         "examples.wan",
+        described="wan",
         shift=12.0,
         top=1000.0,
         steps=8,
@@ -225,7 +233,6 @@ TRAINERS = {
         rollout=Rollout(cache=False, before_exit="none", lockstep=True, skips=False),
         score_calls=8,
         measured=False,
-        refuses=("shift", "seed", "first_chunk_steps", "align_weight", "adv_weight", *SWEEPS),
         teacher="1.3B",
         iterations=2400,
     ),
@@ -249,17 +256,11 @@ def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trai
     if trainer.top is not None and settings.get("shift", trainer.shift) != trainer.shift:
         settings = {**settings, "own_list": ()}  # its levels are those of the other shift
     trainer = dataclasses.replace(trainer, **settings)
+    if trainer.adapter == "causal_forcing":
+        way = "frame-wise" if trainer.chunk == 1 else "chunk-wise"
+        trainer = dataclasses.replace(trainer, title=f"Causal Forcing, {way}")
     if trainer.frames % trainer.chunk and not trainer.uneven:
         raise CommandError(
             f"{source}: {trainer.frames} frames are no whole number of chunks of {trainer.chunk}"
         )
     return trainer
-
-
-def step_lists(trainer: Trainer, *, own: bool = True) -> Lists:
-    """Makes the trainer's step lists from grids, as it has them, without the trainer.
-
-    `own`: whether its own list stays as it is, which a `shift` of Salt's replaces."""
-    from .grids import lists_of
-
-    return lists_of(trainer, own=own)

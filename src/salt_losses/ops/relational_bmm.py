@@ -39,9 +39,7 @@ def check_support(low: Tensor) -> None:
         )
 
 
-def forward(
-    low: Tensor, ref: Tensor, margin: float, with_grad: bool
-) -> tuple[Tensor, Tensor]:
+def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[Tensor, Tensor]:
     samples, frames, tokens, dim = low.shape
     groups = samples * frames
     exact = compute_dtype(low.dtype)

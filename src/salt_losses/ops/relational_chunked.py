@@ -39,9 +39,7 @@ class Block(NamedTuple):
         return self.shape[1] if self.rows.start == self.cols.start else 0
 
 
-def forward(
-    low: Tensor, ref: Tensor, margin: float, with_grad: bool
-) -> tuple[Tensor, Tensor]:
+def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[Tensor, Tensor]:
     samples, _, tokens, dim = low.shape
     slope = empty_slope(low, with_grad)
     # A group is a set of tokens that are related to each other: a frame. [groups, tokens, dim].

@@ -187,9 +187,7 @@ def check_support(low: Tensor) -> None:
         )
 
 
-def forward(
-    low: Tensor, ref: Tensor, margin: float, with_grad: bool
-) -> tuple[Tensor, Tensor]:
+def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[Tensor, Tensor]:
     samples, frames, tokens, dim = low.shape
     groups = samples * frames
     low_norm, ref_norm = inverse_norm(low, torch.float32), inverse_norm(ref, torch.float32)

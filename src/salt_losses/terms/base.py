@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -46,6 +47,9 @@ class Calls(NamedTuple):
 
     def plus(self, other: Calls, times: float = 1.0) -> Calls:
         return Calls(self.grad + times * other.grad, self.no_grad + times * other.no_grad)
+
+    def over(self, number: float) -> Calls:
+        return Calls(self.grad / number, self.no_grad / number)
 
 
 class Run(NamedTuple):
@@ -255,6 +259,17 @@ def check_needs(terms: Iterable[Term], offers: Collection[str], trainer: str) ->
                 term.name,
                 f"{term.name} needs {' and '.join(missing)}, which {trainer} does not offer",
             )
+
+
+def grid_sizes(config: SaltConfig) -> set[int]:
+    """The step counts of all rollouts that a run may make, first chunks among them."""
+    scheduler = config.scheduler()
+    sizes, plan = scheduler.grid_sizes(), scheduler.plan(0)
+    for count in config.step_counts:
+        at = dataclasses.replace(plan, num_steps=count)
+        extra = [term.extra_steps(at) for term in config.all_terms if term.wanted(at)]
+        sizes |= {steps for steps in extra if steps is not None}
+    return sizes
 
 
 def no_effect(run: Run) -> list[str]:

@@ -340,6 +340,6 @@ def test_a_run_says_at_its_start_what_it_goes_on_from(t2v, tmp_path, capsys):
 
 def test_a_run_says_at_its_start_which_term_never_comes_on(t2v, tmp_path):
     settings = {"salt.step_counts": [4], "salt.probs": [1.0], "iterations": 1}
-    config = train.load_config(train.parse(t2v.train_options(tmp_path / "run", **settings)))
+    options = train.parse(t2v.train_options(tmp_path / "run", **settings))
     with pytest.warns(UserWarning, match=r"the defect term never comes on.* set sc_steps to"):
-        train.Trainer(config)
+        train.Trainer(train.load_config(options))

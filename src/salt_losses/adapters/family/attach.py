@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,38 +10,43 @@ from typing import Any
 from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
-from ...terms.base import OFFERS, Run, check_needs, warn_of_no_effect
-from ...terms.nesting import check_nesting
+from ...terms.base import OFFERS, check_needs
+from ...trainers import TRAINERS, Trainer
+from ...trainers.seams import AT_ONCE, TRAINER
 from ...training.agreement import check_agreement
-from ..rollout.calls import FIRST_LIST
 from ..rollout.networks import NAMES
 from ..rollout.planned import at_once
 from ..rollout.scored import DIRECTION, SCORE
 from ..rollout.steps import ListSteps, SolverSteps
+from .facts import facts_of
 from .handle import SaltHandle
 from .seams import (
-    AT_ONCE,
-    TRAINER,
     SeamCheck,
     check_adversary,
     check_model,
     check_pipeline,
     check_streaming,
 )
-from .solver import check_solver
 
 
 class Adapter:
-    """What an adapter module is made of: the trainer's name and the seams that only it has.
+    """What an adapter module is made of: the trainer's description, and which rollouts it has.
 
     Args:
-        trainer: its name, for messages.
+        trainer: its description; or only its name, of one that is like Self Forcing (with
+            `solver`, like LongLive 2.0).
         streaming: whether it may train on chunks of one long rollout (LongLive).
         solver: whether its rollouts are made by a solver, from a step count (LongLive 2.0).
     """
 
-    def __init__(self, trainer: str, *, streaming: bool = False, solver: bool = False) -> None:
-        self.trainer, self.streaming, self.solver = trainer, streaming, solver
+    def __init__(
+        self, trainer: str | Trainer, *, streaming: bool = False, solver: bool = False
+    ) -> None:
+        if isinstance(trainer, str):
+            like = TRAINERS["longlive2" if solver else "self_forcing"]
+            trainer = dataclasses.replace(like, name=trainer, title=trainer)
+        self.description, self.trainer = trainer, trainer.title
+        self.streaming, self.solver = streaming, solver
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
         """Add Salt to a trainer; undone by the handle's `detach()`. To be called on every rank.
@@ -59,8 +64,9 @@ class Adapter:
         For the trainer's own number of steps its own step list is trained; the other lists are a
         grid's. A `shift` of Salt's replaces it.
 
-        Warns of a term that would never come on, of other settings without effect, and of an own
-        list that does not nest with the grids.
+        Warns of what the trainer makes of the settings: a term that never turns on there, a list
+        that is never used or does not nest with the grids. (What never turns on anywhere,
+        `SaltConfig` has said.)
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
@@ -72,54 +78,37 @@ class Adapter:
         Raises:
             MissingSeamError: the target lacks something that Salt needs; nothing is changed then.
             RuntimeError: Salt is attached to it already.
-            ValueError: settings that this trainer cannot follow, or that differ between ranks (on
-                all of them then); or the target trains on chunks of a long rollout (LongLive's
-                streaming training), and this is another adapter or the model alone.
+            SettingError: settings that this trainer cannot follow, or a way of training that Salt
+                cannot, such as chunks of a long rollout (LongLive's streaming training) where this
+                is another adapter or the model alone. It is a `ValueError`, with the setting's name
+                as `setting`.
+            ValueError: settings differ between ranks (on all of them then).
             TypeError: `config` is no `SaltConfig`.
         """
         config = SaltConfig() if config is None else config
         if not isinstance(config, SaltConfig):
             raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
-        check_agreement(
-            "the settings",
-            config.to_mapping(),
-        )
+        check_agreement("the settings", config.to_mapping())
         model, trainer, streaming = self._parts(target)
+        known = self.description
+        known.check_ways(config, facts_of(model, trainer, streaming))
         check = SeamCheck(self.trainer)
         if trainer is not None:
             check.seams(trainer, TRAINER)
-        align = config.align
-        check_model(check, model, align.features if align is not None and _aligns(config) else None)
+        align = config.align if config.align is not None and config.align.weight > 0 else None
+        check_model(check, model, None if align is None else align.features)
         if streaming is not None:
             check_streaming(check, streaming)
         if config.adv is not None and config.adv.weight > 0:
             check_adversary(check, model, streaming, config)
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
-        _check_settings(model, pipeline, config)
-        if self.solver:
-            check_solver(model, config)
-        if config.adv is not None and config.adv.weight > 0:
-            _check_adversary(model, streaming is not None, config)
-        check_needs(config.all_terms, offers(model, streaming), self.trainer)
         lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
+        facts = facts_of(model, trainer, streaming, pipeline, lists)
+        known.check(config, facts)
+        check_needs(config.all_terms, offers(model, streaming), self.trainer)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
-        own = getattr(pipeline, FIRST_LIST, None)
-        if config.first_chunk_steps is not None and own is not None:
-            warnings.warn(
-                f"first_chunk_steps, {config.first_chunk_steps}, takes the place of the trainer's "
-                f"own denoising_step_list_first_chunk, of {len(own)} steps",
-                stacklevel=2,
-            )
-        if not self.solver:  # which has no list to keep
-            check_nesting(config, lists.of, lists.own_steps, self.trainer)
-        run = Run(
-            config,
-            iterations=_iterations(trainer),
-            last_step_only=bool(getattr(pipeline, "last_step_only", False)),
-            own_steps=lists.own_steps,
-        )
-        warn_of_no_effect(run, self.trainer)
+        known.warn(config, facts)
         handle._attach()
         return handle
 
@@ -140,15 +129,17 @@ class Adapter:
             streaming = getattr(target, "streaming_model", None)
             if streaming is None or self.streaming:
                 return target.model, target, streaming
-            raise ValueError(
+            raise SettingError(
+                "streaming_training",
                 f"target must be a trainer of {self.trainer}; got one that trains its "
-                "streaming_model, which would train without Salt: use adapters.longlive"
+                "streaming_model, which would train without Salt: use adapters.longlive",
             )
         if getattr(getattr(target, "args", None), "streaming_training", False):
             # Its losses are the streaming model's, which this one does not know.
-            raise ValueError(
+            raise SettingError(
+                "streaming_training",
                 "target must be LongLive's trainer or its streaming_model where streaming_training "
-                "is on; got the model alone, which would train without Salt"
+                "is on; got the model alone, which would train without Salt",
             )
         return target, None, None
 
@@ -186,72 +177,3 @@ def offers(model: Any, streaming: Any) -> frozenset[str]:
     if at_once(model):
         lacking |= {"reference", "extra"}
     return frozenset(OFFERS) - lacking
-
-
-def _iterations(trainer: Any) -> int | None:
-    """The run's, where its config says so (LongLive's)."""
-    count = getattr(getattr(trainer, "config", None), "max_iters", None)
-    return count if isinstance(count, int) and count > 0 else None
-
-
-def _aligns(config: SaltConfig) -> bool:
-    align = config.align
-    return align is not None and align.weight > 0 and align.prob > 0 and bool(align.reference)
-
-
-def _check_settings(model: Any, pipeline: Any, config: SaltConfig) -> None:
-    """Settings that only the trainer at hand can refuse."""
-    finest = max(config.step_counts)
-    sc, align = config.sc, config.align
-    args: Any = getattr(model, "args", None)
-    of_rollout = args if pipeline is None else pipeline
-    if sc is not None and sc.weight > 0 and getattr(of_rollout, "last_step_only", False):
-        on = config.step_counts if sc.step_counts is None else sc.step_counts
-        if {k for k in on if k in config.step_counts and k > 1} == {finest}:
-            raise SettingError(
-                "sc",
-                "sc must be null where the trainer's last_step_only is on: below the last of "
-                f"{finest} steps there is no shortcut triple",
-            )
-    if align is not None and _aligns(config) and align.block is not None:
-        blocks = len(getattr(model, align.features).model.blocks)
-        if align.block >= blocks:
-            raise SettingError(
-                "align.block",
-                f"align.block must be an index into the {blocks} blocks of "
-                f"{align.features}; got {align.block}",
-            )
-    if getattr(args, "manual_generator_backward", False):  # One-Forcing's
-        raise ValueError(
-            "manual_generator_backward must be off: with it the trainer calls "
-            "generator_loss_and_backward, which would train without Salt; got True"
-        )
-    if getattr(args, "sp_size", 1) > 1:  # minWM's
-        raise ValueError(
-            "sp_size must be 1: ranks that share a sample would draw Salt's noise and triples each "
-            f"for itself; got {args.sp_size!r}"
-        )
-    local_attn_size = getattr(model, "local_attn_size", None)
-    if local_attn_size is not None and not isinstance(local_attn_size, int):
-        raise ValueError(
-            "local_attn_size must be one number: a list of one size per step fits no rollout of "
-            f"another step count; got {local_attn_size!r}"
-        )
-
-
-def _check_adversary(model: Any, streaming: bool, config: SaltConfig) -> None:
-    adv = config.adv
-    assert adv is not None
-    if streaming and adv.against == "data":
-        raise SettingError(
-            "adv.against",
-            "adv.against must be 'more_steps' in streaming training, which has no data; "
-            f"got {adv.against!r}",
-        )
-    blocks = len(getattr(model, adv.features).model.blocks)
-    if adv.blocks is not None and max(adv.blocks) >= blocks:
-        raise SettingError(
-            "adv.blocks",
-            f"adv.blocks must be indices into the {blocks} blocks of {adv.features}; "
-            f"got {list(adv.blocks)}",
-        )

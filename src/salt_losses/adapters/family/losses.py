@@ -6,7 +6,6 @@ of one call and put back at its end.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -61,9 +60,6 @@ class Losses:
         health: of the run.
         metrics: of the last generator update.
         sweeps: where there is a folder for them: `record`.
-
-    Raises:
-        ValueError: a grid is too fine for the trainer's table of timesteps.
     """
 
     def __init__(
@@ -78,15 +74,6 @@ class Losses:
         self._model, self._streaming, self._clock, self._trainer = model, streaming, clock, trainer
         self.lists = lists
         self.scheduler: MixedStepScheduler = config.scheduler(self.lists.shift)
-        shift = self.scheduler.shift
-        grids = self.scheduler.grid_sizes()
-        plan = self.scheduler.plan(0)
-        for count in config.step_counts:
-            at = dataclasses.replace(plan, num_steps=count)
-            extra = [term.extra_steps(at) for term in config.all_terms if term.wanted(at)]
-            grids |= {steps for steps in extra if steps is not None}
-        for num_steps in grids:
-            self.lists.timesteps(step_schedule(num_steps, shift))
         self._networks = Networks(model)
         device = next(model.generator.parameters()).device
         start = Start(config, self._networks.under({}), self._networks.level, device)

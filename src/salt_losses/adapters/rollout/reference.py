@@ -16,10 +16,10 @@ from torch import Tensor
 from ...flow import euler_step
 from ...mixed_step import StepPlan
 from ...terms.trace import Reference
+from ...trainers.seams import KV_CACHES
 from ...training import streams
 from ...training.blocks import Block
 from ...training.patches import Patches
-from ..family.seams import KV_CACHES
 from .calls import Watched
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainers.seams import SAMPLING_STEPS
 from ...training.patches import Patches
 from ...training.step_lists import SolverLists, StepLists
-from ..family.seams import SAMPLING_STEPS
 
 
 class Followed:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ..._checks import check_count
+from ...trainers.seams import RECORD
 from ...training.alarms import Alarms
 from ..family.handle import SaltHandle
-from ..family.seams import RECORD, SeamCheck
+from ..family.seams import SeamCheck
 from .checkpoint import save as save_state
 from .checkpoint import take_up
 from .files import Guard, Lines, replace

@@ -21,12 +21,13 @@ from torch import Tensor
 from ...config import SaltConfig
 from ...mixed_step import first_chunk_count
 from ...schedule import step_schedule
+from ...trainers.seams import SWEEP
 from ...training import streams
 from ...training.agreement import from_rank_0
 from ...training.patches import Patches
 from ...training.step_lists import StepLists
 from .._sample import sampling_lists
-from ..family.seams import SWEEP, SeamCheck
+from ..family.seams import SeamCheck
 from .as_before import as_before, on_device
 from .averages import averaged
 from .sheet import write

@@ -51,21 +51,21 @@ ADVICE = (
         "above",
         "is above 1",
         "the self-consistency term, not DMD, decides where the student goes",
-        "lower sc_weight in proportion",
+        "lower sc.weight in proportion",
     ),
     Advice(
         "salt/health/sc_ratio",
         "below",
         "is very small",
         "the term does nothing",
-        "raise sc_weight, if more steps do not help",
+        "raise sc.weight, if more steps do not help",
     ),
     Advice(
         "salt/health/sc_cosine",
         "below",
         "is well below 0",
         "the self-consistency term undoes what DMD does",
-        "look at the critic first, as DMD's direction may be the wrong one; then lower sc_weight",
+        "look at the critic first, as DMD's direction may be the wrong one; then lower sc.weight",
     ),
     Advice(
         "salt/health/latent_mean_shift",
@@ -102,10 +102,10 @@ ADVICE = (
         "below",
         "is there in few updates",
         "few step counts have the term, or the exit steps admit no triple",
-        "set probs or sc_steps",
+        "set probs or sc.step_counts",
     ),
 )
-NOT_FINITE = "start again from the last checkpoint before; lower the learning rates or sc_weight"
+NOT_FINITE = "start again from the last checkpoint before; lower the learning rates or sc.weight"
 
 
 def advice(key: str, side: str) -> Advice | None:

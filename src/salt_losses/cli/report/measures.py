@@ -49,7 +49,7 @@ TERMS = (
         "Token relations beyond the margin (eq. 12), before their weight.",
     ),
     Measure(
-        "salt/adv_g_loss",
+        "salt/adv_loss",
         "Adversarial, the student's",
         "loss",
         "Before its weight.",
@@ -66,9 +66,6 @@ TERMS = (
         "The discriminator's gap",
         "logits",
         "The real side's mean logit minus the student's. Near 0: it cannot tell them apart.",
-    ),
-    Measure(
-        "salt/adv_penalty", "The discriminator's penalty", "squared slope", "Before its weight."
     ),
     # The Wan recipe's, which logs no health.
     Measure(

@@ -119,7 +119,8 @@ def term(run: Run, others: list[Run]) -> Term | None:
 
 def has_term(run: Run) -> bool:
     """Whether it weighs anything, where the settings say so, or else whether it was logged."""
-    weight = run.settings.get("sc_weight")
+    sc = run.settings.get("sc", {})
+    weight = 0 if sc is None else sc.get("weight") if isinstance(sc, dict) else None
     if isinstance(weight, (int, float)):
         return weight > 0 and any("salt/sc_loss" in line for line in run.lines)
     return any("salt/sc_loss" in line for line in run.lines)

@@ -145,7 +145,7 @@ def of_term(term: Term) -> Finding:
         f"iteration {term.iteration}: {'; '.join(told) or 'nothing to compare'}. It costs {cost}"
     )
     works, fails = term.state == "works as intended", term.state == "does not work as intended"
-    change = "raise sc_weight, or leave the term out" if fails else ""
+    change = "raise sc.weight, or leave the term out" if fails else ""
     mark, state = (
         "undecided" if term.state == "unsure" else term.state,
         "well" if works else "unsure",

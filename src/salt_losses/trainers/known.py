@@ -1,0 +1,104 @@
+"""The descriptions."""
+
+from __future__ import annotations
+
+from .description import Trainer
+from .rules import (
+    adversarial,
+    alignment,
+    elsewhere,
+    family,
+    grids,
+    nesting,
+    of_fastgen,
+    of_lightx2v,
+    of_recipe,
+    of_solver,
+    self_consistency,
+    simulated_alignment,
+    unsupported,
+    with_div_loss,
+    with_solver,
+)
+
+EVERYTHING = frozenset({"cache", "chunks", "rollout", "alignment", "adversary", "sweeps", "shift"})
+# A student with a KV cache, and one that sees a whole video at once.
+CHUNKED = frozenset({"cache", "chunks", "rollout", "alignment", "shift"})
+WHOLE = frozenset({"rollout", "alignment", "shift"})
+TERMS = (self_consistency, alignment, adversarial)
+
+_FAMILY = [
+    Trainer(name, title, f"salt_losses.adapters.{name}", commit, EVERYTHING, (family,),
+            (grids, *TERMS, nesting))
+    for name, title, commit in (
+        ("self_forcing", "Self Forcing", "33593df3e81fa3ec10239271dd2c100facac6de1"),
+        ("longlive", "LongLive v1.0", "e52d9ef6865d843282a6b5e9d46d03b35f88929d"),
+        ("causal_forcing", "Causal Forcing", "1fc7bbc19a503c1bce80ecef08158b20e702f386"),
+    )
+]  # fmt: skip
+_FASTVIDEO = "2f3d407"
+_FASTGEN = "34f30e8"
+_LIGHTX2V = "f8aee98"
+_LIGHTX2V_FOLDERS = (
+    "lightx2v_train/trainers/dmd",
+    "lightx2v_train/lightx2v_train/trainers/dmd",
+)
+_FRAMEWORK = "salt_losses.integrations."
+
+TRAINERS: dict[str, Trainer] = {
+    trainer.name: trainer
+    for trainer in (
+        *_FAMILY,
+        Trainer(
+            "longlive2", "LongLive 2.0", "salt_losses.adapters.longlive2",
+            "7860ad9685686bc3edfd407eb4d12579ca47d689",
+            EVERYTHING - {"sweeps"}, (family, of_solver), (with_solver, grids, *TERMS),
+        ),
+        Trainer(
+            "fastvideo", "FastVideo's SaltSelfForcingMethod", f"{_FRAMEWORK}fastvideo",
+            _FASTVIDEO, CHUNKED, (),
+            (unsupported, grids, alignment, simulated_alignment,
+             nesting),
+            ("fastvideo/train",),
+        ),
+        Trainer(
+            "fastvideo_dmd2", "FastVideo's SaltDMD2Method", f"{_FRAMEWORK}fastvideo",
+            _FASTVIDEO, WHOLE, (),
+            (unsupported, grids, alignment, simulated_alignment,
+             nesting),
+        ),
+        Trainer(
+            "fastgen", "FastGen's SaltSelfForcingModel", f"{_FRAMEWORK}fastgen",
+            _FASTGEN, CHUNKED, (of_fastgen,), (unsupported, alignment), ("fastgen/methods",),
+        ),
+        Trainer(
+            "fastgen_dmd2", "FastGen's SaltDMD2Model", f"{_FRAMEWORK}fastgen",
+            _FASTGEN, WHOLE - {"rollout"}, (of_fastgen,), (unsupported, alignment),
+        ),
+        Trainer(
+            "lightx2v", "LightX2V's SaltVideoArDmdTrainer", f"{_FRAMEWORK}lightx2v",
+            _LIGHTX2V, CHUNKED, (of_lightx2v,),
+            (unsupported, with_div_loss, grids, alignment,
+             nesting),
+            _LIGHTX2V_FOLDERS,
+        ),
+        Trainer(
+            "lightx2v_dmd", "LightX2V's SaltVideoDmdTrainer", f"{_FRAMEWORK}lightx2v",
+            _LIGHTX2V, WHOLE, (of_lightx2v,),
+            (unsupported, with_div_loss, grids, alignment,
+             nesting),
+        ),
+        Trainer(
+            "model_optimizer", "Model-Optimizer", f"{_FRAMEWORK}modelopt",
+            "0.47.0", frozenset(), (), (unsupported,), ("modelopt/torch/fastgen",),
+        ),
+        Trainer(
+            "wan", "the Wan recipe", "examples.wan", "", WHOLE, (),
+            (elsewhere({
+                "shift": "the grid of training and of sampling has `shift`",
+                "seed": "every draw has `seed`",
+                "first_chunk_steps": "a video is one chunk",
+            }), of_recipe),
+        ),
+    )
+}  # fmt: skip

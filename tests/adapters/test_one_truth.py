@@ -1,0 +1,86 @@
+"""`plan` reports an error exactly where `attach` raises, and a note exactly where it warns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+
+from salt_losses import SaltConfig, SettingError
+from salt_losses.adapters import causal_forcing, longlive, self_forcing
+from salt_losses.adapters.family.facts import facts_of
+from salt_losses.cli.networks import NETWORKS, Network
+from salt_losses.cli.trainer_configs import with_config
+from salt_losses.cli.trainers import TRAINERS, Trainer, replaced
+from salt_losses.trainers import TRAINERS as DESCRIBED
+from tests import settings_pool
+
+ADAPTERS = {"self_forcing": self_forcing, "causal_forcing": causal_forcing, "longlive": longlive}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.CONFIG
+    monkeypatch.setitem(NETWORKS, "tiny", Network(config.num_layers, config.dim))
+
+
+def planned(name: str, **facts: Any) -> Trainer:
+    trainer = replaced(TRAINERS[name], {"shift": tiny.CONFIG.timestep_shift}, "test")
+    return replace(trainer, facts=replace(trainer.facts, **facts), measured=False)
+
+
+@pytest.mark.parametrize("last_step_only", [False, True])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_plan_and_attach_judge_alike(name: str, last_step_only: bool) -> None:
+    trainer: Any = tiny.build_trainer()
+    trainer.model.args = SimpleNamespace(**vars(trainer.model.args))
+    trainer.config = SimpleNamespace(max_iters=100)
+    trainer.model._initialize_inference_pipeline()
+    trainer.model.inference_pipeline.last_step_only = last_step_only
+    adapter, plan = ADAPTERS[name], planned(name, last_step_only=last_step_only)
+    for settings in settings_pool.settings(30, seed=len(name)):
+        settings_pool.compare(
+            settings,
+            lambda config: adapter.attach(trainer, config).detach(),
+            plan,
+            DESCRIBED[name].title,
+        )
+
+
+WAYS: dict[str, Any] = {
+    "last_step_only": True, "manual_generator_backward": True, "sp_size": 2, "i2v": True,
+    "generator_type": "bidirectional", "backward_simulation": False, "teacher_forcing": True,
+    "generator_is_causal": False, "local_attn_size": [1, 2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["self_forcing", "longlive2"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_configuration_and_the_trainer_that_it_makes_have_the_same_facts(
+    name: str, way: str
+) -> None:
+    args = SimpleNamespace(**{way: WAYS[way]})
+    model = SimpleNamespace(args=args, local_attn_size=getattr(args, "local_attn_size", None))
+    live = facts_of(model, None, None)
+    config = {"trainer": "score_distillation", way: WAYS[way]}
+    read = with_config(TRAINERS[name], config, "config.yaml").facts
+    at_once = live.at_once and name == "longlive2"  # only it knows generator_is_causal
+    assert replace(read, own_steps=None) == replace(live, at_once=at_once)
+    described = DESCRIBED[name]
+    salts = (SaltConfig(), SaltConfig(align_weight=0.1), SaltConfig(sc_steps=(2, 8)))
+    for salt in salts:
+        assert described.problems(salt, read) == described.problems(salt, replace(read))
+
+
+def test_a_bidirectional_student_is_refused_by_its_setting_and_nothing_is_changed() -> None:
+    model = tiny.build_model()
+    model.args = SimpleNamespace(**vars(model.args), generator_type="bidirectional")
+    del model.denoising_step_list  # what its rollouts lack is not what is said
+    before = dict(vars(model))
+    with pytest.raises(SettingError, match="generator_type must be 'causal'") as refused:
+        self_forcing.attach(model)
+    assert refused.value.setting == "generator_type"
+    assert vars(model) == before

@@ -1,0 +1,103 @@
+"""A few hundred settings, random and chosen, that `plan` and a trainer are to judge alike."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from salt_losses import SaltConfig, SettingError
+from salt_losses.cli.foresight import foresee, remarks
+from salt_losses.cli.trainers import Trainer
+
+POOL: dict[str, list[Any]] = {
+    "step_counts": [(2, 4, 8), (4,), (2,), (1, 3, 6), (1,), (8,), (700,)],
+    "inference_steps": [1, 2, 4],
+    "shift": [None, None, None, 3.0],
+    "first_chunk_steps": [None, None, None, 4, 8],
+    "sc_weight": [0.0, 1.0, 1.0],
+    "sc_steps": [(8,), (4,), (2, 4), ()],
+    "sc_time_weight": [None, "clean"],
+    "sc_warmup": [0, 0, 60],
+    "align_weight": [0.0, 0.0, 0.1],
+    "align_reference": [{2: 4, 4: 8}, {1: 4}, {}],
+    "align_prob": [0.0, 0.5, 1.0],
+    "align_warmup": [0, 0, 600],
+    "align_margin": [0.1, 0.1, 2.5],
+    "align_at": ["exit", "end", "input"],
+    "align_block": [None, 0, 1, 40],
+    "adv_weight": [0.0, 0.0, 0.1],
+    "adv_against": ["data", "more_steps"],
+    "adv_blocks": [None, (0,), (40,)],
+    "adv_step_counts": [None, (2,)],
+    "adv_kind": ["relativistic", "hinge"],
+    "adv_warmup": [0, 600],
+    "sweep_every": [0, 0, 0, 500],
+}
+CHOSEN: list[dict[str, Any]] = [
+    {},
+    {"align_weight": 0.1, "align_prob": 0},
+    {"step_counts": [2], "probs": [1.0], "sc_steps": [2], "inference_steps": 2,
+     "sc_time_weight": "clean"},
+    {"step_counts": [2], "probs": [1.0], "sc_steps": [2], "inference_steps": 2,
+     "sc_time_weight": "clean", "align_weight": 0.1, "align_margin": 2.5},
+    {"sweep_every": 500, "adv_kind": "hinge"},
+    {"step_counts": [3], "probs": [1.0]},
+    {"adv_weight": 0.1, "adv_warmup": 600},
+]  # fmt: skip
+
+
+def settings(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """All chosen ones, and random ones that are allowed in themselves."""
+    yield from CHOSEN
+    rng = random.Random(seed)
+    while count:
+        changed = rng.sample(sorted(POOL), rng.randint(1, 5))
+        found = {name: rng.choice(POOL[name]) for name in changed}
+        if "step_counts" in found:
+            number = len(found["step_counts"])
+            found["probs"] = [1 / number] * number
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                SaltConfig(**found)
+        except SettingError:
+            continue
+        yield found
+        count -= 1
+
+
+def compare(
+    settings: dict[str, Any],
+    run: Callable[[SaltConfig], object],
+    trainer: Trainer,
+    where: str,
+    iterations: int = 100,
+) -> None:
+    """What `run` raises is `plan`'s first error; what is warned of is in its notes, and the notes
+    are that and `plan`'s own remarks."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config, refused = SaltConfig(**settings), None
+        try:
+            run(config)
+        except SettingError as error:
+            refused = error
+        texts = [str(w.message) for w in caught]
+        # A framework makes the settings once more, from its configuration.
+        made = {text for text in texts if text.startswith("SaltConfig: ")}
+        said = [*made, *(text for text in texts if text.startswith(where))]
+        said = [text.partition(": ")[2] for text in said]
+        found = foresee(config, trainer, iterations, "tiny", "tiny", 16)
+    told = f"{where} {json.dumps(settings)}"
+    if refused is not None:
+        assert found["problems"], f"{told}: only the trainer says {refused}"
+        first = found["problems"][0]
+        assert (first["setting"], first["problem"]) == (refused.setting, str(refused)), told
+        return
+    assert not found["problems"], f"{told}: only plan says {found['problems']}"
+    own = remarks(config, trainer, iterations, found["step_counts"])
+    assert len(said) == len(set(said)), f"{told}: said twice"
+    assert sorted(found["notes"]) == sorted(said + own), told
