@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import SaltConfig
 from ..mixed_step import StepPlan
 from ..objective import salt_loss
+from ..training import saved_settings
 
 
 class Salt:
@@ -44,6 +45,14 @@ class Salt:
         self.plan = self.scheduler.plan(iteration)
         self.scheduler.iteration = iteration + 1
         self.metrics = {"salt/num_steps": float(self.plan.num_steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next iteration and all settings; plain values."""
+        return saved_settings.save(self.scheduler, self.config)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuses a state whose plans are others; warns of other settings."""
+        saved_settings.load(self.scheduler, self.config, state_dict)
 
     @property
     def first_times(self) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
+from ...training import saved_settings
 from ...training.adversary import Adversary
 from ...training.agreement import check_agreement
 from ...training.health import Health
@@ -84,11 +85,13 @@ class SaltHandle:
                 self.attached = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, the settings that make the plans, and what `metrics` compare with;
-        plain values. With a discriminator also its `"adversary"`: weights and optimizer, for
-        `torch.save`."""
+        """The present iteration, all settings, and what `metrics` compare with; plain values. With
+        a discriminator also its `"adversary"`: weights and optimizer, for `torch.save`."""
         scheduler = self._losses.scheduler
-        state = {**scheduler.state_dict(), "iteration": self._clock.iteration}
+        state = {
+            **saved_settings.save(scheduler, self.config),
+            "iteration": self._clock.iteration,
+        }
         state["health"] = self._losses.health.state_dict()
         if self._adversary is not None:
             state["adversary"] = self._adversary.state_dict()
@@ -100,8 +103,10 @@ class SaltHandle:
         To be called on every rank, with the same state. A state without a discriminator, or without
         health numbers, leaves these as they are; a discriminator that is not wanted is left out.
 
+        Other settings than those that make the plans are taken, and named in a warning on rank 0.
+
         Raises:
-            ValueError: it is from other settings or of another discriminator; the message names
+            ValueError: its plans are others, or it is of another discriminator; the message names
                 what differs, and nothing is changed. Or the ranks got different states: on all of
                 them.
         """
@@ -114,7 +119,7 @@ class SaltHandle:
             self._adversary.check_state(adversary)
         device = next(self._model.generator.parameters()).device
         remembered = None if health is None else Health.of_state(health, device)
-        self._losses.scheduler.load_state_dict(state_dict)
+        saved_settings.load(self._losses.scheduler, self.config, state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
         if self._adversary is not None and adversary is not None:
             self._adversary.load_state_dict(adversary)

@@ -15,6 +15,7 @@ from ...mixed_step import first_chunk_count
 from ...schedule import step_schedule
 from ...training.defect import Defect
 from ...training.patches import Patches
+from ...training.settings_check import warn_of_no_effect
 from ...training.step_lists import StepLists, noise_levels
 from .._salt import Salt, check_supported
 from .alignment import Alignment, CausalAlignment, Target
@@ -30,14 +31,15 @@ class _SaltTrainer(Alignment):
     def __init__(self, config: dict[str, Any]) -> None:
         settings = SaltConfig.from_mapping(config["training"]["dmd"].get("salt") or {})
         chunks = isinstance(self, VideoArDmdTrainer)
-        check_supported(settings, f"LightX2V's {type(self).__name__}", chunks=chunks)
+        where = f"LightX2V's {type(self).__name__}"
+        check_supported(settings, where, chunks=chunks)
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
         check_trainer(self, settings, own, scheduler)
         self._lists = StepLists(own, scheduler)
         self._own_list = own if settings.shift is None else None
         self._salt = Salt(settings, self._lists.shift)
-        self.checkpoint_manager = SaltCheckpointManager(self, self._salt.scheduler)
+        self.checkpoint_manager = SaltCheckpointManager(self, self._salt)
         self._iteration = -1  # of the present student update
         self._numbers: dict[str, float] = {}
         self._tap: RolloutTap | None = None
@@ -49,6 +51,12 @@ class _SaltTrainer(Alignment):
         for count in {*settings.step_counts, settings.inference_steps} | first:
             self._step_list(step_schedule(count, shift))  # refuses one that is too fine
         self._check_alignment()
+        warn_of_no_effect(
+            settings,
+            where,
+            own_steps=None if self._own_list is None else len(own),
+            iterations=int(cast(Any, self).max_train_iters),
+        )
 
     def setup(self, resume_ckpt_path: str | None = None) -> None:
         super().setup(resume_ckpt_path=resume_ckpt_path)  # type: ignore[misc]
