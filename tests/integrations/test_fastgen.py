@@ -438,6 +438,9 @@ def test_plans_are_saved_with_a_learning_rate_scheduler_and_refuse_others(kind):
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
         other.scheduler_dict["net"].load_state_dict({**state, "last_epoch": 99})
     assert other.scheduler_dict["net"].state_dict() == before
+    other = fw.build(kind, {"sc_weight": 30, "sc_stop_grad": "direct"})
+    with pytest.warns(UserWarning, match="sc_weight 1 -> 30, sc_stop_grad None -> 'direct'$"):
+        other.scheduler_dict["net"].load_state_dict(state)
 
 
 def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_stopped(

@@ -557,6 +557,9 @@ def test_the_checkpoint_state_holds_the_settings_and_refuses_others(fw, kind, tm
     other = fw.build(kind, {"seed": 1}, tmp_path)
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
         other.checkpoint_state()["salt"].load_state_dict(state)
+    other = fw.build(kind, {"sc_weight": 30, "sc_stop_grad": "direct"}, tmp_path)
+    with pytest.warns(UserWarning, match="sc_weight 1 -> 30, sc_stop_grad None -> 'direct'$"):
+        other.checkpoint_state()["salt"].load_state_dict(state)
 
 
 # Other versions

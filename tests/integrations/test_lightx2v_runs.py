@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +164,8 @@ def test_a_run_resumed_from_the_frameworks_checkpoint_goes_on_as_if_it_had_not_s
     more["training__max_train_iters"] = 7
     with pytest.raises(ValueError, match=r"seed \(state: 1, here: 2\)"):
         run(kind, {**salt, "seed": 2}, tmp_path / "parts", **more)
+    with pytest.warns(UserWarning, match="sc_weight 1 -> 30, align_at 'exit' -> 'end'$"):
+        run(kind, {**salt, "sc_weight": 30, "align_at": "end"}, tmp_path / "parts", **more)
 
 
 def test_a_checkpoint_without_salt_is_resumed_with_a_warning(kind, tmp_path):
@@ -247,6 +250,24 @@ def test_bad_settings_are_refused(kind, tmp_path):
         refused("first_chunk_steps must be None", {"first_chunk_steps": 8})
         one = {"step_counts": [1, 2], "probs": [0.5, 0.5], "sc_steps": []}
         refused("step_counts must be above 1 with div_loss", one)
+
+
+def test_terms_that_never_come_on_are_said_when_the_trainer_is_made(kind, tmp_path):
+    never = {**settings(1, 0), "step_counts": [4, 6], "probs": [0.5, 0.5], "inference_steps": 2,
+             "sc_steps": [8]}  # fmt: skip
+    where = rf"LightX2V's {type(fw.build(kind, {}, tmp_path)).__name__}"
+    with pytest.warns(UserWarning, match=f"{where}: .*defect term never comes on: none of sc_st"):
+        fw.build(kind, never, tmp_path)
+    late = settings(1, 0, sc_warmup=600)
+    with pytest.warns(UserWarning, match=f"{where}: sc_warmup is 600: .* in the run's 3 iter"):
+        fw.build(kind, late, tmp_path, **SHORT)
+    unused = {"training__dmd__denoising_step_list": [1000, 700, 300]}
+    with pytest.warns(UserWarning, match=f"{where}: the trainer's own list, of length 3, is nev"):
+        fw.build(kind, {}, tmp_path, **unused)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fw.build(kind, settings(1, 0), tmp_path, **SHORT)
+        fw.build(kind, {"shift": 5.0}, tmp_path, **unused)
 
 
 def test_ranks_that_share_a_sample_are_refused(kind, tmp_path):

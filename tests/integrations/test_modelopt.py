@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer
 
 from salt_losses import add_noise
 
@@ -92,6 +95,13 @@ def student_step(pipeline: Any, seed: int = 0) -> tuple[dict[str, Tensor], list[
     losses = pipeline.compute_student_loss(*batch(seed))
     losses["total"].backward()
     return losses, [p.grad for p in pipeline.student.parameters()], torch.get_rng_state()
+
+
+def student_update(pipeline: Any, seed: int = 0, micro_batches: int = 1) -> list[dict[str, Tensor]]:
+    """The losses of its micro-batches, and a step of the student's optimizer."""
+    losses = [student_step(pipeline, 10 * seed + i)[0] for i in range(micro_batches)]
+    torch.optim.SGD(pipeline.student.parameters(), 1e-3).step()
+    return losses
 
 
 def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
@@ -293,29 +303,88 @@ def test_without_gradient_the_losses_are_theirs_and_no_update_is_counted():
     assert pipeline.state_dict()["iteration"] == 0
 
 
-def test_a_warm_up_counts_the_students_updates():
+@pytest.mark.parametrize("micro_batches", [1, 2, 4, 8])
+def test_a_warm_up_counts_the_students_updates_and_not_micro_batches(micro_batches):
     pipeline = build({"sc_weight": 1.0, "sc_warmup": 2})
-    found = ["sc" in student_step(pipeline, seed)[0] for seed in range(4)]
-    assert found == [False, False, True, True]
+    critic = torch.optim.SGD(pipeline.fake_score.parameters(), 1e-3)
+    found = []
+    for seed in range(4):
+        found.append(["sc" in losses for losses in student_update(pipeline, seed, micro_batches)])
+        for _ in range(2):  # updates of another network, and a second step without a loss
+            pipeline.compute_fake_score_loss(*batch(seed))["total"].backward()
+            critic.step()
+            torch.optim.SGD(pipeline.student.parameters(), 0.0).step()
+    assert found == [[on] * micro_batches for on in (False, False, True, True)]
+    assert pipeline.state_dict()["iteration"] == 4
+
+
+def test_micro_batches_of_one_update_draw_triples_of_their_own(triples):
+    pipeline = build({"sc_weight": 1.0})
+    for _ in range(2):
+        student_update(pipeline, micro_batches=8)
+    drawn = [tuple(triple.t_m.tolist()) for triple in triples]
+    assert len(set(drawn[:8])) > 1
+    assert drawn[:8] != drawn[8:]
+
+
+def test_updates_are_counted_at_weight_0_too():
+    pipeline = build({"sc_weight": 0.0})
+    for seed in range(3):
+        student_update(pipeline, seed, 2)
+    assert pipeline.state_dict()["iteration"] == 3
+
+
+def test_a_student_that_no_optimizer_of_pytorchs_updates_is_said(monkeypatch):
+    monkeypatch.setattr("salt_losses.training.optimizer_steps.MANY_CALLS", 3)
+    pipeline = build({"sc_weight": 1.0, "sc_warmup": 1})
+    for seed in range(2):
+        student_step(pipeline, seed)
+    with pytest.warns(UserWarning, match="3 calls of compute_student_loss, and no torch.optim"):
+        student_step(pipeline)
+    monkeypatch.setattr("salt_losses.training.optimizer_steps.MANY_CALLS", 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(9):
+            student_update(pipeline, seed, 2)
+
+
+def test_a_pipeline_that_is_gone_watches_no_optimizer():
+    hooks = optimizer._global_optimizer_post_hooks
+    gc.collect()
+    before = len(hooks)
+    pipeline = build({"sc_weight": 1.0})
+    assert len(hooks) == before + 1
+    del pipeline
+    gc.collect()
+    assert len(hooks) == before
 
 
 def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
     whole = build({"sc_weight": 1.0})
     for seed in range(4):
-        student_step(whole, seed)
+        student_update(whole, seed, 2)
     drawn = list(triples)
     first = build({"sc_weight": 1.0})
     for seed in range(2):
-        student_step(first, seed)
+        student_update(first, seed, 2)
     resumed = build({"sc_weight": 1.0})
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     triples.clear()
     for seed in range(2, 4):
-        student_step(resumed, seed)
-    assert equal([t.t_m for t in drawn[2:]], [t.t_m for t in triples])
-    assert not equal([t.t_m for t in drawn[:2]], [t.t_m for t in triples])
+        student_update(resumed, seed, 2)
+    assert equal([t.t_m for t in drawn[4:]], [t.t_m for t in triples])
+    assert not equal([t.t_m for t in drawn[:4]], [t.t_m for t in triples])
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
         build({"sc_weight": 1.0, "seed": 1}).load_state_dict(first.state_dict())
+
+
+def test_other_settings_after_a_resume_are_taken_and_named():
+    state = build({"sc_weight": 1.0}).state_dict()
+    other = build({"sc_weight": 30.0, "sc_stop_grad": "direct"})
+    with pytest.warns(
+        UserWarning, match="other settings .*: sc_weight 1 -> 30, sc_stop_grad None -> 'direct'$"
+    ):
+        other.load_state_dict(state)
 
 
 class Packed(nn.Module):

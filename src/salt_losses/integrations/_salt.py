@@ -12,6 +12,7 @@ from ..config import SaltConfig
 from ..mixed_step import StepPlan
 from ..terms.base import Start, Term
 from ..terms.trace import Network, Trace
+from ..training import saved_settings
 
 
 class Salt:
@@ -59,6 +60,13 @@ class Salt:
         self.trace = None
         self.metrics = {"salt/num_steps": float(self.plan.num_steps)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The next iteration and all settings; plain values."""
+        return saved_settings.save(self.scheduler, self.config)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuses a state whose plans are others; warns of other settings."""
+        saved_settings.load(self.scheduler, self.config, state_dict)
     def watch(
         self, times: Callable[[Tensor], list[float]], *, lockstep: bool = False
     ) -> Trace | None:

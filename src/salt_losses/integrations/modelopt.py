@@ -14,17 +14,20 @@ of its points the one that the ends are from, `inference_steps` of them.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from .._checks import compute_dtype, grid_floats
 from ..config import SaltConfig
 from ..errors import SettingError
 from ..flow import to_velocity
 from ..terms.base import Run, warn_of_no_effect
+from ..training import optimizer_steps
 from ._hooks import check_hooks
 from ._salt import Salt
 
@@ -58,6 +61,10 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
     admits a triple: each rank draws its own, and all must make the same calls. Whatever the
     student predicts, the velocities that are compared are in float32 at least.
 
+    An update of the student ends with a step of its `torch.optim` optimizer. Until then each call
+    of `compute_student_loss` with gradient is a micro-batch of the same update: the plan is the
+    same, the triples are others.
+
     A pipeline of your own, or that of a plugin, comes second:
     `class SaltQwen(SaltDMDPipeline, QwenImageDMDPipeline): ...`.
 
@@ -90,6 +97,9 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         self._salt = Salt(settings, "Model-Optimizer", shift=1.0)
         warn_of_no_effect(Run(settings), "Model-Optimizer")
         self._exit = False  # the next call of the student with gradient is its exit step
+        self._updates = 0  # of the student that have ended
+        self._calls = 0  # of its loss, since then
+        optimizer_steps.watch(self, SaltDMDPipeline._stepped)
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parent's losses; if a term is on also each term's loss by its name, and `"salt"`,
@@ -98,9 +108,10 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         Called without gradient, it returns the parent's only.
         """
         salt, compute = self._salt, super().compute_student_loss
-        if not salt.terms or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
-        salt.begin(salt.scheduler.iteration)
+        self._count_call()
+        salt.begin(self._updates)
         if salt.watch(self._times, lockstep=True) is None:
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
         self._exit = True
@@ -147,17 +158,34 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         return cast(Tensor, output)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts the student's updates, of which the draws of each are a function, and the settings
-        that they depend on. Without it a resumed run draws other triples; nothing else differs."""
-        return self._salt.scheduler.state_dict()
+        """The count of the student's updates, which its plans and draws follow, and the settings.
+        Without it a resumed run counts from 0 again; nothing else differs."""
+        return {**self._salt.state_dict(), "iteration": self._updates}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
+        Other settings than those that make the plans are taken, and named in a warning on rank 0.
+
         Raises:
-            ValueError: it is from other settings: says which.
+            ValueError: its plans are others: says which settings.
         """
-        self._salt.scheduler.load_state_dict(state_dict)
+        self._salt.load_state_dict(state_dict)
+        self._updates, self._calls = self._salt.scheduler.iteration, 0
+
+    def _count_call(self) -> None:
+        self._calls += 1
+        if self._calls == optimizer_steps.MANY_CALLS and any(t.weight > 0 for t in self._salt.terms):
+            warnings.warn(
+                f"{self._calls} calls of compute_student_loss, and no torch.optim optimizer has "
+                f"updated the student: Salt keeps the plan of its update {self._updates}, and a "
+                "warm-up does not end",
+                stacklevel=4,
+            )
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        if self._calls and optimizer_steps.updates_any(optimizer, self.student.parameters()):
+            self._updates, self._calls = self._updates + 1, 0
 
 
 def _flip(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
 from ...terms.base import Term
+from ...training import saved_settings
 from ...training.agreement import check_agreement
 from ...training.health import Health
 from ...training.patches import Patches
@@ -84,10 +85,13 @@ class SaltHandle:
                 self.attached = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, the settings that make the plans, and what `metrics` compare with;
-        plain values; and the `"terms"` that have a state, for `torch.save`."""
+        """The present iteration, all settings, and what `metrics` compare with; plain values; and
+        the `"terms"` that have a state, for `torch.save`."""
         scheduler = self._losses.scheduler
-        state = {**scheduler.state_dict(), "iteration": self._clock.iteration}
+        state = {
+            **saved_settings.save(scheduler, self.config),
+            "iteration": self._clock.iteration,
+        }
         state["health"] = self._losses.health.state_dict()
         terms = {term.name: term.state_dict() for term in self.terms}
         state["terms"] = {name: of_term for name, of_term in terms.items() if of_term}
@@ -99,8 +103,10 @@ class SaltHandle:
         To be called on every rank, with the same state. What the state does not have, of terms or
         of health numbers, is left as it is; what it has of a term that the run does not, too.
 
+        Other settings than those that make the plans are taken, and named in a warning on rank 0.
+
         Raises:
-            ValueError: it is from other settings, or has what a term cannot load; the message names
+            ValueError: its plans are others, or it has what a term cannot load; the message names
                 what differs, and nothing is changed. Or the ranks got different states: on all of
                 them.
         """
@@ -115,7 +121,7 @@ class SaltHandle:
             term.check_state(state)
         device = next(self._model.generator.parameters()).device
         remembered = None if health is None else Health.of_state(health, device)
-        self._losses.scheduler.load_state_dict(state_dict)
+        saved_settings.load(self._losses.scheduler, self.config, state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
         for term, state in loaded:
             term.load_state_dict(state)

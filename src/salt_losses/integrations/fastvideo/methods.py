@@ -63,7 +63,7 @@ class _SaltMethod:
         return loss_map, outputs, {**metrics, **self._salt.metrics}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """The framework's, and under "salt" the settings that make the plans."""
+        """The framework's, and under "salt" the settings."""
         return {**super().checkpoint_state(), "salt": _State(self._salt)}  # type: ignore[misc]
 
     # The step lists.
@@ -248,7 +248,7 @@ class _State:
         self._salt = salt
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scheduler": json.dumps(self._salt.scheduler.state_dict())}
+        return {"scheduler": json.dumps(self._salt.state_dict())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._salt.scheduler.load_state_dict(json.loads(state_dict["scheduler"]))
+        self._salt.load_state_dict(json.loads(state_dict["scheduler"]))

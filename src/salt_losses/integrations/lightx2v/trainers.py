@@ -47,7 +47,7 @@ class _SaltTrainer:
         self._lists = StepLists(own, scheduler)
         self._own_list = own if settings.shift is None else None
         self._salt = Salt(settings, where, self._lists.shift)
-        self.checkpoint_manager = SaltCheckpointManager(self, self._salt.scheduler)
+        self.checkpoint_manager = SaltCheckpointManager(self, self._salt)
         self._iteration = -1  # of the present student update
         self._numbers: dict[str, float] = {}
         self._tap: RolloutTap | None = None
