@@ -274,6 +274,56 @@ def literal_defect_step(
         model.compute_distribution_matching_loss = real
 
 
+@pytest.mark.parametrize("clean", [None, "clean"])
+def test_the_defect_term_ends_at_the_nearest_point_and_weighs_by_1_minus_its_level(
+    model: Any, clean: str | None
+) -> None:
+    """The release's settings; with `sc_nearest` 1 nothing of a triple but `t_m` is drawn."""
+    config = salt(
+        model, step_counts=(8,), sc_steps=(8,), inference_steps=4, align_reference={},
+        sc_weight=1.0, sc_nearest=1, sc_time_weight=clean,
+    )  # fmt: skip
+    compared = set()
+    for seed in range(12):
+        with exit_calls(model) as calls:
+            step = generator_step(model, seed, config)
+        lists = step.handle._losses.lists
+        train, ends = (lists.times(step_schedule(k, lists.shift)) for k in (8, 4))
+        terms = []
+        while calls:
+            t_s, v_s = calls.pop(0)
+            between = [(e, [m for m in train if e + 1e-6 < m < t_s - 1e-6]) for e in ends]
+            t_e, middles = next((pair for pair in between if pair[1]), (0.0, []))
+            if middles and not (clean and t_s == 1):
+                t_m, v_m = calls.pop(0)
+                assert min(abs(t_m - m) for m in middles) < 1e-6
+                weight = 1 - t_s if clean else 1.0
+                terms.append(weight * (t_m - t_e) ** 2 * (v_m - v_s).square().mean())
+                compared.add(round(t_s, 3))
+            elif middles:
+                terms.append(torch.zeros((), dtype=torch.float64))
+        expected = float(torch.stack(terms).mean()) if terms else 0.0
+        assert float(step.log["salt/sc_loss"]) == pytest.approx(expected, rel=1e-4)
+    assert len(compared) > 3
+
+
+@contextlib.contextmanager
+def exit_calls(model: Any) -> Iterator[list[tuple[float, Tensor]]]:
+    """Level and velocity of each of the generator's calls with gradient."""
+    calls: list[tuple[float, Tensor]] = []
+
+    def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            level = float(kwargs["timestep"].flatten()[-1]) / 1000
+            calls.append((level, output[0].detach().double()))
+
+    hook = model.generator.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
 # 3. Lean.
 
 

@@ -229,6 +229,39 @@ def test_a_term_that_never_comes_on_is_said_when_salt_is_attached(
         self_forcing.attach(trainer, SaltConfig(**settings)).detach()
 
 
+@pytest.mark.parametrize("warped", [False, True])
+def test_the_trainers_own_list_is_trained_for_its_length_and_named_where_it_does_not_nest(
+    warped: bool,
+) -> None:
+    own = {"denoising_step_list": (1000, 357), "warp_denoising_step": warped}
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1, **own)
+    trainers = trainer.model.denoising_step_list.tolist()
+    called: dict[int, set[float]] = {2: set(), 4: set()}
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            level = float(kwargs["timestep"].flatten()[0])
+            called[len(trainer.model.denoising_step_list)].add(level)
+
+    config = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), sc_weight=0.0)
+    with pytest.warns(
+        UserWarning, match="Self Forcing: the trainer's own list of 2 steps"
+    ):
+        handle = self_forcing.attach(trainer, config)
+    lists = handle._losses.lists
+    trainer.model.generator.register_forward_pre_hook(note, with_kwargs=True)
+    train(trainer, 16)
+    handle.detach()
+    assert called[2] == set(trainers)
+    assert called[4] == set(lists.of(4)) != set(trainers)
+    # A shift replaces it, and an alignment to what does not hold it is refused.
+    with self_forcing.attached(trainer, replace(config, shift=5.0)) as handle:
+        assert handle._losses.lists.of(2) == pytest.approx([1000, 833.3], abs=0.4)
+    with pytest.raises(ValueError, match=r"align_reference\[2\] needs lists that nest"):
+        self_forcing.attach(trainer, replace(config, align_weight=0.1))
+    assert "_salt_handle" not in dir(trainer.model.generator_loss)
+
+
 def test_settings_that_have_an_effect_are_attached_in_silence() -> None:
     asd = {"step_counts": (1, 2), "probs": (0.5, 0.5), "sc_steps": (), "first_chunk_steps": 4}
     with warnings.catch_warnings():

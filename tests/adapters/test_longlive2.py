@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,20 @@ def test_the_step_lists_are_those_of_its_own_solver(require: Any) -> None:
             real = solver(num_train_timesteps=1000, shift=1, use_dynamic_shifting=False)
             real.set_timesteps(count, device="cpu", shift=shift)
             assert lists.timesteps(step_schedule(count)).tolist() == real.timesteps.tolist()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("steps", [3, 4, 7])
+def test_the_steps_that_count_as_its_own_are_those_of_its_rollouts(
+    require: Any, steps: int, causal: bool
+) -> None:
+    model = build(require, num_layers=1, sampling_steps=steps, generator_is_causal=causal)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        longlive2.attach(model, SaltConfig()).detach()
+    never = [str(w.message) for w in warned if "is never used" in str(w.message)]
+    assert len(never) == (steps != 4)
+    assert all(f"of length {steps}, is never used" in message for message in never)
 
 
 WAYS = {

@@ -145,6 +145,29 @@ def test_a_state_of_no_iteration_is_named_by_its_file(tmp_path: Path, iteration:
         recorded(tmp_path, BUSY, 0, generator_ckpt=start)
 
 
+def test_a_state_nested_without_end_is_named_by_its_file(tmp_path: Path) -> None:
+    start = saved(tmp_path / "start", {})
+    (tmp_path / "start" / "salt.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=f"cannot continue from {tmp_path}/start/salt"):
+        recorded(tmp_path, BUSY, 0, generator_ckpt=start)
+
+
+def test_a_state_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    start = saved(tmp_path / "start", recorded(tmp_path, BUSY, 0).state_dict() | {"iteration": 7})
+    path = tmp_path / "start" / "salt.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert recorded(tmp_path, BUSY, 0, generator_ckpt=start).plan.iteration == 7
+
+
+def test_damaged_health_numbers_in_a_file_are_warned_of_and_the_plans_go_on(tmp_path: Path) -> None:
+    state = recorded(tmp_path, BUSY, 0).state_dict()
+    damaged = {"updates": 9, "first": [[0.0], [1.0, 2.0]], "lag": None}
+    start = saved(tmp_path / "start", {**state, "iteration": 7, "health": damaged})
+    with pytest.warns(UserWarning, match="is damaged: .*The health numbers start again"):
+        handle = recorded(tmp_path, BUSY, 0, generator_ckpt=start)
+    assert handle.plan.iteration == 7
+
+
 def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint_model_000003"
     saved(folder, recorded(tmp_path, BUSY, 3).state_dict())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,23 @@ def test_the_shift_of_a_students_training_is_that_of_its_grids(run: Run) -> None
     import tiny
 
     model = tiny.build_model()
-    lists = StepLists(model.denoising_step_list, model.scheduler)
+    lists = StepLists(model.denoising_step_list, model.scheduler, 2.0)
     shifted = {k: lists.timesteps(step_schedule(k, 2.0)).tolist() for k in (2, 4)}
     assert shifted != {k: tiny_lists()[k] for k in (2, 4)}
     recorded = run("--shift", "2", "--first_chunk_steps", "4", "--steps", "2")
     check(recorded, {2: 4}, shifted)
+
+
+def test_the_trainers_own_list_is_sampled_for_its_length(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiny
+
+    own = replace(tiny.CONFIG, denoising_step_list=(1000, 357))
+    monkeypatch.setattr(tiny, "CONFIG", own)
+    lists = tiny_lists()
+    assert lists[2] == tiny.build_model().denoising_step_list.tolist() != lists[4][::2]
+    check(run("--steps", "2", "4"), {2: 2, 4: 4}, lists)
 
 
 def test_the_noise_depends_on_the_seed_and_not_on_the_step_counts(run: Run) -> None:

@@ -242,8 +242,9 @@ def test_student_and_critic_see_the_same_plan(fw, kind, tmp_path):
 # The defect term
 
 
+@pytest.mark.parametrize("released", [{}, {"sc_nearest": 1, "sc_time_weight": "clean"}])
 def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
-    fw, kind, tmp_path, monkeypatch
+    fw, kind, released, tmp_path, monkeypatch
 ):
     from salt_losses.training import defect as term
 
@@ -254,7 +255,10 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         "shortcut_triple_sampler",
         lambda *a, **k: triples.append(sampler(*a, **k)) or triples[-1],
     )
-    method = fw.build(kind, {**BOTH, "align_weight": 0}, tmp_path, seed=4)
+    # At the finest of 8 steps more than one end is admissible.
+    more = {"step_counts": [8], "sc_steps": [8], "inference_steps": 4} if released else {}
+    salt = {**BOTH, "align_weight": 0, **more, **released}
+    method = fw.build(kind, salt, tmp_path, seed=4)
     calls, original = [], fw.predictor(method.student)
 
     def spied(x, timestep, batch, **kwargs):
@@ -274,9 +278,17 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     for triple in triples:
         x_s, timestep, kwargs, caches = calls.pop(0)
         if not triple.feasible.all():
+            if method._lockstep:
+                calls.pop(0)
             continue
-        calls.pop(0)  # the fast one's
         t_s, t_m, t_e = (u.float().item() for u in triple[:3])
+        if released:
+            ends = method._lists.times(step_schedule(4, method._salt.scheduler.shift))
+            fine = method._lists.times(step_schedule(8, method._salt.scheduler.shift))
+            nearest = (e for e in ends if any(e + 1e-6 < u < t_s - 1e-6 for u in fine))
+            assert t_e == pytest.approx(next(nearest))
+        if not (released and t_s == 1 and not method._lockstep):  # whose weight is 0
+            calls.pop(0)  # the fast one's
 
         def velocity(x, t, timestep=timestep, kwargs=kwargs, caches=caches):
             fw.use_caches(method.student, caches)  # a clone for each call
@@ -288,7 +300,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         x_m = x_s - (t_s - t_m) * v_s
         direct = x_s - (t_s - t_e) * v_s
         composed = x_m - (t_m - t_e) * velocity(x_m, t_m)
-        terms.append((direct - composed).square().mean())
+        terms.append((1 - t_s if released else 1) * (direct - composed).square().mean())
     assert terms
     method.student.backward(torch.stack(terms).mean(), context, grad_accum_rounds=1)
     slow = [g for g in gradients(method.student) if g is not None]

@@ -14,7 +14,7 @@ import torch
 from test_adapters_on_the_miniature import BUSY
 
 from salt_losses.adapters import record, self_forcing
-from salt_losses.training.alarms import COLLAPSED, RUN_AWAY, Alarms
+from salt_losses.training.alarms import COLLAPSED, RUN_AWAY, ZEROED, Alarms
 
 WELL = {
     "iteration": 7,
@@ -62,6 +62,33 @@ def test_each_cause_is_told_once_with_its_number_and_the_iteration(
 def test_two_causes_are_two_warnings() -> None:
     wrong = {**WELL, "salt/health/critic_lag": 5.0, "salt/dmd_loss": math.nan}
     assert {alarm["cause"] for alarm in alarms_of(wrong)} == {"critic", "not finite"}
+
+
+def test_a_direction_that_stays_lost_is_a_cause_of_its_own_and_one_bad_sample_is_not() -> None:
+    lost = {**WELL, "salt/health/dmd_zeroed": 1.0, "salt/health/critic_loss": math.nan}
+    kept = {**WELL, "salt/health/dmd_zeroed": 0.5}
+    few = [lost] * (ZEROED - 1)
+    assert [a["cause"] for a in alarms_of(*few, kept, *few, WELL, *few)] == ["not finite"]
+    last = {**lost, "iteration": 12}
+    alarms = alarms_of(*few, kept, *few, last, last, kept, *few, last)
+    assert [a["cause"] for a in alarms] == ["not finite", "no direction"]
+    assert alarms[1]["iteration"] == 12
+    assert "by the other terms only" in alarms[1]["message"]
+
+
+def test_a_recorded_run_whose_critic_has_diverged_says_that_the_student_goes_on_without_it(
+    tmp_path: Path,
+) -> None:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
+    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
+    trainer.save = lambda: None
+    with self_forcing.attached(trainer, BUSY) as handle:
+        record(handle, trainer)
+        next(trainer.model.fake_score.parameters()).data.fill_(math.nan)
+        with pytest.warns(UserWarning, match=f"Salt, iteration {ZEROED - 1}: DMD's direction"):
+            trainer.train(ZEROED + 2)
+    lines = map(json.loads, (tmp_path / "salt_alarms.jsonl").read_text().splitlines())
+    assert [line["cause"] for line in lines] == ["not finite", "no direction"]
 
 
 def test_a_recorded_run_whose_critic_breaks_says_so_although_the_trainer_hides_it(

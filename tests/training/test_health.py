@@ -21,7 +21,7 @@ from salt_losses.training.health import FIRST, Health, Vitals
 
 SALT = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1, sc_weight=3.0)
 ALWAYS = {"exit_step", "latent_mean_shift", "latent_std_ratio", "motion"}
-SCORES = {"dmd_norm", "critic_loss", "critic_lag"}
+SCORES = {"dmd_norm", "dmd_zeroed", "critic_loss", "critic_lag"}
 OF_DEFECT = {"sc_norm", "sc_ratio", "sc_cosine"}
 
 
@@ -307,15 +307,90 @@ def test_a_state_from_before_the_health_numbers_is_taken() -> None:
     assert handle.plan.iteration == 5
 
 
-@pytest.mark.parametrize(
-    "state",
-    [3, {}, {"updates": 1, "first": 3, "lag": None}, {"updates": "x", "first": [], "lag": None}],
-)
-def test_a_damaged_state_is_refused_and_changes_nothing(state: Any) -> None:
-    trainer = tiny.build_trainer()
+DAMAGED = {
+    "a number": 3,
+    "nothing": {},
+    "no list": {"updates": 1, "first": 3, "lag": None},
+    "words": {"updates": "x", "first": [], "lag": None},
+    "a mean only": {"updates": 3, "first": [[0.0, 1.0]], "lag": None},
+    "no first values": {"updates": 3, "first": [], "lag": None},
+    "empty ones": {"updates": 3, "first": [[], []], "lag": None},
+    "one deviation for two means": {"updates": 3, "first": [[0.0, 1.0], [1.0]], "lag": None},
+    "numbers in place of lists": {"updates": 3, "first": [0.0, 1.0], "lag": None},
+    "lists of lists": {"updates": 3, "first": [[[0.0]], [[1.0]]], "lag": None},
+    "null among them": {"updates": 3, "first": [[None], [1.0]], "lag": None},
+    "updates below 0": {"updates": -1, "first": [[0.0], [1.0]], "lag": None},
+    "updates without end": {"updates": math.inf, "first": [[0.0], [1.0]], "lag": None},
+    "400 digits": {"updates": 3, "first": [[10**400], [1.0]], "lag": None},
+    "a lag that is not finite": {"updates": 0, "first": [], "lag": math.nan},
+    "a lag of 400 digits": {"updates": 0, "first": [], "lag": 10**400},
+    "a lag in words": {"updates": 0, "first": [], "lag": "0.1"},
+    "channels of other latents": {"updates": 20, "first": [[0.0] * 7, [1.0] * 7], "lag": None},
+}
+
+
+@pytest.mark.parametrize("state", DAMAGED)
+def test_damaged_numbers_start_again_with_a_warning_and_end_no_training(state: str) -> None:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
     handle = self_forcing.attach(trainer, SALT)
     trainer.train(1)
-    before = handle.state_dict()
-    with pytest.raises(ValueError, match=r"state_dict\['health'\]"):
-        handle.load_state_dict({**before, "iteration": 9, "health": state})
-    assert handle.state_dict() == before
+    saved = {**handle.state_dict(), "iteration": 9, "health": DAMAGED[state]}
+    if state == "channels of other latents":  # seen where there are latents
+        handle.load_state_dict(saved)
+    else:
+        with pytest.warns(UserWarning, match=r"state_dict\['health'\].*start again"):
+            handle.load_state_dict(saved)
+        assert handle.state_dict()["health"] == {"updates": 0, "first": [], "lag": None}
+    assert handle.plan.iteration == 9
+    trainer.train(2)
+    found = health(handle.metrics)
+    assert found["latent_mean_shift"] == 0
+    assert found["latent_std_ratio"] == pytest.approx(1)
+    assert handle.state_dict()["health"]["updates"] == 1
+    assert math.isfinite(found["critic_lag"])
+
+
+def test_first_values_of_which_one_is_not_finite_are_a_state_as_any() -> None:
+    device = torch.device("cpu")
+    state = {"updates": 1, "first": [[0.0, math.nan], [1.0, 1.0]], "lag": -0.1}
+    taken = Health.of_state(json.loads(json.dumps(state)), device)
+    assert str(taken.state_dict()["first"]) == str(state["first"])
+
+
+# DMD's direction.
+
+
+@pytest.mark.parametrize("score", ["fake_score", "real_score"])
+def test_a_direction_without_a_finite_entry_is_a_number_of_the_update(score: str) -> None:
+    model = tiny.build_model()
+
+    def broken(module: Any, args: Any, output: Any) -> Any:
+        return output[0], output[1] * math.nan
+
+    with self_forcing.attached(model, SALT) as handle:
+        model.generator_loss(**tiny.loss_inputs(model))[0].backward()
+        assert health(handle.metrics)["dmd_zeroed"] == 0
+        hook = getattr(model, score).register_forward_hook(broken)
+        _, log = model.generator_loss(**tiny.loss_inputs(model))
+        hook.remove()
+        assert health(handle.metrics)["dmd_zeroed"] == 1
+        assert log["salt/dmd_loss"] == 0
+
+
+def test_a_direction_that_is_0_as_both_scores_agree_is_not_a_lost_one() -> None:
+    def share(direction: Tensor, *x0: Tensor) -> float:
+        vitals = Vitals(Health())
+        scores = [(x, torch.full(x.shape[:2], 500.0)) for x in x0]
+        vitals.directed(direction, *(scores or [None, None]))
+        vitals.scored(torch.randn_like(direction), None, torch.zeros(()))
+        return float(vitals.numbers()["salt/health/dmd_zeroed"])
+
+    x, nothing = torch.randn(2, 3, 1, 2, 2), torch.zeros(2, 3, 1, 2, 2)
+    assert share(nothing, x, x) == 0
+    assert share(nothing, x, x + 1) == 1
+    assert share(nothing, x * math.nan, x) == 1
+    assert share(nothing, x * math.inf, x * math.inf) == 1
+    half = torch.stack([nothing[0], x[1]])
+    assert share(half, x, x + 1) == 0.5
+    assert share(nothing) == 1  # of scores that are out of sight
+    assert share(x) == 0

@@ -115,11 +115,10 @@ def _sampler(base: Any, counts: dict[int, int | None], shift: float | None) -> A
     class Sampler(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            lists = StepLists(self.denoising_step_list, self.scheduler)
+            lists = StepLists(self.denoising_step_list, self.scheduler, shift)
 
             def timesteps(num_steps: int) -> Tensor:
-                own = lists.shift if shift is None else shift
-                return lists.timesteps(step_schedule(num_steps, own))
+                return lists.timesteps(step_schedule(num_steps, lists.shift))
 
             # Here, so that a grid that is too fine is refused before any weights are loaded.
             self._salt_lists = [

@@ -67,6 +67,7 @@ class Salt:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Refuses a state whose plans are others; warns of other settings."""
         saved_settings.load(self.scheduler, self.config, state_dict)
+
     def watch(
         self, times: Callable[[Tensor], list[float]], *, lockstep: bool = False
     ) -> Trace | None:

@@ -175,7 +175,9 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
 
     def _count_call(self) -> None:
         self._calls += 1
-        if self._calls == optimizer_steps.MANY_CALLS and any(t.weight > 0 for t in self._salt.terms):
+        if self._calls == optimizer_steps.MANY_CALLS and any(
+            t.weight > 0 for t in self._salt.terms
+        ):
             warnings.warn(
                 f"{self._calls} calls of compute_student_loss, and no torch.optim optimizer has "
                 f"updated the student: Salt keeps the plan of its update {self._updates}, and a "

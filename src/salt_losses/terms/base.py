@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -264,7 +264,11 @@ def no_effect(run: Run) -> list[str]:
 
 def warn_of_no_effect(run: Run, where: str) -> None:
     """Warn, on rank 0, of each of `no_effect`'s messages; `where` names the trainer."""
+    warn(no_effect(run), where)
+
+
+def warn(messages: Iterable[str], where: str) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_rank():
         return
-    for message in no_effect(run):
-        warnings.warn(f"{where}: {message}", stacklevel=3)
+    for message in messages:
+        warnings.warn(f"{where}: {message}", stacklevel=4)

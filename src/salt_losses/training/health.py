@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
+
+from .._checks import check_count, check_number, describe, is_number
 
 # Generator updates whose mean the latents' first values are: one batch tells little.
 FIRST = 16
@@ -36,8 +38,8 @@ class Health:
         square over channels; the deviation's ratio to its first value is a mean over channels.
         """
         std, mean = torch.std_mean(video, dim=(0, 1, 3, 4), correction=0)
-        if self._updates == 0:
-            self._first = [mean, std]
+        if self._updates == 0 or self._first[0].shape != mean.shape:  # of other latents
+            self._updates, self._first = 0, [mean, std]
         weight = 1 / (self._updates + 1) if self._updates < FIRST else 0.0
         for first, now in zip(self._first, (mean, std)):
             # One NaN is not the run's end: neither is it taken in, nor does it stay.
@@ -77,20 +79,31 @@ class Health:
         """On the device of the latents.
 
         Raises:
-            ValueError: `state` is none of `state_dict`'s.
+            ValueError: `state` is not one of `state_dict`'s.
         """
         known = {"updates", "first", "lag"}
         if not isinstance(state, Mapping) or set(state) != known:
             raise ValueError(f"state_dict['health'] must hold {sorted(known)}; got {state!r}")
         health = cls()
         try:
-            health._updates = int(state["updates"])
-            health._first = [torch.tensor(x, device=device).float() for x in list(state["first"])]
+            health._updates = check_count("updates", state["updates"], low=0)
+            if health._updates:
+                # One that is not finite goes with the next update.
+                mean, std = health._first = [_numbers(x, device) for x in state["first"]]
+                if mean.shape != std.shape:
+                    raise ValueError("first must hold a mean and a deviation for each channel")
             if state["lag"] is not None:
-                health._lag = torch.tensor(float(state["lag"]), device=device)
-        except (TypeError, ValueError) as error:
+                lag = check_number("lag", state["lag"])
+                health._lag = torch.tensor(lag, device=device)
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"state_dict['health'] is damaged: {error}; got {state!r}") from error
         return health
+
+
+def _numbers(values: object, device: torch.device) -> Tensor:
+    if not isinstance(values, Sequence) or not values or not all(map(is_number, values)):
+        raise TypeError(f"numbers are wanted; got {describe(values)}")
+    return torch.tensor([float(x) for x in values], device=device)
 
 
 class Vitals:
@@ -127,6 +140,7 @@ class Vitals:
             self._numbers |= self._health.of_latents(video)
             if self._direction is None:
                 return
+            self._numbers["dmd_zeroed"] = self._zeroed()
             self._count = video.numel()
             if mask is not None:
                 mask = mask.expand_as(video)
@@ -139,6 +153,14 @@ class Vitals:
             self._predictions = []
         if dmd.requires_grad:
             dmd.register_hook(self._scaled)  # type: ignore[no-untyped-call]
+
+    def _zeroed(self) -> Tensor:
+        """The share of samples without a finite direction, of which the trainers make 0."""
+        zeroed = (cast(Tensor, self._direction) == 0).flatten(1).all(1)
+        if len(self._predictions) == 2:  # scores that agree have a direction of 0 as well
+            a, b = (x0 for x0, _ in self._predictions)
+            zeroed = zeroed & ~((a == b) & a.isfinite()).flatten(1).all(1)
+        return zeroed.float().mean()
 
     def _scaled(self, gradient: Tensor) -> None:
         self._scale = gradient.detach()

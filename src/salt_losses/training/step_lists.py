@@ -7,24 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..schedule import step_schedule
+
 
 class StepLists:
     """Turns grids into step lists by way of the trainer's own table of timesteps.
 
-    A warped list (`warp_denoising_step`) is read off the scheduler's shifted table, so K-step lists
+    For as many steps as the trainer's own list has, that list is kept. The others are a grid's: a
+    warped list (`warp_denoising_step`) is read off the scheduler's shifted table, so K-step lists
     must go through it as well, or T(2), T(4) and T(8) would not nest. A plain list counts in
     thousandths.
+
+    Attributes:
+        shift: of the grids.
+        own_steps: length of the trainer's own list; `None` where a shift replaces it.
     """
 
-    def __init__(self, own: Tensor, scheduler: Any) -> None:
-        """`own`: the trainer's list; `scheduler`: with its table of `timesteps` and its `shift`."""
-        self._own = own
+    own_steps: int | None
+
+    def __init__(self, own: Tensor, scheduler: Any, shift: float | None = None) -> None:
+        """
+        Args:
+            own: the trainer's list; a 0 at its end is not a step.
+            scheduler: with its table of `timesteps` and its `shift`.
+            shift: Salt's, which replaces the trainer's and its list; `None`: these.
+
+        Raises:
+            ValueError: the own list is to be kept, and is not strictly decreasing from at most
+                1000.
+        """
         warped = own.is_floating_point()
+        self._own = own[:-1] if len(own) and own[-1] == 0 else own
         self._table = scheduler.timesteps.cpu().double() if warped else None
         self.shift = float(scheduler.shift) if warped else 1.0
+        self.own_steps = len(self._own)
+        if shift is not None:
+            self.shift, self.own_steps = shift, None
+            return
+        steps = [1000.01, *self._own.tolist(), 0.0]  # a table in float32 may begin above 1000
+        if not all(t > s for t, s in zip(steps, steps[1:])):
+            raise ValueError(
+                "the trainer's own step list must be strictly decreasing, from at most 1000; "
+                f"got {steps[1:-1]}"
+            )
 
     def timesteps(self, times: Tensor) -> Tensor:
         """`[K]`: the step list of the grid `times`, `[K + 1]`, like the trainer's own."""
+        if len(times) - 1 == self.own_steps:
+            return self._own
         wanted = 1000.0 * times[:-1]
         if self._table is None:
             steps = wanted.round()
@@ -36,6 +66,11 @@ class StepLists:
                 "two of its points coincide there"
             )
         return steps.to(self._own.dtype).to(self._own.device)
+
+    def of(self, num_steps: int) -> list[float]:
+        """The timesteps of a rollout of this many steps."""
+        steps: list[float] = self.timesteps(step_schedule(num_steps, self.shift)).tolist()
+        return steps
 
     def times(self, times: Tensor) -> list[float]:
         """The same grid, as the noise levels that the trainer will really use."""
@@ -51,7 +86,7 @@ class SolverLists(StepLists):
 
     def __init__(self, scheduler: Any) -> None:
         """`scheduler`: the model's, with its `shift`."""
-        self.shift = float(scheduler.shift)
+        self.shift, self.own_steps = float(scheduler.shift), None
 
     def timesteps(self, times: Tensor) -> Tensor:
         """`[K]`, int64: the list of as many steps as the grid `times`, `[K + 1]`, has."""

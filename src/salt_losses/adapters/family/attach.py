@@ -11,6 +11,7 @@ from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
 from ...terms.base import Run, warn_of_no_effect
+from ...terms.nesting import check_nesting
 from ...training.agreement import check_agreement
 from ..rollout.calls import FIRST_LIST
 from ..rollout.planned import at_once
@@ -53,7 +54,11 @@ class Adapter:
         do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
         `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
 
-        Warns of a term that would never come on, and of other settings without effect.
+        For the trainer's own number of steps its own step list is trained; the other lists are a
+        grid's. A `shift` of Salt's replaces it.
+
+        Warns of a term that would never come on, of other settings without effect, and of an own
+        list that does not nest with the grids.
 
         Args:
             target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
@@ -94,7 +99,7 @@ class Adapter:
             check_solver(model, config)
         if config.adv is not None:
             _check_adversary(model, streaming is not None, config)
-        lists = SolverSteps(model) if self.solver else ListSteps(model)
+        lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
         own = getattr(pipeline, FIRST_LIST, None)
         if config.first_chunk_steps is not None and own is not None:
@@ -103,11 +108,13 @@ class Adapter:
                 f"own denoising_step_list_first_chunk, of {len(own)} steps",
                 stacklevel=2,
             )
+        if not self.solver:  # which has no list to keep
+            check_nesting(config, lists.of, lists.own_steps, self.trainer)
         run = Run(
             config,
             iterations=_iterations(trainer),
             last_step_only=bool(getattr(pipeline, "last_step_only", False)),
-            own_steps=len(model.denoising_step_list),
+            own_steps=lists.own_steps,
         )
         warn_of_no_effect(run, self.trainer)
         handle._attach()

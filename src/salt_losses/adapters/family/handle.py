@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
@@ -102,6 +105,7 @@ class SaltHandle:
 
         To be called on every rank, with the same state. What the state does not have, of terms or
         of health numbers, is left as it is; what it has of a term that the run does not, too.
+        Damaged health numbers are warned of, and start again.
 
         Other settings than those that make the plans are taken, and named in a warning on rank 0.
 
@@ -120,7 +124,7 @@ class SaltHandle:
         for term, state in loaded:
             term.check_state(state)
         device = next(self._model.generator.parameters()).device
-        remembered = None if health is None else Health.of_state(health, device)
+        remembered = None if health is None else _remembered(health, device)
         saved_settings.load(self._losses.scheduler, self.config, state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
         for term, state in loaded:
@@ -145,3 +149,12 @@ class SaltHandle:
         self.attached = True
         if self._updates is not None:
             self._updates.watch()
+
+
+def _remembered(state: object, device: torch.device) -> Health:
+    """Nothing of the health numbers may end a training."""
+    try:
+        return Health.of_state(state, device)
+    except ValueError as error:
+        warnings.warn(f"{error}. The health numbers start again", stacklevel=3)
+        return Health()

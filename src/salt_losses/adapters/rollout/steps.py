@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...training.patches import Patches
 from ...training.step_lists import SolverLists, StepLists
+from ..family.seams import SAMPLING_STEPS
 
 
 class Followed:
@@ -50,8 +51,8 @@ class ListSteps(StepLists):
 
     draws_noise = True
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model.denoising_step_list, model.scheduler)
+    def __init__(self, model: Any, shift: float | None = None) -> None:
+        super().__init__(model.denoising_step_list, model.scheduler, shift)
         self.followed = Followed()
 
     def put(self, patches: Patches, steps: Tensor, pipeline: Any, model: Any = None) -> None:
@@ -70,14 +71,18 @@ class SolverSteps(SolverLists):
 
     draws_noise = False
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, pipeline: Any) -> None:
+        """`pipeline`: the trainer's; None without one."""
         super().__init__(model.scheduler)
+        # The list that the model has besides is not what its rollouts read.
+        count = getattr(model.args if pipeline is None else pipeline, SAMPLING_STEPS, None)
+        self.own_steps = len(model.denoising_step_list) if count is None else int(count)
         self.followed = Followed()
 
     def put(self, patches: Patches, steps: Tensor, pipeline: Any, model: Any = None) -> None:
         """Ask for as many steps as these."""
         if pipeline is not None:
-            patches.set(pipeline, "sampling_steps", len(steps))
+            patches.set(pipeline, SAMPLING_STEPS, len(steps))
         else:
             patches.set(model, "args", _Settings(model.args, len(steps)))
 

@@ -99,8 +99,10 @@ def _find(trainer: Any, folder: Path) -> Found:
             return Found(None, None, own)
         place = Path(start).parent
     state = place / STATE
-    # What is no text is no JSON either, and is reported as such.
-    return Found(str(place), state.read_text(errors="replace") if state.is_file() else None, own)
+    if not state.is_file():
+        return Found(str(place), None, own)
+    # What is not text is not JSON either, and is reported as such.
+    return Found(str(place), state.read_text("utf-8-sig", errors="replace"), own)
 
 
 def _continue(handle: SaltHandle, where: Path, text: str) -> list[str]:
@@ -114,7 +116,7 @@ def _continue(handle: SaltHandle, where: Path, text: str) -> list[str]:
             state["terms"] = _terms(where.parent, state["terms"]) if stateful else {}
             stateful = [name for name in stateful if name not in state["terms"]]
         handle.load_state_dict(state)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:  # JSON may be nested too deep
         raise ValueError(f"cannot continue from {where}: {error}. {advice}") from error
     return stateful
 

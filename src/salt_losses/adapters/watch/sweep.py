@@ -75,7 +75,7 @@ class Sweeps:
             raise ValueError(
                 f"sweep_every must be 0 where the trainer starts from images (i2v); got {every}"
             )
-        shift = lists.shift if config.shift is None else config.shift
+        shift = lists.shift
         fine = 2 * config.inference_steps
         grids = {
             k: lists.timesteps(step_schedule(k, shift))
@@ -146,7 +146,7 @@ class Sweeps:
             "defect": {
                 "times": self._times,
                 "per_interval": rollouts.defect,
-                "mean": sum(rollouts.defect) / len(rollouts.defect),
+                "mean": float(torch.tensor(rollouts.defect, dtype=torch.float64).nanmean()),
             },
         }
         videos = {k: self._decoded(latents) for k, latents in rollouts.latents.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,8 @@ class PathDefect:
             hook.remove()
 
     def per_interval(self) -> list[float]:
-        return [float(torch.stack(values).mean()) for values in self._values]
+        """NaN if no point of the fine grid is in it, as between those of a trainer's own list."""
+        return [float(torch.stack(v).mean()) if v else math.nan for v in self._values]
 
     def _called(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if self._measuring:

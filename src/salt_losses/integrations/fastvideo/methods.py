@@ -14,6 +14,7 @@ from ...config import SaltConfig
 from ...mixed_step import first_chunk_count
 from ...schedule import step_schedule
 from ...terms.base import Run, warn_of_no_effect
+from ...terms.nesting import check_nesting
 from ...terms.trace import Network
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
@@ -38,16 +39,16 @@ class _SaltMethod:
         config = SaltConfig.from_mapping(self.method_config.get("salt") or {})
         where = f"FastVideo's {type(self).__name__}"
         own = super()._get_denoising_step_list(torch.device("cpu"))  # type: ignore[misc]
-        self._lists = StepLists(own, self._step_scheduler())
-        self._own_list = own if config.shift is None else None
+        self._lists = StepLists(own, self._step_scheduler(), config.shift)
         sp_size = int(cast(Any, self).training_config.distributed.sp_size or 1)
         self._salt = Salt(config, where, self._lists.shift, ranks_per_sample=sp_size)
         self._tap: StudentTap | None = None
         self._training = True
         self._check_settings()
+        check_nesting(config, self._lists.of, self._lists.own_steps, where)
         run = Run(
             config,
-            own_steps=None if self._own_list is None else len(self._own_list),
+            own_steps=self._lists.own_steps,
             last_step_only=bool(getattr(self, "_last_step_only", False)),
             iterations=int(cast(Any, self).training_config.loop.max_train_steps),
         )
@@ -77,8 +78,6 @@ class _SaltMethod:
         return self.student.noise_scheduler
 
     def _step_list(self, times: Tensor) -> Tensor:
-        if self._own_list is not None and len(times) == len(self._own_list) + 1:
-            return cast(Tensor, self._own_list)
         return self._lists.timesteps(times)
 
     def _levels(self, times: Tensor) -> list[float]:

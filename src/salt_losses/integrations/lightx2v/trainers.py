@@ -14,6 +14,7 @@ from ...kv_cache import detached_alias
 from ...mixed_step import first_chunk_count
 from ...schedule import shift_time, step_schedule
 from ...terms.base import Run, warn_of_no_effect
+from ...terms.nesting import check_nesting
 from ...terms.trace import Network
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
@@ -44,8 +45,7 @@ class _SaltTrainer:
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
         check_trainer(self, settings, own, scheduler)
-        self._lists = StepLists(own, scheduler)
-        self._own_list = own if settings.shift is None else None
+        self._lists = StepLists(own, scheduler, settings.shift)
         self._salt = Salt(settings, where, self._lists.shift)
         self.checkpoint_manager = SaltCheckpointManager(self, self._salt)
         self._iteration = -1  # of the present student update
@@ -58,9 +58,10 @@ class _SaltTrainer:
         first = {first_chunk_count(settings.first_chunk_steps, k) for k in settings.step_counts}
         for count in {*settings.step_counts, settings.inference_steps} | first:
             self._step_list(step_schedule(count, shift))  # refuses one that is too fine
+        check_nesting(settings, self._lists.of, self._lists.own_steps, where)
         run = Run(
             settings,
-            own_steps=None if self._own_list is None else len(self._own_list),
+            own_steps=self._lists.own_steps,
             iterations=int(cast(Any, self).max_train_iters),
         )
         warn_of_no_effect(run, where)
@@ -90,8 +91,6 @@ class _SaltTrainer:
     # The step lists.
 
     def _step_list(self, times: Tensor) -> Tensor:
-        if self._own_list is not None and len(times) == len(self._own_list) + 1:
-            return self._own_list.float()
         return self._lists.timesteps(times).float()
 
     def _levels(self, times: Tensor) -> list[float]:
