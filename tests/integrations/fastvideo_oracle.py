@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from tools import reference
 from torch import Tensor
 
 

@@ -9,13 +9,14 @@ import fastgen_networks as networks
 import fastgen_real as fw
 import pytest
 import torch
+from tools import merged
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(
     fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of FastGen to run this"
 )
-EVERY = {"step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2}
-ALIGNED = {"align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0}
+EVERY = {"step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2}
+ALIGNED = {"align": {"reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}}
 CASES = [("dmd2", task) for task in networks.TASKS]
 CASES += [("self_forcing", task) for task in networks.CAUSAL]
 WRITTEN = [case for case in CASES if case[1] in networks.WRITES]
@@ -26,9 +27,9 @@ def importable() -> None:
     fw.activate()
 
 
-def settings(kind: str, weight: float, **more: Any) -> dict[str, Any]:
-    aligned = {**ALIGNED, "align_weight": weight} if kind == "self_forcing" else {}
-    return {**EVERY, **aligned, "sc_weight": weight, **more}
+def settings(kind: str, weight: float, /, **more: Any) -> dict[str, Any]:
+    aligned = merged(ALIGNED, {"align": {"weight": weight}}) if kind == "self_forcing" else {}
+    return merged(EVERY, aligned, {"sc": {"weight": weight}}, more)
 
 
 def step(model: Any, task: str, *, iteration: int = 2, seed: int = 0, size: int = 1) -> Any:
@@ -121,7 +122,7 @@ def test_the_defect_is_a_literal_one_over_the_frames_that_are_not_written(
     kind, task, chunk, monkeypatch
 ):
     """The oracle asks for x0 as the rollout does, makes both endpoints and subtracts them."""
-    from salt_losses.training import defect as term
+    from salt_losses.terms import self_consistency as term
 
     triples: list[Any] = []
     sampler = term.shortcut_triple_sampler
@@ -134,7 +135,7 @@ def test_the_defect_is_a_literal_one_over_the_frames_that_are_not_written(
     for seed in range(4):
         triples.clear()
         net = {"chunk_size": chunk} if kind == "self_forcing" else None
-        model = fw.build(kind, settings(kind, 1, align_weight=0), task=task, net=net, seed=seed)
+        model = fw.build(kind, settings(kind, 1, align=None), task=task, net=net, seed=seed)
         calls: list[Any] = []
 
         def noted(net: Any, args: Any, kwargs: Any, calls: Any = calls) -> None:

@@ -16,6 +16,7 @@ from lightx2v_oracle import (
     student_rollout,
     tensor,
 )
+from tools import sc_loss
 
 from salt_losses import step_schedule
 from salt_losses.cli.calls import (
@@ -72,7 +73,7 @@ def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(kind, seed, stage
 def test_with_vanishing_weights_the_gradients_are_the_parents(kind, seed, stop_grad, tmp_path):
     theirs = step(fw.build(kind, None, tmp_path, seed=seed), seed)
     their_stream = torch.get_rng_state()
-    salt = settings(1e-38, 1e-38, sc_stop_grad=stop_grad)
+    salt = settings(1e-38, 1e-38, sc={"stop_grad": stop_grad})
     ours = step(fw.build(kind, salt, tmp_path, seed=seed), seed)
     assert {"salt/sc_loss", "salt/align_loss"} <= ours[0].keys()
     assert equal(theirs[1], ours[1])
@@ -88,7 +89,7 @@ def test_with_vanishing_weights_the_gradients_are_the_parents_in_every_kind_of_c
     more = {**CACHES[cache], "training__dmd__same_step_across_blocks": same}
     theirs, ours = (
         step(fw.build("ar", salt, tmp_path, seed=4, **more), 4, size=size)
-        for salt in (None, settings(1e-38, 1e-38, align_at="end"))
+        for salt in (None, settings(1e-38, 1e-38, align={"to": "end"}))
     )
     assert ours[0]["salt/sc_loss"] > 0
     assert ours[0]["salt/align_loss"] > 0
@@ -99,7 +100,7 @@ def test_in_bfloat16_too_and_the_levels_are_the_lists_own(kind, tmp_path):
     """The bidirectional student is given its level in bfloat16, which may be another point's."""
     more = {"model__running_dtype": "bf16", "model__transformer_param_dtype": "bf16"}
     theirs = step(fw.build(kind, None, tmp_path, seed=4, **more), 4)
-    trainer = fw.build(kind, settings(1e-38, 1e-38, align_at="end"), tmp_path, seed=4, **more)
+    trainer = fw.build(kind, settings(1e-38, 1e-38, align={"to": "end"}), tmp_path, seed=4, **more)
     with kept_triples() as triples:
         ours = step(trainer, 4)
     assert ours[0]["salt/sc_loss"] > 0
@@ -135,7 +136,7 @@ def test_the_terms_are_felt_by_the_student_alone(kind, tmp_path):
     assert not equal(small, large)
     assert all(p.grad is None for p in trainer.fake_model.transformer.parameters())
     assert all(p.requires_grad for p in trainer.fake_model.transformer.parameters())
-    trainer = fw.build(kind, settings(1e-38, 1, align_at="end"), tmp_path, seed=seed)
+    trainer = fw.build(kind, settings(1e-38, 1, align={"to": "end"}), tmp_path, seed=seed)
     numbers, aligned = step(trainer, seed)
     assert numbers["salt/align_loss"] > 0
     assert not equal(small, aligned)
@@ -155,7 +156,7 @@ def test_the_step_lists_are_read_off_the_frameworks_table(kind, tmp_path):
 
 
 def test_the_trainers_own_list_is_in_its_place_after_a_step(kind, tmp_path):
-    trainer = fw.build(kind, {"seed": 3, "sc_steps": [2, 4, 8]}, tmp_path)
+    trainer = fw.build(kind, {"seed": 3, "sc": {"step_counts": [2, 4, 8]}}, tmp_path)
     names = ("denoising_steps", "denoising_sigmas", "num_inference_steps")
     before = [getattr(trainer, name) for name in names]
     lengths = set()
@@ -180,7 +181,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         trainer._salt.begin(0)
         with kept_triples() as triples:
             student_rollout(trainer, seed, size)
-        loss = trainer._defect.loss()
+        loss = sc_loss(trainer._salt)
         if loss is None or not any(triple.feasible.all() for triple in triples):
             continue
         tried += 1
@@ -247,7 +248,7 @@ def test_a_plans_calls_are_those_that_are_counted(align_at, tmp_path):
     generator, critic = NONE, NONE
     for leaves in range(4):
         for stage in ("student", "fake"):
-            trainer = fw.build("ar", settings(1, 0.1, align_at=align_at), tmp_path)
+            trainer = fw.build("ar", settings(1, 0.1, align={"to": align_at}), tmp_path)
             calls = Calls(trainer)
             with followed([leaves] * blocks):
                 step(trainer, stage=stage)

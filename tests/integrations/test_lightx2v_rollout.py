@@ -9,6 +9,7 @@ import lightx2v_real as fw
 import pytest
 import torch
 from lightx2v_oracle import Calls, equal, followed, literal_reference, settings, step
+from tools import reference
 
 KINDS = ("ar", "dmd")
 
@@ -32,8 +33,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(same, tmp_path):
-    salt = {"step_counts": [2], "probs": [1.0], "sc_steps": [], "inference_steps": 1,
-            "first_chunk_steps": 4}  # fmt: skip
+    salt = {"step_counts": [2], "probs": [1.0], "sc": {"step_counts": []}, "inference_steps": 1, "first_chunk_steps": 4}  # fmt: skip
     more = {"training__dmd__same_step_across_blocks": same, "training__dmd__ts_schedule": True}
     lengths = set()
     for seed in range(8):
@@ -83,7 +83,7 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
         "training__dmd__context_noise": context_noise,
     }
     for seed in range(3):
-        salt = settings(0, 1, align_at=align_at, seed=seed, first_chunk_steps=first)
+        salt = settings(0, 1, align={"to": align_at}, seed=seed, first_chunk_steps=first)
         trainer = fw.build("ar", salt, tmp_path, seed=seed, **more)
         trainer._salt.begin(0)
         shape = trainer._latent_shape(fw.batch(seed))
@@ -106,7 +106,7 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
 def test_the_matched_reference_of_a_bidirectional_rollout_is_a_literal_one(align_at, tmp_path):
     tried = set()
     for seed in range(6):
-        trainer = fw.build("dmd", settings(0, 1, align_at=align_at), tmp_path, seed=seed)
+        trainer = fw.build("dmd", settings(0, 1, align={"to": align_at}), tmp_path, seed=seed)
         trainer._salt.begin(0)
         shape = trainer._latent_shape(fw.batch(seed))
         noise = trainer.sample_initial_latents(shape)

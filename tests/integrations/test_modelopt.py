@@ -20,7 +20,7 @@ from salt_losses import add_noise
 fastgen = pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
 
 from salt_losses.integrations.modelopt import SaltDMDPipeline  # noqa: E402
-from salt_losses.training import defect as term  # noqa: E402
+from salt_losses.terms import self_consistency as term  # noqa: E402
 
 KINDS = ("flow", "v", "x0", "eps")
 T_LIST = [0.98, 0.9, 0.8, 0.6, 0.0]
@@ -132,7 +132,7 @@ SETTINGS = [
 @pytest.mark.parametrize("config", SETTINGS, ids=str)
 def test_at_weight_0_all_losses_gradients_and_streams_are_theirs_bit_for_bit(config):
     for seed in range(3):
-        theirs, ours = (build(salt, seed=seed, **config) for salt in (None, {"sc_weight": 0.0}))
+        theirs, ours = (build(salt, seed=seed, **config) for salt in (None, {"sc": None}))
         a, b = student_step(theirs, seed), student_step(ours, seed)
         assert a[0].keys() == b[0].keys()
         assert equal([*a[0].values(), *a[1], a[2]], [*b[0].values(), *b[1], b[2]])
@@ -153,7 +153,7 @@ def test_at_a_vanishing_weight_the_gradients_and_streams_are_theirs(network, sim
     for seed in range(3):
         more = {"seed": seed, "network": network, "backward_simulation": simulate}
         a = student_step(build(None, **more), seed)
-        b = student_step(build({"sc_weight": 1e-38}, **more), seed)
+        b = student_step(build({"sc": {"weight": 1e-38}}, **more), seed)
         assert simulate or b[0]["sc"] > 0  # a simulation may leave where no triple is
         assert equal([a[0]["total"], *a[1], a[2]], [b[0]["total"], *b[1], b[2]])
 
@@ -163,7 +163,7 @@ def test_at_a_vanishing_weight_the_gradients_and_streams_are_theirs(network, sim
 def test_the_term_costs_one_call_of_the_student_and_none_at_weight_0(network, simulate):
     for seed in range(3):
         made = []
-        for salt in (None, {"sc_weight": 0.0}, {"sc_weight": 1.0}):
+        for salt in (None, {"sc": None}, {"sc": {"weight": 1.0}}):
             more = {"seed": seed, "network": network, "backward_simulation": simulate}
             pipeline = build(salt, **more)
             calls = Calls(pipeline)
@@ -225,7 +225,7 @@ def test_the_terms_gradient_is_that_of_a_slow_literal_computation(network, kind,
     tried = 0
     for seed in range(2):
         pipeline = build(
-            {"sc_weight": 0.7},
+            {"sc": {"weight": 0.7}},
             seed=seed,
             network=network,
             dtype=torch.float64,
@@ -257,7 +257,7 @@ def test_the_terms_gradient_is_that_of_a_slow_literal_computation(network, kind,
 
 
 def test_middle_times_are_from_their_list_and_ends_from_every_second_of_it(triples):
-    pipeline = build({"sc_weight": 1.0, "inference_steps": 2})
+    pipeline = build({"sc": {"weight": 1.0}, "inference_steps": 2})
     for seed in range(20):
         student_step(pipeline, seed)
     drawn = [torch.cat([t[i][t.feasible] for t in triples]) for i in range(3)]
@@ -268,7 +268,7 @@ def test_middle_times_are_from_their_list_and_ends_from_every_second_of_it(tripl
 
 
 def test_beside_a_discriminator_the_total_has_all_three_parts():
-    losses, *_ = student_step(build({"sc_weight": 2.0}, gan_loss_weight_gen=0.03))
+    losses, *_ = student_step(build({"sc": {"weight": 2.0}}, gan_loss_weight_gen=0.03))
     total = losses["vsd"] + 0.03 * losses["gan_gen"] + 2.0 * losses["sc"]
     assert torch.allclose(losses["total"], total)
     assert losses["sc"] > 0
@@ -276,7 +276,7 @@ def test_beside_a_discriminator_the_total_has_all_three_parts():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_the_networks_outputs_are_rounded_and_nothing_after_them(kind, triples):
-    pipeline = build({"sc_weight": 1.0}, dtype=torch.bfloat16, pred_type=kind)
+    pipeline = build({"sc": {"weight": 1.0}}, dtype=torch.bfloat16, pred_type=kind)
     calls = Calls(pipeline)
     sc = pipeline.compute_student_loss(*batch(1, torch.bfloat16))["sc"].detach()
 
@@ -297,7 +297,7 @@ def test_in_bfloat16_the_networks_outputs_are_rounded_and_nothing_after_them(kin
 
 
 def test_without_gradient_the_losses_are_theirs_and_no_update_is_counted():
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     with torch.no_grad():
         assert set(pipeline.compute_student_loss(*batch(0))) == {"vsd", "total"}
     assert pipeline.state_dict()["iteration"] == 0
@@ -305,7 +305,7 @@ def test_without_gradient_the_losses_are_theirs_and_no_update_is_counted():
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 4, 8])
 def test_a_warm_up_counts_the_students_updates_and_not_micro_batches(micro_batches):
-    pipeline = build({"sc_weight": 1.0, "sc_warmup": 2})
+    pipeline = build({"sc": {"weight": 1.0, "warmup": 2}})
     critic = torch.optim.SGD(pipeline.fake_score.parameters(), 1e-3)
     found = []
     for seed in range(4):
@@ -319,7 +319,7 @@ def test_a_warm_up_counts_the_students_updates_and_not_micro_batches(micro_batch
 
 
 def test_micro_batches_of_one_update_draw_triples_of_their_own(triples):
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     for _ in range(2):
         student_update(pipeline, micro_batches=8)
     drawn = [tuple(triple.t_m.tolist()) for triple in triples]
@@ -328,7 +328,7 @@ def test_micro_batches_of_one_update_draw_triples_of_their_own(triples):
 
 
 def test_updates_are_counted_at_weight_0_too():
-    pipeline = build({"sc_weight": 0.0})
+    pipeline = build({"sc": None})
     for seed in range(3):
         student_update(pipeline, seed, 2)
     assert pipeline.state_dict()["iteration"] == 3
@@ -336,7 +336,7 @@ def test_updates_are_counted_at_weight_0_too():
 
 def test_a_student_that_no_optimizer_of_pytorchs_updates_is_said(monkeypatch):
     monkeypatch.setattr("salt_losses.training.optimizer_steps.MANY_CALLS", 3)
-    pipeline = build({"sc_weight": 1.0, "sc_warmup": 1})
+    pipeline = build({"sc": {"weight": 1.0, "warmup": 1}})
     for seed in range(2):
         student_step(pipeline, seed)
     with pytest.warns(UserWarning, match="3 calls of compute_student_loss, and no torch.optim"):
@@ -352,7 +352,7 @@ def test_a_pipeline_that_is_gone_watches_no_optimizer():
     hooks = optimizer._global_optimizer_post_hooks
     gc.collect()
     before = len(hooks)
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     assert len(hooks) == before + 1
     del pipeline
     gc.collect()
@@ -360,14 +360,14 @@ def test_a_pipeline_that_is_gone_watches_no_optimizer():
 
 
 def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
-    whole = build({"sc_weight": 1.0})
+    whole = build({"sc": {"weight": 1.0}})
     for seed in range(4):
         student_update(whole, seed, 2)
     drawn = list(triples)
-    first = build({"sc_weight": 1.0})
+    first = build({"sc": {"weight": 1.0}})
     for seed in range(2):
         student_update(first, seed, 2)
-    resumed = build({"sc_weight": 1.0})
+    resumed = build({"sc": {"weight": 1.0}})
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     triples.clear()
     for seed in range(2, 4):
@@ -375,14 +375,14 @@ def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
     assert equal([t.t_m for t in drawn[4:]], [t.t_m for t in triples])
     assert not equal([t.t_m for t in drawn[:4]], [t.t_m for t in triples])
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
-        build({"sc_weight": 1.0, "seed": 1}).load_state_dict(first.state_dict())
+        build({"sc": {"weight": 1.0}, "seed": 1}).load_state_dict(first.state_dict())
 
 
 def test_other_settings_after_a_resume_are_taken_and_named():
-    state = build({"sc_weight": 1.0}).state_dict()
-    other = build({"sc_weight": 30.0, "sc_stop_grad": "direct"})
+    state = build({"sc": {"weight": 1.0}}).state_dict()
+    other = build({"sc": {"weight": 30.0, "stop_grad": "direct"}})
     with pytest.warns(
-        UserWarning, match="other settings .*: sc_weight 1 -> 30, sc_stop_grad None -> 'direct'$"
+        UserWarning, match="other settings .*: sc.weight 1 -> 30, sc.stop_grad None -> 'direct'$"
     ):
         other.load_state_dict(state)
 
@@ -418,7 +418,7 @@ def qwen(salt: dict[str, Any] | None, **more: Any) -> Any:
 def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
     latents, noise, text = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 16)
     for more in ({}, {"guidance": 2.5}):
-        pipeline = qwen({"sc_weight": 1.0}, **more)
+        pipeline = qwen({"sc": {"weight": 1.0}}, **more)
         calls = Calls(pipeline)
         losses = pipeline.compute_student_loss(latents, noise, text)
         losses["total"].backward()
@@ -430,7 +430,7 @@ def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
         theirs = qwen(None, **more)
         torch.manual_seed(1)
         vsd = theirs.compute_student_loss(latents, noise, text)["vsd"]
-        ours = qwen({"sc_weight": 1.0}, **more)
+        ours = qwen({"sc": {"weight": 1.0}}, **more)
         torch.manual_seed(1)
         assert torch.equal(ours.compute_student_loss(latents, noise, text)["vsd"], vsd)
 
@@ -438,14 +438,14 @@ def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
 def test_an_argument_that_nobody_takes_is_theirs_to_refuse():
     roles = (Toy(), Toy(), Toy(), fastgen.DMDConfig())
     with pytest.raises(TypeError, match="guidance"):
-        SaltDMDPipeline(*roles, salt={"sc_weight": 0}, guidance=1.0)
+        SaltDMDPipeline(*roles, salt={"sc": None}, guidance=1.0)
 
 
 def test_a_term_that_counts_for_nothing_is_said_where_the_pipeline_is_made():
     times = {"t_list": [1.0, 0.5, 0.0]}
     settings = {"student_sample_steps": 2, "sample_t_cfg": times}
-    with pytest.warns(UserWarning, match="sc_time_weight 'clean' leaves out the level 1"):
-        build({"sc_weight": 1.0, "sc_time_weight": "clean"}, **settings)
+    with pytest.warns(UserWarning, match="sc.time_weight 'clean' leaves out the level 1"):
+        build({"sc": {"weight": 1.0, "time_weight": "clean"}}, **settings)
 
 
 BAD = {
@@ -456,13 +456,13 @@ BAD = {
         {"pred_type": "eps", "sample_t_cfg": {"t_list": [1.0, 0.5, 0.0]}},
         "must begin below 1 where pred_type is 'eps'",
     ),
-    "a typing error": ({"sc_wieght": 1}, {}, "did you mean 'sc_weight'"),
+    "a typing error": ({"sc_wieght": 1}, {}, "did you mean 'sc'"),
     "mixed steps": (
         {"step_counts": [2, 4], "probs": [0.5, 0.5]},
         {},
         "mixed steps are not supported there",
     ),
-    "an alignment": ({"align_weight": 0.1}, {}, "align_weight must be 0.0 in Model-Optimizer"),
+    "an alignment": ({"align": {"weight": 0.1}}, {}, "align_weight must be 0.0 in Model-Optimizer"),
     "a shift": ({"shift": 5.0}, {}, "shift must be None in Model-Optimizer"),
     "a coarse grid": ({"inference_steps": 3}, {}, "inference_steps must divide"),
 }
@@ -478,7 +478,7 @@ def test_what_cannot_be_is_refused(case):
 @pytest.mark.parametrize("steps", [2, 3, 4, 6, 8])
 def test_a_list_of_any_length_has_a_grid_of_ends(steps):
     times = {"t_list": [0.99 * (1 - i / steps) for i in range(steps)] + [0.0]}
-    pipeline = build({"sc_weight": 1.0}, student_sample_steps=steps, sample_t_cfg=times)
+    pipeline = build({"sc": {"weight": 1.0}}, student_sample_steps=steps, sample_t_cfg=times)
     assert any(student_step(pipeline, seed)[0]["sc"] > 0 for seed in range(5))
 
 
@@ -500,7 +500,7 @@ def test_without_theirs_the_import_says_what_is_missing(monkeypatch):
 
 def test_the_student_learns_to_compose_where_the_term_is_all_that_moves_it():
     """The defect falls over some updates: the gradient points the right way."""
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     optimizer = torch.optim.Adam(pipeline.student.parameters(), lr=1e-2)
     values = []
     for seed in range(40):
@@ -514,7 +514,7 @@ def test_the_student_learns_to_compose_where_the_term_is_all_that_moves_it():
 
 def test_the_state_where_the_term_is_made_is_theirs():
     """`x_s` of the extra call's base is data noised to the drawn level, as their step has it."""
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     calls = Calls(pipeline)
     latents, noise, text = batch(0)
     pipeline.compute_student_loss(latents, noise, text)

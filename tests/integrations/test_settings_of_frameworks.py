@@ -13,10 +13,7 @@ from salt_losses.integrations._salt import check_supported
 
 DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 OTHER = {
-    "first_chunk_steps": 8, "adv_weight": 1.0, "adv_against": "more_steps", "adv_kind": "hinge",
-    "adv_step_counts": (2,), "adv_features": "real_score", "adv_blocks": (1,), "adv_lr": 1.0,
-    "adv_levels": (0.0, 1.0), "adv_penalty": 1.0, "adv_sigma": 1.0, "adv_warmup": 1,
-    "adv_updates": 2, "sweep_every": 1, "sweep_prompts": ("a",), "shift": 5.0, "align_weight": 1.0,
+    "first_chunk_steps": 8, "adv": {"weight": 1.0, "against": "more_steps", "kind": "hinge", "step_counts": (2,), "features": "real_score", "blocks": (1,), "lr": 1.0, "noise_range": (0.0, 1.0), "warmup": 1}, "adv_penalty": 1.0, "adv_sigma": 1.0, "adv_updates": 2, "sweep_every": 1, "sweep_prompts": ("a",), "shift": 5.0, "align": {"weight": 1.0}
 }  # fmt: skip
 
 

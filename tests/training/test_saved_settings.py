@@ -9,20 +9,12 @@ from typing import Any
 
 import pytest
 
+from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses import SaltConfig
 from salt_losses.training import saved_settings
 
 OTHER = {
-    "step_counts": (2, 4), "probs": (0.5, 0.5), "shift": 3.0, "sc_steps": (4,),
-    "align_reference": {2: 4}, "align_warmup": 1, "align_prob": 0.1, "inference_steps": 2,
-    "seed": 1, "first_chunk_steps": {2: 4}, "sc_weight": 30.0, "align_weight": 0.1,
-    "align_margin": 0.2, "align_features": "real_score", "align_block": 3,
-    "sc_stop_grad": "direct", "sc_time_weight": "clean", "sc_nearest": 2, "sc_warmup": 7,
-    "align_at": "end", "align_noise": "own", "align_levels": (0.1, 0.9), "adv_weight": 0.1,
-    "adv_against": "more_steps", "adv_step_counts": (2,), "adv_kind": "hinge",
-    "adv_features": "real_score", "adv_blocks": (1, 2), "adv_levels": (0.1, 0.4), "adv_lr": 1e-4,
-    "adv_penalty": 0.1, "adv_sigma": 0.2, "adv_warmup": 5, "adv_updates": 2, "sweep_every": 5,
-    "sweep_prompts": ("a", "b"),
+    "step_counts": (2, 4), "probs": (0.5, 0.5), "shift": 3.0, "sc": {"step_counts": (4,), "weight": 30.0, "stop_grad": "direct", "time_weight": "clean", "nearest": 2, "warmup": 7}, "align": {"reference": {2: 4}, "warmup": 1, "prob": 0.1, "weight": 0.1, "margin": 0.2, "features": "real_score", "block": 3, "to": "end", "reference_noise": "own", "noise_range": (0.1, 0.9)}, "inference_steps": 2, "seed": 1, "first_chunk_steps": {2: 4}, "adv": {"weight": 0.1, "against": "more_steps", "step_counts": (2,), "kind": "hinge", "features": "real_score", "blocks": (1, 2), "noise_range": (0.1, 0.4), "lr": 1e-4, "warmup": 5}, "adv_penalty": 0.1, "adv_sigma": 0.2, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a", "b")
 }  # fmt: skip
 # Other plans, which the scheduler refuses.
 PLANS = {"step_counts", "probs", "shift", *saved_settings.save(
@@ -49,7 +41,7 @@ def test_every_setting_is_tried() -> None:
 @pytest.mark.parametrize("name", OTHER)
 def test_every_setting_that_differs_is_refused_or_named(name: str) -> None:
     before, now = SaltConfig(), OTHER[name]
-    changed = {name: now, "adv_step_counts": (2,)} if name == "step_counts" else {name: now}
+    changed = {name: now, "adv": {"step_counts": (2,)}} if name == "step_counts" else {name: now}
     if name in ("step_counts", "probs"):
         changed = {"step_counts": (2, 8), "probs": (0.5, 0.5)}
     config = SaltConfig(**changed)
@@ -69,7 +61,7 @@ def test_the_same_settings_are_resumed_without_a_word(config: SaltConfig) -> Non
 
 
 def test_all_changes_are_named_in_one_line() -> None:
-    (message,) = resumed(SaltConfig(sc_weight=30, align_at="end"), saved(SaltConfig()))
+    (message,) = resumed(SaltConfig(sc=SelfConsistency(weight=30), align=Alignment(to="end")), saved(SaltConfig()))
     assert message.endswith("this run had: sc_weight 1 -> 30, align_at 'exit' -> 'end'")
     assert "\n" not in message
 
@@ -77,7 +69,7 @@ def test_all_changes_are_named_in_one_line() -> None:
 def test_a_state_from_before_there_were_settings_in_it_is_resumed_without_a_word() -> None:
     state = saved(SaltConfig())
     del state[saved_settings.KEY]
-    assert resumed(SaltConfig(sc_weight=30), state) == []
+    assert resumed(SaltConfig(sc=SelfConsistency(weight=30)), state) == []
 
 
 def test_a_setting_that_is_newer_than_the_state_had_its_default() -> None:
@@ -85,7 +77,7 @@ def test_a_setting_that_is_newer_than_the_state_had_its_default() -> None:
     del state[saved_settings.KEY]["sc_weight"]
     state[saved_settings.KEY]["gone"] = 1
     assert resumed(SaltConfig(), state) == []
-    (message,) = resumed(SaltConfig(sc_weight=30), state)
+    (message,) = resumed(SaltConfig(sc=SelfConsistency(weight=30)), state)
     assert message.endswith("sc_weight 1 -> 30")
 
 

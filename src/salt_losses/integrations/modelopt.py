@@ -13,6 +13,7 @@ of its points the one that the ends are from, `inference_steps` of them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
@@ -26,15 +27,18 @@ from .._checks import compute_dtype, grid_floats
 from ..config import SaltConfig
 from ..errors import SettingError
 from ..flow import to_velocity
+from ..terms import SelfConsistency
 from ..terms.base import Run, warn_of_no_effect
 from ..training import optimizer_steps
 from ._hooks import check_hooks
+from ._refuse import OFFERS, check_settings
 from ._salt import Salt
 
 KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
 
 try:
     from modelopt.torch.fastgen import DMDPipeline
+    from modelopt.torch.fastgen.utils import classifier_free_guidance
 except ImportError as error:
     raise ImportError(
         f"cannot import what Salt extends in Model-Optimizer ({error}); {KNOWN}"
@@ -45,6 +49,8 @@ check_hooks(
     {
         "__init__": ("student", "teacher", "fake_score", "config", "discriminator"),
         "compute_student_loss": ("latents", "noise", "encoder_hidden_states"),
+        "_build_student_input": ("latents", "noise", "encoder_hidden_states"),
+        "_predict_x0": ("model", "hidden_states", "timestep", "encoder_hidden_states"),
         "_call_model": ("model", "hidden_states", "timestep", "encoder_hidden_states"),
     },
     KNOWN,
@@ -96,7 +102,8 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         super().__init__(student, teacher, fake_score, config, discriminator=discriminator, **more)
         self._salt = Salt(settings, "Model-Optimizer", shift=1.0)
         warn_of_no_effect(Run(settings), "Model-Optimizer")
-        self._exit = False  # the next call of the student with gradient is its exit step
+        self._predictions: dict[nn.Module, list[Tensor]] | None = None  # of the present update
+        self._again: Tensor | None = None  # what the student is to have predicted
         self._updates = 0  # of the student that have ended
         self._calls = 0  # of its loss, since then
         optimizer_steps.watch(self, SaltDMDPipeline._stepped)
@@ -114,13 +121,36 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         salt.begin(self._updates)
         if salt.watch(self._times, lockstep=True) is None:
             return cast("dict[str, Tensor]", compute(*args, **kwargs))
-        self._exit = True
+        predictions = self._predictions = {
+            m: [] for m in (self.student, self.fake_score, self.teacher)
+        }
         try:
             losses = compute(*args, **kwargs)
         finally:
-            self._exit = False
+            self._predictions = None
+
+        def dmd(video: Tensor) -> Tensor:
+            self._again = _back(video, predictions[self.student][0])
+            try:
+                return cast(Tensor, compute(*args, **kwargs)["vsd"])
+            finally:
+                self._again = None
+
+        (video,), (fake_x0,), (real_x0, *negative) = predictions.values()
+        if negative:
+            scale = kwargs.get("guidance_scale")
+            scale = self.config.guidance_scale if scale is None else scale
+            real_x0 = classifier_free_guidance(real_x0, negative[0], scale)
         total = losses["total"]
-        loss = salt.objective(total, {})
+        offers = {
+            "video": _flip(video),
+            "output": _flip(video),
+            "prompts": args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states"),
+            "fake_x0": _flip(fake_x0),
+            "real_x0": _flip(real_x0),
+            "dmd": dmd,
+        }
+        loss = salt.objective(total, offers, losses["vsd"])
         names = [term.name for term in salt.terms if f"salt/{term.name}_loss" in salt.metrics]
         of_terms = {name: salt.metrics[f"salt/{name}_loss"] for name in names}
         return {**losses, **of_terms, "salt": (loss - total).detach(), "total": loss}
@@ -142,13 +172,13 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         output = call(model, hidden_states, timestep, encoder_hidden_states, **model_kwargs)
         # The student's only call with gradient is its exit step: a simulation before it has none.
         trace = self._salt.trace
-        exits = self._exit and model is self.student and torch.is_grad_enabled()
+        exits = self._predictions is not None and model is self.student and torch.is_grad_enabled()
         if trace is None or not exits:
             return cast(Tensor, output)
         kind, dtype = KINDS[self.config.pred_type], compute_dtype(hidden_states.dtype)
 
         def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
-            x_m = _flip(x_m).to(hidden_states.dtype)
+            x_m = _back(x_m, hidden_states).to(hidden_states.dtype)
             out = call(model, x_m, t_m.to(timestep), encoder_hidden_states, **model_kwargs)
             return _flip(to_velocity(out, x_m.to(dtype), t_m, kind))
 
@@ -156,6 +186,19 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         v_s = to_velocity(output, x_s, timestep, kind)
         trace.exit_step(_flip(x_s), _flip(v_s), timestep.cpu().double(), velocity)
         return cast(Tensor, output)
+
+    def _predict_x0(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self._again is not None and model is self.student:
+            return self._again
+        x0 = cast(Tensor, super()._predict_x0(model, *args, **kwargs))
+        if self._predictions is not None and (model is not self.student or x0.requires_grad):
+            self._predictions[model].append(x0 if model is self.student else x0.detach())
+        return x0
+
+    def _build_student_input(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._again is not None:  # without a simulation, whose end is not asked for
+            return latents, latents.new_ones(len(latents))
+        return super()._build_student_input(latents, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         """The count of the student's updates, which its plans and draws follow, and the settings.
@@ -191,8 +234,13 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
 
 
 def _flip(x: Tensor) -> Tensor:
-    """`[B, C, F, H, W]` to `[B, F, C, H, W]` and back; an image is left as it is."""
-    return x.transpose(1, 2) if x.dim() == 5 else x
+    """Videos `[B, C, F, H, W]`, and images `[B, C, H, W]`, as terms have them,
+    `[B, F, C, H, W]`."""
+    return x.transpose(1, 2) if x.dim() == 5 else x.unsqueeze(1) if x.dim() == 4 else x
+
+
+def _back(x: Tensor, like: Tensor) -> Tensor:
+    return x.transpose(1, 2) if like.dim() == 5 else x.squeeze(1) if like.dim() == 4 else x
 
 
 def _grid(config: Any) -> list[float]:
@@ -217,8 +265,18 @@ def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
         if "step_counts" in sc:
             raise _refusal("sc.step_counts", sc["step_counts"])
         sc = {**sc, "step_counts": [steps]}
+    elif isinstance(sc, SelfConsistency):
+        sc = dataclasses.replace(sc, step_counts=[steps])
     own = {"step_counts": [steps], "probs": [1.0], "sc": sc}
-    return SaltConfig.from_mapping({"inference_steps": math.gcd(4, steps), **salt, **own})
+    config = SaltConfig.from_mapping({"inference_steps": math.gcd(4, steps), **salt, **own})
+    offers = OFFERS - {"reference", "features", "network"}
+    check_settings(config, offers, "Model-Optimizer", chunked=False)
+    if config.shift is not None:
+        raise SettingError(
+            "shift",
+            f"shift must be None in Model-Optimizer: it is not supported there; got {config.shift}",
+        )
+    return config
 
 
 def _refusal(name: str, value: object) -> SettingError:
@@ -233,12 +291,14 @@ def _check(config: Any) -> None:
     """What the term cannot be computed of."""
     grid = _grid(config)
     if len(grid) == 2:
-        raise ValueError(
+        raise SettingError(
+            "config.student_sample_steps",
             "config.student_sample_steps must be at least 2 if sc is on: one step "
-            f"has no second one to agree with; got the times {grid}"
+            f"has no second one to agree with; got the times {grid}",
         )
     if config.pred_type == "eps" and grid[0] == 1:
-        raise ValueError(
+        raise SettingError(
+            "config.sample_t_cfg.t_list",
             "config.sample_t_cfg.t_list must begin below 1 where pred_type is 'eps': at level 1 "
-            "the noise does not determine the velocity; got 1.0"
+            "the noise does not determine the velocity; got 1.0",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .._checks import check_count, check_number
-from ..errors import checked
+from ..errors import SettingError, checked
 from ..mixed_step import StepPlan, check_step_counts, first_chunk_count
 
 if TYPE_CHECKING:
@@ -236,6 +236,20 @@ def check_range(name: str, value: object) -> tuple[float, float]:
     if not low < high <= 1:
         raise ValueError(f"{name} must be noise levels, the lower one first; got {value!r}")
     return low, high
+
+
+def check_needs(terms: Iterable[Term], offers: Collection[str], trainer: str) -> None:
+    """
+    Raises:
+        SettingError: a term uses what is not among `offers`.
+    """
+    for term in terms:
+        missing = [OFFERS[name] for name in OFFERS if name in term.needs and name not in offers]
+        if term.weight > 0 and missing:
+            raise SettingError(
+                term.name,
+                f"{term.name} needs {', '.join(missing)}, which {trainer} does not offer",
+            )
 
 
 def no_effect(run: Run) -> list[str]:

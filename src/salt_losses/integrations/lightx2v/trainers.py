@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...kv_cache import detached_alias
-from ...mixed_step import first_chunk_count
-from ...schedule import shift_time, step_schedule
+from ...schedule import shift_time
 from ...terms.base import Run, warn_of_no_effect
 from ...terms.nesting import check_nesting
 from ...terms.trace import Network
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
 from .._reference import Recorded, Student, reference_rollout
+from .._refuse import OFFERS, check_blocks, check_grids, check_settings
 from .._salt import Salt
 from .checkpoint import SaltCheckpointManager
 from .framework import (
@@ -39,9 +39,12 @@ class _SaltTrainer:
     # The framework's, named for the type checker.
     model: Any
 
+    _chunked = False
+
     def __init__(self, config: dict[str, Any]) -> None:
         settings = SaltConfig.from_mapping(config["training"]["dmd"].get("salt") or {})
         where = f"LightX2V's {type(self).__name__}"
+        check_settings(settings, OFFERS, where, chunked=self._chunked)
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
         check_trainer(self, settings, own, scheduler)
@@ -54,10 +57,7 @@ class _SaltTrainer:
         self._rollout: tuple[Any, ...] | None = None  # what the last one with gradient returned
         self._again: tuple[Any, ...] | None = None  # what the next one is to return
         self._predictions: tuple[Tensor, Tensor] | None = None  # the scores', of the present update
-        shift = self._salt.scheduler.shift
-        first = {first_chunk_count(settings.first_chunk_steps, k) for k in settings.step_counts}
-        for count in {*settings.step_counts, settings.inference_steps} | first:
-            self._step_list(step_schedule(count, shift))  # refuses one that is too fine
+        check_grids(settings, self._step_list, self._lists.shift)
         check_nesting(settings, self._lists.of, self._lists.own_steps, where)
         run = Run(
             settings,
@@ -65,6 +65,13 @@ class _SaltTrainer:
             iterations=int(cast(Any, self).max_train_iters),
         )
         warn_of_no_effect(run, where)
+
+    def setup(self, resume_ckpt_path: str | None = None) -> None:
+        super().setup(resume_ckpt_path=resume_ckpt_path)  # type: ignore[misc]
+        trainer = cast(Any, self)  # its networks are there now
+        networks = {"fake_score": trainer.fake_model, "real_score": trainer.teacher_model}
+        counts = {name: len(model.transformer.blocks) for name, model in networks.items()}
+        check_blocks(self._salt.config, counts)
 
     # The iteration, and what is logged of it.
 
@@ -232,6 +239,7 @@ class SaltVideoArDmdTrainer(_SaltTrainer, VideoArDmdTrainer):  # type: ignore[mi
     """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
     block's exit step, and the alignment."""
 
+    _chunked = True
     _chunks: Chunks | None = None  # of the present rollout
 
     def _rollout_steps(self, steps: Tensor) -> Any:
