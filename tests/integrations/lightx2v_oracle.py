@@ -19,7 +19,7 @@ EVERY = {  # the defect term in every iteration, and the framework's own step li
     "step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2
 }  # fmt: skip
 ALIGNED = {
-    "align": {"reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
+    "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ EVERY = {  # the defect term in every iteration, and the framework's own step li
     "step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2
 }  # fmt: skip
 ALIGNED = {
-    "align": {"reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
+    "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(
     fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of FastGen to run this"
@@ -523,7 +523,7 @@ def test_two_ranks_follow_one_plan_and_keep_equal_parameters(kind, wrapping, tmp
 
 
 def test_bad_settings_are_refused(kind):
-    with pytest.raises(ValueError, match="did you mean 'sc'"):
+    with pytest.raises(ValueError, match="unknown setting 'sc_wieght'"):
         fw.build(kind, {"sc_wieght": 1})
     if kind == "dmd2":
         with pytest.raises(ValueError, match="a prediction from data has no rollout"):
@@ -537,7 +537,7 @@ def test_a_list_and_a_term_that_are_never_used_are_said(kind):
     with pytest.warns(UserWarning, match=r"sc never turns on.* set sc.step_counts to some of"):
         fw.build(kind, salt)
     if kind == "self_forcing":
-        with pytest.warns(UserWarning, match="leave at their last step alone"):
+        with pytest.warns(UserWarning, match="leave only at their last step"):
             fw.build(kind, {}, last_step_only=True)
 
 

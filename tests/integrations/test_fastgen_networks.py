@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
     fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of FastGen to run this"
 )
 EVERY = {"step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2}
-ALIGNED = {"align": {"reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}}
+ALIGNED = {"align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}}
 CASES = [("dmd2", task) for task in networks.TASKS]
 CASES += [("self_forcing", task) for task in networks.CAUSAL]
 WRITTEN = [case for case in CASES if case[1] in networks.WRITES]

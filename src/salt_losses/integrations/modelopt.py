@@ -153,7 +153,9 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         loss = salt.objective(total, offers, losses["vsd"])
         names = [term.name for term in salt.terms if f"salt/{term.name}_loss" in salt.metrics]
         of_terms = {name: salt.metrics[f"salt/{name}_loss"] for name in names}
-        return {**losses, **of_terms, "salt": (loss - total).detach(), "total": loss}
+        weights = salt.plan.weights or {}
+        weighted = sum(weights[name] * value for name, value in of_terms.items())
+        return {**losses, **of_terms, "salt": weighted, "total": loss}
 
     def _times(self, grid: Tensor) -> list[float]:
         """`config.sample_t_cfg.t_list`, or every so many of its points."""
