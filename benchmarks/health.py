@@ -40,7 +40,7 @@ RUNS: dict[str, Changes] = {
     "well": ({}, {}, False),
     "slow critic": ({"lr_critic": 5e-6}, {}, False),
     "wild critic": ({"lr_critic": 0.1}, {}, True),
-    "sc_weight 30": ({}, {"sc_weight": 30.0}, False),
+    "sc_weight 30": ({}, {"sc.weight": 30.0}, False),
 }
 NUMBERS = (
     *("dmd_norm", "sc_ratio", "sc_cosine"),

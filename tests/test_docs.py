@@ -207,6 +207,21 @@ def test_the_loop_has_as_many_lines_as_the_readme_says_and_runs(
     assert (tmp_path / "own_loop.png").stat().st_size > 10_000
 
 
+def test_the_loop_leaves_out_the_updates_of_a_student_whose_critic_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    text = re.sub(r"range\(\d+\)", "range(40)", LOOP.read_text())
+    start = "generator, fake_score = copy.deepcopy(teacher), copy.deepcopy(teacher)\n"
+    assert start in text
+    broken = start + "[p.data.fill_(torch.nan) for p in fake_score.parameters()]\n"
+    monkeypatch.chdir(tmp_path)
+    names: Names = {"__name__": "own_loop"}
+    exec(compile(text.replace(start, broken), "own_loop.py", "exec"), names)
+    pairs = zip(names["generator"].parameters(), names["teacher"].parameters())
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
 @runs("A discriminator beside a trainer")
 def _(names: Names) -> Iterator[None]:
     yield

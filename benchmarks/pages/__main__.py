@@ -22,11 +22,12 @@ from examples.tiny_video.trainer import Trainer
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
 from salt_losses.cli import main as command
+from salt_losses.terms import Alignment
 
 from .browser import Browser, find
 
-SALT = SaltConfig(align_weight=0.1, align_warmup=100, sweep_every=50, sweep_prompts=["3", "8"])
-RUNS = {"mixed-steps": replace(SALT, sc_weight=0.0, align_weight=0.0), "salt": SALT}
+SALT = SaltConfig(align=Alignment(weight=0.1, warmup=100), sweep_every=50, sweep_prompts=["3", "8"])
+RUNS = {"mixed-steps": replace(SALT, sc=None, align=None), "salt": SALT}
 # Name: page, width, height, scheme, and what is scrolled to.
 PICTURES = {
     "report_light": ("one.html", 1240, 1250, "light", "#overview"),

@@ -135,10 +135,10 @@ def pending(found: results.Results, teacher: str, name: str, toy: bool) -> Itera
         settings = subject.settings
         if subject.teacher != teacher or subject.key in there:
             continue
-        if name == "longlive_streaming" and (settings or {}).get("adv_against") == "data":
+        if name == "longlive_streaming" and (settings or {}).get("adv.against") == "data":
             continue  # has no data to hand, and is refused
-        if toy and settings and "align_block" in settings:  # the tiny networks have fewer
-            subject = replace(subject, settings={**settings, "align_block": None})
+        if toy and settings and "align.block" in settings:  # the tiny networks have fewer
+            subject = replace(subject, settings={**settings, "align.block": None})
         if name == build.MINIATURE and settings and subject.kind == "sweep":
             subject = replace(subject, settings={**settings, "sweep_prompts": ("3",)})
         yield subject

@@ -9,7 +9,12 @@ from salt_losses import SaltConfig
 from salt_losses.cli.calls import Calls, critic_update, generator_update
 from salt_losses.cli.seconds import Sizes, Work, work_of
 
-OFF: dict[str, Any] = {"sc_weight": 0.0, "sc_steps": (), "align_weight": 0.0, "adv_weight": 0.0}
+OFF: dict[str, Any] = {
+    "sc.weight": 0.0,
+    "sc.step_counts": (),
+    "align.weight": 0.0,
+    "adv.weight": 0.0,
+}
 # Times any float32 it is 0, but the term is computed.
 VANISHING = 1e-60
 
@@ -46,11 +51,11 @@ class Subject:
             "step_counts": (self.steps,),
             "probs": (1.0,),
             "inference_steps": max(1, self.steps // 2),
-            "align_reference": {self.steps: 2 * self.steps},
-            "align_warmup": 0,
-            "align_prob": 1.0,
+            "align.reference": {self.steps: 2 * self.steps},
+            "align.warmup": 0,
+            "align.prob": 1.0,
         }
-        return SaltConfig(**{**first, **OFF, **self.settings})
+        return SaltConfig.from_mapping({**first, **OFF, **self.settings})
 
     @property
     def key(self) -> str:
@@ -66,7 +71,7 @@ class Subject:
             exits[0] = self._first_exit
         if self.kind == "critic":
             return critic_update(exits)
-        reference = None if salt is None else salt.align_reference[self.steps]
+        reference = None if salt is None or salt.align is None else salt.align.reference[self.steps]
         return generator_update(salt, self.steps, reference, exits)
 
     @property
@@ -86,40 +91,40 @@ class Subject:
             sizes,
             calls,
             generator_updates=1,
-            alignments=float(salt is not None and salt.align_weight > 0),
+            alignments=float(salt is not None and salt.align.weight > 0),
             adversaries=float(salt is not None and salt.has_adversary(self.steps)),
         )
 
 
-DEFECT = {"sc_weight": 1.0}
-ALIGNED = {"align_weight": 0.1, "align_features": "fake_score"}
-OPPONENT = {"adv_weight": 0.03}
+DEFECT = {"sc.weight": 1.0}
+ALIGNED = {"align.weight": 0.1, "align.features": "fake_score"}
+OPPONENT = {"adv.weight": 0.03}
 # But for its warm-up.
 RELEASED = {
-    "align_weight": 0.1,
-    "align_at": "exit",
-    "align_features": "real_score",
-    "align_block": 20,
-    "align_levels": (0.0, 0.2),
+    "align.weight": 0.1,
+    "align.to": "exit",
+    "align.features": "real_score",
+    "align.block": 20,
+    "align.noise_range": (0.0, 0.2),
 }
 NEUTRAL = {
-    "defect": {"sc_weight": VANISHING, "sc_steps": (4,)},
-    "alignment": {**ALIGNED, "align_at": "end", "align_weight": VANISHING},
-    "discriminator": {"adv_weight": VANISHING, "adv_against": "more_steps"},
+    "defect": {"sc.weight": VANISHING, "sc.step_counts": (4,)},
+    "alignment": {**ALIGNED, "align.to": "end", "align.weight": VANISHING},
+    "discriminator": {"adv.weight": VANISHING, "adv.against": "more_steps"},
 }
 
 SUBJECTS = (
     Subject("plain", None),
     Subject("attached, terms off", {}),
-    Subject("defect", {**DEFECT, "sc_steps": (8,)}, steps=8),
+    Subject("defect", {**DEFECT, "sc.step_counts": (8,)}, steps=8),
     Subject("attached, terms off", {}, steps=8),
     Subject("plain", None, kind="critic"),
     *(Subject(name, settings, kind="neutral") for name, settings in NEUTRAL.items()),
-    Subject("alignment at exit", {**ALIGNED, "align_at": "exit"}),
-    Subject("discriminator on data", {**OPPONENT, "adv_against": "data"}),
-    Subject("alignment at end", {**ALIGNED, "align_at": "end"}),
-    Subject("alignment at input", {**ALIGNED, "align_at": "input"}),
-    Subject("discriminator on n + 1 steps", {**OPPONENT, "adv_against": "more_steps"}),
+    Subject("alignment at exit", {**ALIGNED, "align.to": "exit"}),
+    Subject("discriminator on data", {**OPPONENT, "adv.against": "data"}),
+    Subject("alignment at end", {**ALIGNED, "align.to": "end"}),
+    Subject("alignment at input", {**ALIGNED, "align.to": "input"}),
+    Subject("discriminator on n + 1 steps", {**OPPONENT, "adv.against": "more_steps"}),
     Subject("plain", None, steps=8),
     Subject("plain", None, steps=2),
     Subject("first chunk in 4", {"first_chunk_steps": 4}, steps=2),

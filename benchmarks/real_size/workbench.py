@@ -128,7 +128,8 @@ class Workbench:
                 return
             handle = undo.enter_context(self.adapter.attached(self.trainer, salt))
             handle.on_metrics(numbers.update)
-            if salt.adv_weight > 0 and salt.adv_against == "data":
+            adv = salt.adv
+            if adv is not None and adv.weight > 0 and adv.against == "data":
                 outside = undo.enter_context(Patches())
                 outside.set(model, "generator_loss", self._with_data(model.generator_loss))
             if recorded:

@@ -23,43 +23,33 @@ from examples.tiny_video.wrapper import VideoDiffusionWrapper
 from salt_losses import SaltConfig, StepPlan
 from salt_losses.adapters import SaltHandle, self_forcing
 from salt_losses.cli.calls import Calls, critic_update, expected_iteration, generator_update
+from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 
 TITLE = "Iterations on examples/tiny_video"
 
 # No warm-up: the cost after it is what is asked for. What costs is named, as defaults may change.
 # With this seed, the first four plans of a generator update have both references and a defect term.
-SALT = SaltConfig(
-    sc_weight=1.0,
-    align_weight=0.1,
-    align_noise="own",
-    align_warmup=0,
-    align_prob=0.5,
-    align_reference={2: 4, 4: 8},
-    seed=35,
-)
+ALIGN = Alignment(weight=0.1, reference_noise="own", warmup=0, prob=0.5, reference={2: 4, 4: 8})
+SALT = SaltConfig(sc=SelfConsistency(weight=1.0), align=ALIGN, seed=35)
 ONE_STEP = SaltConfig(step_counts=(1,), probs=(1.0,), seed=SALT.seed)
+_RELEASE = SaltConfig.preset("released_causal_forcing")
 VARIANTS: dict[str, SaltConfig | None] = {
     "DMD": None,
-    "+ mixed steps": replace(SALT, sc_weight=0.0, align_weight=0.0),
-    "+ defect term": replace(SALT, align_weight=0.0),
-    # Each beside the two before.
-    "+ aligned at end": replace(SALT, align_at="end"),
-    "+ aligned at exit": replace(SALT, align_at="exit"),
-    "+ aligned at input": replace(SALT, align_at="input"),
-    "+ 8 first steps": replace(SALT, align_at="exit", first_chunk_steps=8),
+    "+ mixed steps": replace(SALT, sc=None, align=None),
+    "+ defect term": replace(SALT, align=None),
+    # Each next to the two before.
+    "+ aligned at end": replace(SALT, align=replace(ALIGN, to="end")),
+    "+ aligned at exit": replace(SALT, align=replace(ALIGN, to="exit")),
+    "+ aligned at input": replace(SALT, align=replace(ALIGN, to="input")),
+    "+ 8 first steps": replace(SALT, align=replace(ALIGN, to="exit"), first_chunk_steps=8),
     # The one-step model of arXiv 2511.01419, without its discriminator.
     "1 step": ONE_STEP,
     "1 step, first in 4": replace(ONE_STEP, first_chunk_steps=4),
     # Against data it calls the generator no more often.
-    "+ adversary, n + 1": replace(
-        SALT, align_weight=0.0, adv_weight=0.03, adv_against="more_steps"
-    ),
-    # But for its block: the miniature has fewer.
+    "+ adversary, n + 1": replace(SALT, align=None, adv=Adversarial(0.03, against="more_steps")),
+    # Except for its block: the miniature has fewer.
     "the release": replace(
-        SaltConfig.preset("released_causal_forcing"),
-        align_warmup=0,
-        align_block=None,
-        seed=SALT.seed,
+        _RELEASE, align=replace(_RELEASE.align, warmup=0, block=None), seed=SALT.seed
     ),
 }
 # Counting is exact and needs no repeats; only what differs much is timed.

@@ -181,7 +181,7 @@ class Distillation(Trains):
         scores = (self.nets["fake_score"], self.teacher)
         fake, real = (velocity_to_x0(x_t, net(x_t, t), t) for net in scores)
         grouped = (rearrange(u, "(b p) d -> b p d", p=points) for u in (fake, real, x0))
-        return rearrange(dmd_grad(*grouped), "b p d -> (b p) d")
+        return rearrange(dmd_grad(*grouped, none_finite="nan"), "b p d -> (b p) d")
 
     def defect(self, plan: StepPlan, x_s: Tensor, t_s: Tensor, v_s: Tensor) -> Tensor:
         """Each student's own `semigroup_defect_loss(reduction="mean")`, `[M]`."""

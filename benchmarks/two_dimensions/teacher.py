@@ -185,6 +185,9 @@ def adam(net: Stack, lr: float, beta1: float) -> torch.optim.Optimizer:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One update; a study stops at a loss that is not finite, as its numbers would say nothing."""
+    if not loss.isfinite():
+        raise FloatingPointError(f"the loss of an update is {loss.item()}: its networks diverged")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

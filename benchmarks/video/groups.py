@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.video.measures import FIRST_CHUNK
+from benchmarks.video.recorded import name_of
 from benchmarks.video.students import ADVERSARY, LAST, Student
-from salt_losses import SaltConfig
+from salt_losses.presets import PRESETS
 
 # The preset; its start scaled to the training's length, the middle block for the 21st of 40.
 RELEASED = {
-    key: value
-    for key, value in asdict(SaltConfig.preset("released_self_forcing")).items()
-    if key not in ("align_warmup", "align_block", "seed")
+    f"{block}.{field}": value
+    for block in ("sc", "align")
+    for field, value in PRESETS["released_self_forcing"][block].items()
+    if (block, field) not in (("align", "warmup"), ("align", "block"))
 }
 
 
 def vary(name: str, **change: Any) -> dict[str, Student]:
     """The student `name` with some of Salt's settings changed, under the name of the change."""
-    what = " ".join(f"{key.removeprefix('align_')}={_short(v)}" for key, v in change.items())
+    names = {key: name_of(key).removeprefix("align_") for key in change}
+    what = " ".join(f"{names[key]}={_short(v)}" for key, v in change.items())
     anchor = STUDENTS[name]
     salt = {**(anchor.salt or {}), **change}
     return {f"{name} {what}": replace(anchor, label=what, salt=salt)}
@@ -40,7 +43,7 @@ WHOLE = {"whole_video": True}
 STUDENTS = {
     "undistilled": Student("undistilled", distilled=False),
     "dmd-4": Student("DMD-4"),
-    "mixed": Student("mixed steps", salt={"sc_weight": 0.0}),
+    "mixed": Student("mixed steps", salt={"sc.weight": 0.0}),
     "mixed-sc": Student("mixed steps + defect term", salt={}),
     "released": Student("the authors' release", salt=RELEASED),
     "whole-undistilled": Student("undistilled", distilled=False, **WHOLE),
@@ -48,32 +51,35 @@ STUDENTS = {
     "whole-dmd-8": Student("DMD-8", train_steps=8, **WHOLE),
 } | {
     f"whole-sc-dmd-8 {w:g}": Student(
-        f"SC-DMD-8, weight {w:g}", train_steps=8, salt={"sc_weight": w}, **WHOLE
+        f"SC-DMD-8, weight {w:g}", train_steps=8, salt={"sc.weight": w}, **WHOLE
     )
     for w in (0.3, 1.0, 3.0)
 }
-ALIGNED = {"align_weight": 1.0}
+ALIGNED = {"align.weight": 1.0}
 _FAMILIES = {
     "align": (
-        vary("mixed-sc", align_at="exit", align_noise="shared", **ALIGNED)
-        | vary("mixed-sc", align_at="input", **ALIGNED)
-        | vary("mixed-sc", align_at="end", **ALIGNED)
+        vary("mixed-sc", **{"align.to": "exit", "align.reference_noise": "shared"}, **ALIGNED)
+        | vary("mixed-sc", **{"align.to": "input"}, **ALIGNED)
+        | vary("mixed-sc", **{"align.to": "end"}, **ALIGNED)
     ),
     "align-more": (
-        vary("mixed-sc", align_at="exit", **ALIGNED)
+        vary("mixed-sc", **{"align.to": "exit"}, **ALIGNED)
         | vary(
             "mixed-sc",
-            align_at="exit",
-            align_noise="shared",
-            align_features="real_score",
-            align_levels=(0.0, 0.2),
+            **{
+                "align.to": "exit",
+                "align.reference_noise": "shared",
+                "align.features": "real_score",
+                "align.noise_range": (0.0, 0.2),
+            },
             **ALIGNED,
         )
-        | vary("mixed-sc", align_at="input", align_weight=3.0)
-        | vary("mixed-sc", align_at="input", align_block=LAST, **ALIGNED)
+        | vary("mixed-sc", **{"align.to": "input", "align.weight": 3.0})
+        | vary("mixed-sc", **{"align.to": "input", "align.block": LAST}, **ALIGNED)
     ),
     "defect": (
-        vary("mixed-sc", sc_weight=0.3) | vary("mixed-sc", sc_time_weight="clean", sc_nearest=2)
+        vary("mixed-sc", **{"sc.weight": 0.3})
+        | vary("mixed-sc", **{"sc.time_weight": "clean", "sc.nearest": 2})
     ),
     "baseline": (
         retrain("dmd-4", lr=1e-4)
@@ -100,11 +106,11 @@ LONGER, LONGER_MORE = (
 )
 STUDENTS |= LONGER | LONGER_MORE
 # Few steps, as ASD's: one logit a step count against rollouts of a step more, or one against data.
-FEW = {"step_counts": (1, 2, 4), "probs": (0.3, 0.3, 0.4), "sc_weight": 0.0, "sc_steps": (4,)}
+FEW = {"step_counts": (1, 2, 4), "probs": (0.3, 0.3, 0.4), "sc.weight": 0.0, "sc.step_counts": (4,)}
 FIRST = {"first_chunk_steps": FIRST_CHUNK}
-ASD = {**ADVERSARY, "adv_against": "more_steps"}
-DATA = {**ADVERSARY, "adv_against": "data"}
-LOW = {"adv_levels": (0.0, 0.5)}
+ASD = {**ADVERSARY, "adv.against": "more_steps"}
+DATA = {**ADVERSARY, "adv.against": "data"}
+LOW = {"adv.noise_range": (0.0, 0.5)}
 REAL = {"real_videos": True}
 STUDENTS |= {
     "few": Student("mixed steps 1, 2, 4", salt=FEW),
@@ -117,7 +123,10 @@ STUDENTS |= {
     ),
 }
 _FEW = tuple(name for name in STUDENTS if name.startswith("few"))
-_KINDS, _WEIGHTS = vary("few data", adv_kind="non_saturating"), vary("few asd", adv_weight=0.1)
+_KINDS, _WEIGHTS = (
+    vary("few data", **{"adv.kind": "non_saturating"}),
+    vary("few asd", **{"adv.weight": 0.1}),
+)
 STUDENTS |= _KINDS | _WEIGHTS
 STUDENTS["mixed-sc data"] = Student("+ real data", salt={**DATA, **LOW}, trainer=REAL)
 

@@ -24,20 +24,21 @@ STAGES = 2
 ALIGN_WARMUP_SHARE = 0.2
 # Spelled out: the tables stay what they are when a default changes.
 BASE = {
-    "sc_weight": 1.0,
-    "sc_warmup": 0,
-    "align_weight": 0.0,
-    "align_margin": 0.1,
-    "align_prob": 1.0,
-    "align_block": None,
-    "align_at": "end",
-    "align_noise": "own",
-    "adv_kind": "non_saturating",
-    "adv_levels": (0.0, 1.0),
+    "sc.weight": 1.0,
+    "sc.warmup": 0,
+    "align.weight": 0.0,
+    "align.margin": 0.1,
+    "align.prob": 1.0,
+    "align.block": None,
+    "align.to": "end",
+    "align.reference_noise": "own",
+    "adv.weight": 0.0,
+    "adv.kind": "non_saturating",
+    "adv.noise_range": (0.0, 1.0),
 }
 LAST = "last"
 # Of the sweep in docs/evidence.md; the rate lets a head learn in 100 updates.
-ADVERSARY = {"adv_weight": 0.03, "adv_kind": "relativistic", "adv_lr": 1e-3}
+ADVERSARY = {"adv.weight": 0.03, "adv.kind": "relativistic", "adv.lr": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ class Student:
             return None
         settings = {
             **BASE,
-            "align_warmup": warmup(config) // self.length,
+            "align.warmup": warmup(config) // self.length,
             "seed": config.seed,
             **self.salt,
         }
         if self.sc_start:
-            settings["sc_warmup"] = round(self.sc_start * config.distill_steps)
-        if settings["align_block"] == LAST:
-            settings["align_block"] = config.num_layers - 1
-        return SaltConfig(**settings)
+            settings["sc.warmup"] = round(self.sc_start * config.distill_steps)
+        if settings["align.block"] == LAST:
+            settings["align.block"] = config.num_layers - 1
+        return SaltConfig.from_mapping(settings)
 
 
 def warmup(config: Config) -> int:
@@ -95,9 +96,9 @@ def warmup(config: Config) -> int:
 def aligned_updates(config: Config, salt: SaltConfig | None) -> int:
     """How many generator updates have the alignment on, by the plan.
 
-    With `align_at` "exit", those whose student leaves at its first step have none of it after all.
+    With `align.to` "exit", those whose student leaves at its first step have none of it after all.
     """
-    if salt is None or salt.align_weight == 0:
+    if salt is None or salt.align is None or salt.align.weight == 0:
         return 0
     updates = range(0, config.distill_steps, config.dfake_gen_update_ratio)
     return sum(salt.scheduler().plan(step).use_align for step in updates)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from benchmarks.video.defect import add_defect_term
 from benchmarks.video.groups import STUDENTS
 from benchmarks.video.measures import INFERENCE_STEPS, VERSION, Examiner
+from benchmarks.video.recorded import flat
 from benchmarks.video.students import STAGES, Student, aligned_updates
 from examples.tiny_video.checkpoint import Run
 from examples.tiny_video.config import Config
@@ -94,7 +95,7 @@ class Study:
         config, salt = trainer.config, student.salt_config(trainer.config)
         examiner = Examiner(config, self.classifier(), self.device, seed)
         gaps: list[Gap] = []
-        adversarial = salt is not None and salt.adv_weight > 0
+        adversarial = salt is not None and salt.adv is not None and salt.adv.weight > 0
         companion = WithGaps(handle, gaps) if adversarial else handle
         generator = trainer.generator_ema
         progress, seconds = [], 0.0
@@ -119,7 +120,7 @@ class Study:
             "student": name,
             "seed": seed,
             "gaps": gaps,
-            "salt": None if salt is None else dataclasses.asdict(salt),
+            "salt": None if salt is None else flat(salt),
             "aligned_updates": aligned_updates(config, salt),
             "training_seconds": seconds,
             "evaluation_seconds": run.seconds(f"progress-{VERSION}")
@@ -166,10 +167,8 @@ class WithGaps:
 
 def salted(salt: SaltConfig) -> Results:
     """The settings that make a student: those that came after the first students are left out
-    where they change nothing."""
-    settings = dataclasses.asdict(salt).items()
-    later = ("sc_warmup", 0)
-    return {k: v for k, v in settings if not k.startswith("sweep_") and (k, v) != later}
+    if they change nothing."""
+    return {k: v for k, v in flat(salt).items() if (k, v) != ("sc_warmup", 0)}
 
 
 def attach(trainer: Trainer, student: Student, salt: SaltConfig | None) -> SaltHandle | None:
@@ -177,7 +176,8 @@ def attach(trainer: Trainer, student: Student, salt: SaltConfig | None) -> SaltH
     if salt is None:
         return None
     if student.whole_video:
-        add_defect_term(trainer, salt.sc_weight, INFERENCE_STEPS)
+        weight = 0.0 if salt.sc is None else salt.sc.weight
+        add_defect_term(trainer, weight, INFERENCE_STEPS)
         return None
     return self_forcing.attach(trainer, salt)
 

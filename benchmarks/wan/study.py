@@ -31,6 +31,7 @@ from salt_losses import (
     shift_time,
     step_schedule,
 )
+from salt_losses.terms import SelfConsistency
 
 STEPS = (1, 2, 4, 8)
 COMPARED_STEPS = (2, 4, 8)
@@ -88,8 +89,7 @@ def student_config(train_steps: int, sc_weight: float, seed: int, size: Size) ->
     salt = SaltConfig(
         step_counts=(train_steps,),
         probs=(1.0,),
-        sc_weight=sc_weight,
-        align_reference={},
+        sc=SelfConsistency(weight=sc_weight),
     )
     return Config(
         model="",
@@ -204,7 +204,9 @@ class Study:
                 with roles.enter(role):
                     loss, _ = losses[role](batch, plans.plan(iteration), Draws(draws, draws))
                     loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters[role], config.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(  # a study has no use for a student that diverged
+                    parameters[role], config.max_grad_norm, error_if_nonfinite=True
+                )
                 optimizers[role].step()
                 optimizers[role].zero_grad()
                 if role == "student":

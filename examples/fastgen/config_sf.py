@@ -13,7 +13,7 @@ def create_config():
     config = config_sf.create_config()
     config.model_class = LazyCall(SaltSelfForcingModel)(
         config=None,
-        salt={"sc_weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4]},
+        salt={"sc.weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4]},
     )
     config.log_config.group = "wan_sf_salt"
     return config

@@ -51,8 +51,7 @@ def dmd_of(x0, text):  # distribution matching (eq. 4)
     with torch.no_grad():
         x_t = add_noise(x0, noise, t)
         fake, real = (velocity_to_x0(x_t, f(x_t, t, text), t) for f in (fake_score, teacher))
-        grad = dmd_grad(fake, real, x0)
-    return dmd_loss(x0, grad)
+    return dmd_loss(x0, dmd_grad(fake, real, x0, none_finite="nan"))
 
 
 teacher = Network()
@@ -86,7 +85,8 @@ for iteration in range(4000):
         triple = shortcut_triple_sampler(t_s, train_times, inference_times, generator=rng)
         sc = semigroup_defect_loss(velocity, x_s, triple, v_s=v_s)
         (dmd + 1.0 * sc).backward()
-        generator_optimizer.step()
+        if (dmd + sc).isfinite():  # leaves out this update if the critic has diverged
+            generator_optimizer.step()
     else:
         with torch.no_grad():
             x0 = velocity_to_x0(x_s, velocity(x_s, t_s), t_s)

@@ -27,7 +27,7 @@ from .trainer import Trainer
 from .wrapper import VideoDiffusionWrapper
 
 # Without the alignment: the study of this trainer found no gain of it (docs/evidence.md).
-SALT = SaltConfig(align_weight=0.0)
+SALT = SaltConfig(align=None)
 
 # What is attached to a student's trainer before it trains; the runs differ in nothing else.
 STUDENTS: dict[str, Callable[[Trainer], HasState] | None] = {

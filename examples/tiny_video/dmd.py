@@ -139,8 +139,10 @@ class DMD(nn.Module):
         if self.real_guidance_scale:  # at 0 the second call would count for nothing
             unconditional_x0 = x0_of(self.real_score, unconditional_dict)
             real_x0 = guide(real_x0, unconditional_x0, self.real_guidance_scale)
-        grad = dmd_grad(fake_x0, real_x0, estimated_clean_image_or_video)
-        return grad, {"dmdtrain_gradient_norm": grad.abs().mean(), "timestep": timestep}
+        grad = dmd_grad(fake_x0, real_x0, estimated_clean_image_or_video, none_finite="nan")
+        # Zeros as in Self Forcing; the log is not finite, and `Trainer` leaves out the update.
+        logs = {"dmdtrain_gradient_norm": grad.abs().mean(), "timestep": timestep}
+        return grad.nan_to_num(), logs
 
     def compute_distribution_matching_loss(
         self,

@@ -98,6 +98,9 @@ class Trainer:
         )
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        direction = log_dict.get("dmdtrain_gradient_norm", norm)
+        if not (norm + direction).isfinite():  # an optimizer leaves out what has no gradient
+            network.zero_grad(set_to_none=True)
         return log_dict | {f"{name}_loss": loss.detach(), f"{name}_grad_norm": norm}
 
     @torch.no_grad()

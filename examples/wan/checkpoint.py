@@ -5,7 +5,7 @@ log.jsonl                                     a line of numbers for each iterati
 samples/000100/0-4.mp4                        video 0 at 4 steps
 checkpoints/000100/student, ema, fake_score   in diffusers' form: a LoRA for
                                               `load_lora_weights`, or a transformer's folder
-checkpoints/000100/training.pt                optimizers, what was trained on
+checkpoints/000100/training.pt                optimizers, float16's scaler, what was trained on
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import yaml
 from diffusers import WanPipeline
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from peft import PeftConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -104,10 +105,23 @@ def write_weights(folder: Path, roles: Roles, role: str, weights: dict[str, Tens
 
 
 def read_weights(folder: Path, shared: bool) -> dict[str, Tensor]:
-    if not shared:
-        return load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    weights = load_file(folder / LORA_FILE)
+    """What `write_weights` has written.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = folder / (LORA_FILE if shared else SAFETENSORS_WEIGHTS_NAME)
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise _damaged(file, folder.parent, error) from error
     return {name.removeprefix("transformer."): value for name, value in weights.items()}
+
+
+def _damaged(file: Path, checkpoint: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file} cannot be read ({error}); remove {checkpoint} to go on from the one before it"
+    )
 
 
 def save(
@@ -154,16 +168,22 @@ def read_for(config: Config, identity: dict[str, Any]) -> tuple[Path, dict[str, 
     """The newest checkpoint of this very run, and its training state; `None` for a new run.
 
     Raises:
-        ValueError: the folder belongs to a run with other settings.
+        ValueError: the folder belongs to a run with other settings, or its checkpoint is damaged.
     """
     found = checkpoints(config.out)
     if not found:
         return None
     # Settings that are younger than the run had their defaults then.
     there = Config.load(Path(config.out) / CONFIG_FILE).as_dict()
-    refuse_other_settings(found[-1], there, config.as_dict(), FREE)
-    training = torch.load(found[-1] / TRAINING_FILE, map_location="cpu", weights_only=True)
-    refuse_other_settings(found[-1], training["identity"], identity, set())
+    file = found[-1] / TRAINING_FILE
+    try:
+        training = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle have several for a damaged file
+        raise _damaged(file, found[-1], error) from error
+    # The model may be at another path; a checkpoint from before its content was kept has the path.
+    free = {"model"} if "model" in training["identity"] else set()
+    refuse_other_settings(found[-1], there, config.as_dict(), FREE | free)
+    refuse_other_settings(found[-1], training["identity"], identity, {"model"} - free)
     return found[-1], training
 
 

@@ -43,6 +43,14 @@ def check_accelerator(accelerator: Accelerator, config: Config) -> None:
             f"accelerate is configured for {name}: this recipe runs on one device, with DDP or "
             "with FSDP2 (fsdp_version: 2); see examples/wan/accelerate"
         )
+    compiler = getattr(state, "dynamo_plugin", None)
+    if getattr(compiler, "use_regional_compilation", False) and compiler.backend != "NO":
+        # It compiles a copy of the roles, which would not see which role is on.
+        raise ValueError(
+            "accelerate is configured for regional compilation, which this recipe's roles do not "
+            "work with: set dynamo_use_regional_compilation to false in its configuration "
+            "(accelerate config asks for it); compiling the whole model is no problem"
+        )
     count, own = accelerator.gradient_accumulation_steps, config.gradient_accumulation_steps
     if count != own:
         raise ValueError(

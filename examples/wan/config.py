@@ -15,6 +15,8 @@ import yaml
 
 from salt_losses import MixedStepScheduler, SaltConfig
 
+# The recipe's settings of Salt, of a config file without a `salt:` block: eq. 10.
+SALT: dict[str, Any] = {"step_counts": (8,), "probs": (1.0,), "align_reference": {}}
 # What the authors of LoRA trainers for Wan adapt: all projections of a block.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -89,9 +91,7 @@ class Config:
     score_shift: float = 5.0
     score_levels: tuple[float, float] = (0.02, 0.98)
     backward_simulation: bool = False
-    salt: SaltConfig = field(
-        default_factory=lambda: SaltConfig(step_counts=(8,), probs=(1.0,), align_reference={})
-    )
+    salt: SaltConfig = field(default_factory=lambda: SaltConfig.from_mapping(SALT))
 
     save_every: int = 100
     keep_checkpoints: int = 2
@@ -157,23 +157,25 @@ class Config:
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
         """From a YAML file; the command line's `changes` go over it (`salt.` and a name: one of
-        Salt's settings)."""
-        try:
-            mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML file: {error}") from error
+        Salt's settings, and nothing else).
+
+        Raises:
+            ValueError, TypeError: as `from_mapping`; the message begins with the file, or with the
+                change that is wrong.
+            OSError: the file cannot be read.
+        """
+        mapping, changes = read_yaml(path), changes or {}
         if not isinstance(mapping, dict):
             raise ValueError(f"{path} must hold a mapping of settings; got {mapping!r}")
-        for key, value in (changes or {}).items():
-            section, _, name = str(key).partition(".")
-            if section == "salt" and name:
-                mapping["salt"] = {**(mapping.get("salt") or {}), name: value}
-            else:
-                mapping[key] = value
+        if any(key.startswith("salt.") for key in changes):
+            # A preset is a block of settings itself: the recipe's would go over it.
+            mapping.setdefault("salt", {} if "salt.preset" in changes else SALT)
         try:
+            for key, value in changes.items():
+                _put(mapping, key, value)
             return cls.from_mapping(mapping)
         except (TypeError, ValueError) as error:
-            place = _given_by(changes or {}, str(error)) or str(path)
+            place = _given_by(changes, str(error)) or str(path)
             raise type(error)(f"{place}: {error}") from error
 
     def plans(self) -> MixedStepScheduler:
@@ -205,14 +207,38 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+def read_yaml(path: str | Path) -> Any:
+    """The values of a YAML file, in any encoding that YAML allows.
+
+    Raises:
+        ValueError: it is damaged, or another kind of file.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_bytes())
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+
+
+def _put(mapping: dict[str, Any], key: str, value: Any) -> None:
+    """Set one setting; after `salt`, dots lead into the blocks inside."""
+    *blocks, name = key.split(".") if key.startswith("salt.") else [key]
+    for block in blocks:
+        inner = mapping.get(block, {})
+        if not isinstance(inner, Mapping):
+            raise TypeError(f"{key} cannot be set: {block} must be a mapping; got {inner!r}")
+        mapping[block] = mapping = dict(inner)
+    mapping[name] = value
+
+
 def _given_by(changes: Mapping[str, Any], message: str) -> str | None:
     """The argument that an error is about: the setting it begins with, calls unknown, or names."""
     unknown = re.match(r"unknown setting (['\"])(.*?)\1", message)
-    subject = unknown[2] if unknown else re.split(r"\W", message, maxsplit=1)[0]
+    subject = unknown[2] if unknown else re.findall(r"^[\w.]*", message)[0]
     mentioned = {word for word in re.findall(r"\w+", message) if "_" in word}
     for names in ({subject}, mentioned):
         for key, value in changes.items():
-            if names & {key, key.removeprefix("salt.")}:
+            setting = key.removeprefix("salt.")
+            if names & {key, setting, setting.partition(".")[0]}:
                 return f"--{key}" if key in ("model", "data", "out") else f"--set {key}={value}"
     return None
 
@@ -223,6 +249,8 @@ def _typed(name: str, wanted: str, value: Any) -> Any:
     YAML reads `1e-6` as text (its floats need a dot): the numbers that it meant are taken.
     """
     if name == "salt":
+        if not isinstance(value, SaltConfig | Mapping):
+            raise TypeError(f"salt must be a mapping of settings; got {value!r}")
         return value if isinstance(value, SaltConfig) else SaltConfig.from_mapping(value)
     if value is None and "None" in wanted:
         return None

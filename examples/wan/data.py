@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from .text import read_text
+
 SETTINGS, MANIFEST, NEGATIVE = "settings.json", "manifest.jsonl", "negative.safetensors"
 
 
@@ -30,7 +32,7 @@ class EncodedData(Dataset[dict[str, Tensor]]):
         self.folder = Path(folder)
         if not (self.folder / SETTINGS).is_file():
             raise ValueError(f"data must be a folder made by examples.wan.encode; got {folder}")
-        self.settings: dict[str, Any] = json.loads((self.folder / SETTINGS).read_text())
+        self.settings: dict[str, Any] = json.loads(read_text(self.folder / SETTINGS))
         self.entries = read_manifest(self.folder)
         if not self.entries:
             raise ValueError(f"{self.folder} holds no samples: encode has finished none")
@@ -91,7 +93,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """A line that was cut off by a kill counts for nothing; encode makes its sample again."""
     path = folder / MANIFEST
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    lines = read_text(path).split("\n")[:-1] if path.is_file() else []
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:

@@ -144,7 +144,8 @@ class Distillation:
             unconditional = condition._replace(text=negative)
             real = guide(real, self.roles("teacher", noisy, t, unconditional), scale)
         fake_x0, real_x0 = (velocity_to_x0(noisy, v, t) for v in (fake, real))
-        return dmd_grad(fake_x0, real_x0, generated)
+        # A student without a direction would train on by the self-consistency term only.
+        return dmd_grad(fake_x0, real_x0, generated, none_finite="nan")
 
     def _level(self, like: Tensor, generator: torch.Generator) -> Tensor:
         u = torch.rand(len(like), generator=generator, device=like.device)

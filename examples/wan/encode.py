@@ -33,6 +33,7 @@ from .data import MANIFEST, NEGATIVE, SETTINGS, read_manifest
 from .encoder import Encoder
 from .media import Format, read_frames
 from .table import Entry, content, read_prompts, stamp, still_valid
+from .text import read_text
 
 
 class Outcome(NamedTuple):
@@ -139,10 +140,12 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
     (out / "samples").mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = json.loads(read_text(path))
+        # The same model may be at another path; older data has only the path.
+        free = "model" if "encoders" in there else "encoders"
         differ = [
             f"{name} ({there.get(name)!r} there, {settings.get(name)!r} now)"
-            for name in sorted(there.keys() | settings.keys())
+            for name in sorted((there.keys() | settings.keys()) - {free})
             if there.get(name) != settings.get(name)
         ]
         if differ:

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from .media import Format
-from .pretrained import encode_video, load_encoders, read_kind, vae_facts
+from .pretrained import content_of, encode_video, load_encoders, read_kind, vae_facts
+
+ENCODERS = ("vae", "text_encoder", "tokenizer", "image_encoder", "image_processor")
 
 
 class Encoder:
@@ -55,6 +57,7 @@ class Encoder:
             "kind": self.kind.name,
             "image_embedding": self.kind.image_embedding,
             "vae": self.vae["fingerprint"],
+            "encoders": content_of(self.model, *ENCODERS),
             "shapes": self.shapes,
             **asdict(self.format),
         }

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from salt_losses import semigroup_defect, step_schedule
 
 from .data import EncodedData
+from .fonts import font_for
 from .sample import add_student_arguments, read_tasks, steps_argument, write_video
 from .student import Student, Task
 
@@ -128,14 +129,26 @@ def contact_sheet(rows: dict[str, np.ndarray], title: str) -> Image.Image:
     cell = max(size[1], 28)  # two lines of text
     sheet = Image.new("RGB", (LABEL_WIDTH + count * size[0], 20 + len(rows) * cell), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((4, 4), title, fill="black")
+    draw.text((4, 4), title, fill="black", font=font_for(title))
     for y, (label, frames) in enumerate(rows.items()):
-        draw.text((4, 24 + y * cell), label, fill="black")
+        draw.text((4, 24 + y * cell), label, fill="black", font=font_for(label))
         for x, frame in enumerate(frames):
             pixels = (frame * 255).round().clip(0, 255).astype(np.uint8)
             picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
             sheet.paste(picture, (LABEL_WIDTH + x * size[0], 20 + y * cell))
     return sheet
+
+
+def shown(text: str, instead: str) -> str:
+    """`text`, or `instead` with a warning if no font of the system has its characters."""
+    if font_for(text) is not None:
+        return text
+    print(
+        f"warning: no font here has all characters of {text!r}: the sheets say {instead!r}. "
+        "Install one that has, such as Noto Sans CJK",
+        file=sys.stderr,
+    )
+    return instead
 
 
 def table(names: list[str], numbers: dict[str, dict[str, Any]], steps: list[int]) -> str:
@@ -198,17 +211,19 @@ def evaluate(options: argparse.Namespace) -> str:
     sheets: dict[tuple[int, int], dict[str, np.ndarray]] = {pair: {} for pair in pairs}
     numbers = {}
     for name, student in students.items():
+        row = shown(name, f"student {len(numbers)}")
         evaluation = Evaluation(student, options.sampler, steps, grids)
         for index, seed in tqdm(pairs, desc=name, unit="prompt"):
             for k, video in evaluation.videos(tasks[index], seed).items():
                 file = options.out / "videos" / name / f"{index}-{seed}-{k}.mp4"
                 write_video(video, file, student.format.fps)
-                label = f"{name}\n{k} step{'s' * (k > 1)}"
+                label = f"{row}\n{k} step{'s' * (k > 1)}"
                 sheets[index, seed][label] = some_frames(video)
         numbers[name] = evaluation.numbers()
         del student.pipeline  # room for the next
+    titles = [shown(task.prompt, f"prompt {index}") for index, task in enumerate(tasks)]
     for (index, seed), rows in sheets.items():
-        sheet = contact_sheet(rows, f"{tasks[index].prompt} (seed {seed})")
+        sheet = contact_sheet(rows, f"{titles[index]} (seed {seed})")
         sheet.save(options.out / f"sheet-{index}-{seed}.png")
     metrics = {
         "sampler": options.sampler,

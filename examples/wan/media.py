@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import imageio_ffmpeg
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp"}
+# Pillow's names of formats. MPO is a camera's JPEG.
+READ = {"PNG", "JPEG", "MPO", "WEBP"}
+MOVING = {"GIF", "MPEG", "FLI"}  # Pillow would read the first picture; these are videos
 # Transfer functions by the names that ffmpeg has for them.
 HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 TRANSPARENT = re.compile("yuva|gbrap|ya8|ya16|rgba|bgra|argb|abgr|pal8")
@@ -35,27 +40,43 @@ def read_frames(path: Path, format: Format, kind: str) -> list[Image.Image]:
     """`format.frames` frames of a video, or an image alone; scaled and cropped to the format.
 
     Raises:
-        ValueError, OSError: no such file, too short, HDR, an image where a video is wanted. What a
-            decoder raises for a broken file is its own.
+        ValueError, OSError: no such file, too short, damaged, HDR, an image where a video is
+            wanted, an image of an unknown type. A decoder's error for a broken file is its own.
     """
     if not path.is_file():
         raise ValueError("no such file")
     size = (format.width, format.height)
-    if path.suffix.lower() in IMAGES:
+    if image := image_type(path):
         if kind != "i2v":
             raise ValueError("is an image, and this is a text-to-video model")
+        if image not in READ:
+            raise ValueError(f"is an image of an unknown type ({image}): make it PNG, JPEG or WebP")
         return [ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS)]
-    with closing(play(path, format.fps)) as pictures:
-        frames = [
-            ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-            for picture in islice(pictures, format.frames)
-        ]
+    with closing(play(path, format.fps, format.frames)) as pictures:
+        frames = [ImageOps.fit(picture, size, Image.Resampling.LANCZOS) for picture in pictures]
+    if (
+        len(frames) == 1 < format.frames
+    ):  # HEIC, EXR and others that ffmpeg reads and Pillow doesn't
+        raise ValueError(
+            f"is one picture, where a video of {format.frames} frames is wanted; an image must be "
+            "PNG, JPEG or WebP, and the model an image-to-video one"
+        )
     if len(frames) < format.frames:
         raise ValueError(
             f"is too short: {len(frames)} frames at {format.fps} fps, "
             f"and {format.frames} are wanted"
         )
     return frames
+
+
+def image_type(path: Path) -> str | None:
+    """Pillow's name of an image's format, such as `"PNG"`, by its content; `None` for a video."""
+    try:
+        with Image.open(path) as image:
+            return None if image.format in MOVING else image.format
+    except UnidentifiedImageError:
+        # A broken image: Pillow says so when it is read.
+        return "PNG" if path.suffix.lower() in IMAGES else None
 
 
 def read_image(path: Path) -> Image.Image:
@@ -87,14 +108,16 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def play(path: Path, fps: int) -> Iterator[Image.Image]:
-    """What is on the screen at 0, 1 / fps, 2 / fps ... seconds after the first picture.
+def play(path: Path, fps: int, count: int | None = None) -> Iterator[Image.Image]:
+    """What is on the screen at 0, 1 / fps, 2 / fps ... seconds after the first picture; the first
+    `count` of them.
 
     By the pictures' own timestamps: the header's rate is an average, and wrong for a variable one.
     ffmpeg itself turns them as the file says and leaves out what an edit list cuts off.
 
     Raises:
-        ValueError: the video is HDR, whose colours would need a tone mapping.
+        ValueError: the video is HDR, whose colours would need a tone mapping; or, after the last
+            picture, it is damaged.
     """
     with closing(imageio_ffmpeg.read_frames(str(path))) as probe:
         source = next(probe)["pix_fmt"]  # such as yuv420p(tv, bt709, top first)
@@ -109,14 +132,50 @@ def play(path: Path, fps: int) -> Iterator[Image.Image]:
     ]
     if "first" in source:  # the field that an interlaced picture begins with
         filters.insert(0, "bwdif=mode=send_frame:deint=interlaced")
-    mode, depth = ("RGBA", 32) if TRANSPARENT.match(source) else ("RGB", 24)
-    pictures = imageio_ffmpeg.read_frames(
-        str(path),
-        pix_fmt={"RGBA": "rgba", "RGB": "rgb24"}[mode],
-        bits_per_pixel=depth,
-        output_params=["-vf", ",".join(filters)],
-    )
-    with closing(pictures):
-        size = next(pictures)["size"]
-        for pixels in pictures:
-            yield on_white(Image.frombytes(mode, size, pixels))
+    mode = "RGBA" if TRANSPARENT.match(source) else "RGB"
+    options = ["-vf", ",".join(filters), "-pix_fmt", {"RGBA": "rgba", "RGB": "rgb24"}[mode]]
+    if count is not None:
+        options += ["-frames:v", str(count)]  # damage behind them does no harm
+    for size, pixels in decode(path, options):
+        yield on_white(Image.frombytes(mode, size, pixels))
+
+
+def decode(path: Path, options: list[str]) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """Size and pixels of each picture that ffmpeg makes of the file.
+
+    A decoder conceals an error: it repeats what it has, guesses the rest, or goes on after a gap.
+    `-xerror -err_detect explode` ends most decoders at the first one; some (VP9, FFV1, GIF, what
+    Matroska's reader skips) only write a line, which counts as well.
+
+    Raises:
+        ValueError: ffmpeg has found an error; after the last picture.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error"]
+    command += ["-xerror", "-err_detect", "explode", "-i", str(path)]
+    command += [*options, "-f", "image2pipe", "-c:v", "pam", "-"]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        try:
+            while header := read_header(process.stdout):
+                width, height, depth = (int(header[k]) for k in (b"WIDTH", b"HEIGHT", b"DEPTH"))
+                yield (width, height), process.stdout.read(width * height * depth)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    if code or said:
+        first = re.sub(r"^\[[^\]]* @ [^\]]*\] ", "", said[0]) if said else f"exit code {code}"
+        raise ValueError(f"is damaged: {first}")
+
+
+def read_header(stream: IO[bytes]) -> dict[bytes, bytes]:
+    """The fields of a PAM picture; none at the stream's end."""
+    fields = {}
+    while (line := stream.readline().strip()) not in (b"", b"ENDHDR"):
+        name, _, value = line.partition(b" ")
+        fields[name] = value
+    return fields

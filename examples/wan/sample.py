@@ -13,8 +13,11 @@ import torch
 from diffusers.utils import export_to_video
 from tqdm import tqdm
 
+from .encoder import ENCODERS
+from .pretrained import content_of
 from .student import SAMPLERS, Student, Task
 from .table import read_prompts
+from .text import read_lines, read_text
 
 VBENCH_VIDEOS = 5  # of each prompt; VBench wants 25 for temporal_flickering
 
@@ -32,11 +35,7 @@ def read_tasks(path: Path, kind: str) -> list[Task]:
             for file, prompt in read_prompts(path)
         ]
     else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompts must be a text or CSV file; {path}: {error}") from error
-        tasks = [Task(line.strip()) for line in lines if line.strip()]
+        tasks = [Task(line) for line in read_lines(path)]
     if not tasks:
         raise ValueError(f"{path} holds no prompt")
     return tasks
@@ -63,13 +62,15 @@ def plan(options: argparse.Namespace, kind: str) -> list[tuple[Path, Task, int, 
     if options.vbench:
         if len(options.steps) > 1:
             raise ValueError(f"--vbench wants one number of --steps; got {options.steps}")
-        videos = [
-            (out / f"{task.prompt}-{i}.mp4", task, options.steps[0], options.seed + i)
-            for task in tasks
+        names = names_of(options, tasks)
+        check_names(out, names, options.count)
+        return [
+            (out / f"{name}-{i}.mp4", task, options.steps[0], options.seed + i)
+            for name, task in zip(names, tasks)
             for i in range(options.count)
         ]
-        check_names(out, videos)
-        return videos
+    if options.names:
+        raise ValueError("--names is for --vbench, which names files by prompts")
     every = [
         (index, i, task, steps)
         for index, task in enumerate(tasks)
@@ -86,21 +87,46 @@ def plan(options: argparse.Namespace, kind: str) -> list[tuple[Path, Task, int, 
     ]
 
 
-def check_names(out: Path, videos: list[tuple[Path, Task, int, int]]) -> None:
-    """Raises ValueError where a prompt cannot be the name of a file in `out`."""
+def names_of(options: argparse.Namespace, tasks: list[Task]) -> list[str]:
+    """The prompt that VBench knows each task by: a line of `--names`, or the task's own.
+
+    Raises:
+        ValueError: other numbers of lines, or one name for two prompts.
+    """
+    if options.names is None:
+        return [task.prompt for task in tasks]
+    names = read_lines(options.names)
+    if len(names) != len(tasks):
+        raise ValueError(
+            f"--names must have a line for each prompt, in the same order: {options.names} has "
+            f"{len(names)}, and there are {len(tasks)} prompts"
+        )
+    given: dict[str, Task] = {}
+    for name, task in zip(names, tasks):
+        if given.setdefault(name, task) != task:
+            raise ValueError(f"{options.names} names two different prompts {name!r}")
+    return names
+
+
+def check_names(out: Path, names: list[str], count: int) -> None:
+    """Raises ValueError if a prompt cannot be the name of a file in `out`."""
     folder = next(f for f in (out.resolve(), *out.resolve().parents) if f.is_dir())
     most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    for file, task, _, _ in videos:
-        if "/" in task.prompt:
-            raise ValueError(f"VBench names files by prompts, and this has a /: {task.prompt}")
-        if len(os.fsencode(file.name)) > most:
+    for name in names:
+        file = f"{name}-{count - 1}.mp4"
+        if "/" in name:
+            raise ValueError(f"VBench names files by prompts, and this has a /: {name}")
+        if len(os.fsencode(file)) > most:
             raise ValueError(
                 f"VBench names files by prompts, and {most} bytes is the most that a name may have "
-                f"there: {file.name} has {len(os.fsencode(file.name))}"
+                f"there: {file} has {len(os.fsencode(file))}. Extended prompts are for --prompts, "
+                "the short ones that VBench knows for --names"
             )
 
 
-def check_folder(options: argparse.Namespace, student: Student) -> None:
+def check_folder(
+    options: argparse.Namespace, student: Student, videos: list[tuple[Path, Task, int, int]]
+) -> None:
     """Refuses videos of other settings among those that VBench's folder has; beside it, as VBench
     takes all that is in it for videos, `OUT.json` says which they are.
 
@@ -111,21 +137,37 @@ def check_folder(options: argparse.Namespace, student: Student) -> None:
         "checkpoint": str(student.checkpoint.resolve()),
         "weights": options.weights,
         "model": student.config.model,
+        "content": content_of(student.config.model, "transformer", *ENCODERS),
         "sampler": options.sampler,
         "steps": options.steps[0],
         "seed": options.seed,
     }
+    prompts = {file.name: task.prompt for file, task, _, _ in videos}
+    extended = {name: p for name, p in prompts.items() if name.rpartition("-")[0] != p}
     out = options.out.resolve()
     record = out.with_name(f"{out.name}.json")
     if record.is_file() and any(out.glob("*.mp4")):
-        there = json.loads(record.read_text())
+        there = json.loads(read_text(record))
+        free = "model" if "content" in there else "content"  # it may be at another path
+        before = there.get("extended", {})
+        for file in sorted(out.glob("*.mp4")):
+            own = file.name.rpartition("-")[0]
+            was, now = before.get(file.name, own), prompts.get(file.name)
+            if now is not None and now != was:
+                raise ValueError(
+                    f"{options.out} has videos of other prompts: {file.name} ({was!r} there, "
+                    f"{now!r} now)"
+                )
+        extended = before | extended
         differ = [
             f"{name} ({there.get(name)!r} there, {value!r} now)"
             for name, value in here.items()
-            if there.get(name) != value
+            if there.get(name) != value and name != free
         ]
         if differ:
             raise ValueError(f"{options.out} has videos of other settings: {', '.join(differ)}")
+    if extended:
+        here["extended"] = extended
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(here, indent=2) + "\n")
 
@@ -184,6 +226,12 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="a folder as VBench reads it: <prompt>-0.mp4 to <prompt>-4.mp4; what is there is kept",
     )
+    parser.add_argument(
+        "--names",
+        type=Path,
+        help="for --vbench with extended --prompts: a text file of VBench's short ones, in the "
+        "same order, which the files are named by",
+    )
     add_student_arguments(parser)
     options = parser.parse_args(arguments)
     options.count = options.count or (VBENCH_VIDEOS if options.vbench else 1)
@@ -199,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         videos = plan(options, student.kind.name)
         student.check(dict.fromkeys(task for _, task, _, _ in videos))
         if options.vbench:
-            check_folder(options, student)
+            check_folder(options, student, videos)
         for file, task, steps, seed in tqdm(videos, desc="sample", unit="video"):
             if options.vbench and file.is_file():
                 continue

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -25,7 +24,7 @@ from torch import nn
 from salt_losses.integrations.diffusers import on_training_grid
 
 from .checkpoint import CONFIG_FILE, DATA_FILE, LORA_FILE, latest
-from .config import Config
+from .config import Config, read_yaml
 from .data import SETTINGS
 from .media import Format, read_frames
 from .pretrained import DTYPES, read_kind
@@ -168,10 +167,14 @@ def format_of(run: Path, config: Config) -> Format:
     Raises:
         ValueError: neither the run nor its data says.
     """
+    names = {field.name for field in fields(Format)}
     for path in (run / DATA_FILE, Path(config.data) / SETTINGS):
         if path.is_file():
-            there = yaml.safe_load(path.read_text())
-            return Format(**{field.name: there[field.name] for field in fields(Format)})
+            there = read_yaml(path)
+            missing = names - there.keys() if isinstance(there, dict) else names
+            if missing:
+                raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+            return Format(**{name: there[name] for name in names})
     raise ValueError(f"{run} does not say what it was trained for: it has no {DATA_FILE}")
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from .text import read_text
 
 Entry = dict[str, Any]
 
@@ -18,16 +21,16 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
         ValueError: no such file, or other columns.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"file", "prompt"} <= set(reader.fieldnames or ()):
-                raise ValueError(
-                    f"{path} must have a first line with the columns file and prompt; "
-                    f"got {reader.fieldnames}"
-                )
-            return [(row["file"] or "", row["prompt"] or "") for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts must be a CSV file; {path}: {error}") from error
+        text = read_text(path)
+    except ValueError as error:
+        raise ValueError(f"prompts must be a CSV file; {error}") from error
+    reader = csv.DictReader(io.StringIO(text))
+    if not {"file", "prompt"} <= set(reader.fieldnames or ()):
+        raise ValueError(
+            f"{path} must have a first line with the columns file and prompt; "
+            f"got {reader.fieldnames}"
+        )
+    return [(row["file"] or "", row["prompt"] or "") for row in reader]
 
 
 def still_valid(

@@ -13,11 +13,11 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
+from salt_losses.training.settings_check import warn_of_no_effect
 from torch import Tensor
 from tqdm import tqdm
 
 from salt_losses import StepPlan
-from salt_losses.training.settings_check import warn_of_no_effect
 
 from . import checkpoint
 from .batches import Batch, Batches
@@ -25,12 +25,12 @@ from .checks import check_accelerator, check_data
 from .config import Config
 from .data import EncodedData, stream
 from .distil import Distillation, Draws
-from .pretrained import load_transformer
+from .pretrained import content_of, load_transformer
 from .roles import TRAINED, Roles
 from .samples import Samples
 from .together import finish, in_all, in_main
 
-# Updates without a finite gradient, one after the other, before a run stops.
+# Updates of one network without a finite gradient, one after the other, before a run stops.
 MOST_SKIPPED = 20
 
 
@@ -54,6 +54,7 @@ class Trainer:
         # What two runs must share to be one: a batch's draws depend on its place in these.
         self.identity = {
             "data": self.data.fingerprint(),
+            "model": in_all(content_of, config.model, "transformer"),
             "batches_per_update": self.accelerator.num_processes
             * config.gradient_accumulation_steps,
         }
@@ -73,7 +74,9 @@ class Trainer:
         self.optimizers = dict(zip(TRAINED, optimizers))
         student = list(self.roles.trained("student").values())
         self.ema = EMAModel(student, decay=config.ema_decay)
-        self.iteration = self.skipped = self.skipped_in_a_row = 0
+        self.iteration = 0
+        self.skipped = dict.fromkeys(TRAINED, 0)  # updates left out in this iteration
+        self.skipped_in_a_row = dict.fromkeys(TRAINED, 0)
         if found:
             self._resume(*found)
         self._say(self._beginning(found))
@@ -117,7 +120,8 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One iteration; its numbers, averaged over processes."""
-        plan, skipped_before = self.plans.plan(self.iteration), self.skipped
+        plan = self.plans.plan(self.iteration)
+        self.skipped = dict.fromkeys(TRAINED, 0)
         logs = self._update("student", plan, 0)
         self.ema.step(self.roles.trained("student").values())
         for update in range(1, 1 + self.config.critic_updates):
@@ -126,8 +130,13 @@ class Trainer:
         names = sorted(logs)
         values = torch.stack([logs[name].float().to(self.accelerator.device) for name in names])
         values = self.accelerator.reduce(values, "mean").tolist()
-        skipped = self.skipped - skipped_before
-        return {"steps": plan.num_steps, "skipped": skipped, **dict(zip(names, values))}
+        return {
+            "steps": plan.num_steps,
+            "skipped": sum(self.skipped.values()),
+            "skipped_student": self.skipped["student"],
+            "skipped_critic": self.skipped["fake_score"],
+            **dict(zip(names, values)),
+        }
 
     def _update(self, role: str, plan: StepPlan, update: int) -> dict[str, Tensor]:
         accelerator = self.accelerator
@@ -164,21 +173,23 @@ class Trainer:
         if finite or self.accelerator.scaler is not None:  # float16's scaler skips by itself
             optimizer.step()
         optimizer.zero_grad()
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if finite:
+            self.skipped_in_a_row[role] = 0
             return
-        self.skipped += 1
+        self.skipped[role] += 1
+        self.skipped_in_a_row[role] += 1
         bad = ", ".join(self.batches.not_finite(batches))
         self._say(
             f"iteration {self.iteration + 1}: the gradient of {role} is not finite, and its update "
             f"is left out; its data {f'is not finite in {bad}' if bad else 'is finite'}"
         )
-        if self.skipped_in_a_row == MOST_SKIPPED:
+        if self.skipped_in_a_row[role] == MOST_SKIPPED:
             finish()
             there = checkpoint.checkpoints(self.config.out)
             raise FloatingPointError(
-                f"the gradients of {MOST_SKIPPED} updates, one after the other, were not finite; "
-                f"none changed the weights. The last checkpoint: {there[-1] if there else 'none'}"
+                f"the gradients of {MOST_SKIPPED} updates of {role}, one after the other, were not "
+                f"finite; none changed its weights. The last checkpoint: "
+                f"{there[-1] if there else 'none'}"
             )
 
     def _draws(self, update: int, part: int) -> Draws:
@@ -212,7 +223,12 @@ class Trainer:
             role: checkpoint.optimizer_state(optimizer)
             for role, optimizer in self.optimizers.items()
         }
-        training = {"identity": self.identity, "optimizers": optimizers}
+        scaler = self.accelerator.scaler  # of float16
+        training = {
+            "identity": self.identity,
+            "optimizers": optimizers,
+            **({} if scaler is None else {"scaler": scaler.state_dict()}),
+        }
         what = (self.config, self.iteration, self.roles, weights, training)
         in_main(self.accelerator, checkpoint.save, *what)
 
@@ -225,6 +241,8 @@ class Trainer:
                 checkpoint.assign(parameter, weights[key])
         for role, optimizer in self.optimizers.items():
             checkpoint.load_optimizer_state(optimizer.optimizer, training["optimizers"][role])
+        if self.accelerator.scaler is not None and "scaler" in training:
+            self.accelerator.scaler.load_state_dict(training["scaler"])
         self.iteration = self.ema.optimization_step = training["iteration"]
 
     def _sample(self) -> None:
@@ -247,7 +265,10 @@ def load_config(options: argparse.Namespace) -> Config:
         name, sign, value = change.partition("=")
         if not sign:
             raise ValueError(f"--set must be name=value; got {change!r}")
-        changes[name] = yaml.safe_load(value)
+        try:
+            changes[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"--set {change}: {value!r} is not YAML: {error}") from error
     for name in ("model", "data", "out"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)

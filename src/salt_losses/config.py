@@ -90,7 +90,7 @@ class SaltConfig:
                 raise SettingError(
                     f"terms[{i}]", f"terms[{i}] must be a Term; got {describe(term)}"
                 )
-        names = [term.name for term in self.all_terms]
+        names = [*BLOCKS, *(term.name for term in self.terms)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise SettingError("terms", f"terms must have different names; got {twice!r} twice")
@@ -102,8 +102,9 @@ class SaltConfig:
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
-        """The terms of the run, in the order in which they are computed."""
-        return (*(t for t in (self.sc, self.align, self.adv) if t is not None), *self.terms)
+        """The terms of the run, in the order in which they are computed; not those of weight 0."""
+        own = (term for term in (self.sc, self.align, self.adv) if term is not None)
+        return tuple(term for term in (*own, *self.terms) if term.weight > 0)
 
     def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
         """The scheduler of these settings; `shift` is used if `self.shift` is `None`."""
@@ -135,8 +136,9 @@ class SaltConfig:
         """The settings of a parsed YAML or JSON file.
 
         Settings that it leaves out, within a term's block too, keep their defaults, or have the
-        values of the `"preset"` that it names. `sc: null` is off. A term from elsewhere is
-        `{"_target_": "package.Class", ...}` under `"terms"`.
+        values of the `"preset"` that it names. `sc: null` is off. `"sc.weight"` is `"weight"` in
+        the block `"sc"`. A term from elsewhere is `{"_target_": "package.Class", ...}` under
+        `"terms"`.
 
         Raises:
             SettingError: an unknown key; the message suggests the nearest known one, if one is
@@ -150,9 +152,9 @@ class SaltConfig:
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must be a mapping of settings; got {describe(mapping)}")
         fields = [field.name for field in dataclasses.fields(cls)]
-        for key in mapping:
+        given = _nested(mapping)
+        for key in given:
             _check_key(str(key), ["preset", *fields], "")
-        given = dict(mapping)
         settings = _preset(given.pop("preset")) if "preset" in given else {}
         for name, kind in BLOCKS.items():
             if name in given:
@@ -216,6 +218,19 @@ class SaltConfig:
             1200
         """
         return cls(**_preset(name))
+
+
+def _nested(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with `"sc.weight"` as `"weight"` in the block `"sc"`; later keys win."""
+    nested: dict[str, Any] = {}
+    for key, value in mapping.items():
+        block, dot, field = str(key).partition(".")
+        if not dot:
+            nested[key] = value
+            continue
+        there = nested.get(block)
+        nested[block] = {**(there if isinstance(there, Mapping) else {}), field: value}
+    return nested
 
 
 def _preset(name: object) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def dmd_grad(
     *,
     normalize: str | None = "sample",
     frames_per_block: int | None = None,
+    none_finite: str = "zero",
 ) -> Tensor:
     """The DMD update direction (eq. 4), `(fake_x0 - real_x0) / n`.
 
@@ -66,13 +67,18 @@ def dmd_grad(
             the batch (in float32 bit-identical to Self Forcing's on finite values). `"block"`:
             that mean for each block of frames, for `[B, F, ...]`. `None`: 1.
         frames_per_block: frames of a block; with `normalize="block"` only. Must divide F.
+        none_finite: the direction if none of its entries is finite, as with a fake score that has
+            diverged. `"zero"`: 0, so that the student trains on by its other terms. `"nan"`: NaN,
+            which makes the loss NaN, so that a loop leaves out this update as it leaves out every
+            one that is not finite. Neither makes the host wait.
 
     Returns:
         The detached direction, the shape of `generated`, in float32 (float64 where an input is).
 
     Raises:
         TypeError, ValueError: inputs that differ in shape or device, have fewer than 2 dimensions,
-            an unknown `normalize`, or a `frames_per_block` that is missing or does not fit.
+            an unknown `normalize` or `none_finite`, or a `frames_per_block` that is missing or
+            does not fit.
 
     Example:
         >>> import torch
@@ -85,6 +91,7 @@ def dmd_grad(
     check_like("real_x0", real_x0, "generated", generated)
     check_choice("normalize", normalize, ("sample", "block", None))
     _check_frames_per_block(normalize, frames_per_block, generated)
+    check_choice("none_finite", none_finite, ("zero", "nan"))
 
     dtype = compute_dtype(fake_x0.dtype, real_x0.dtype, generated.dtype)
 
@@ -104,7 +111,9 @@ def dmd_grad(
     grad = _subtract(fake_x0, real_x0, dtype)
     if scale is not None:
         units(grad).div_(scale)
-    return grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    lost = ~grad.isfinite().any() if none_finite == "nan" else None
+    grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return grad if lost is None else grad.masked_fill_(lost, torch.nan)
 
 
 def _subtract(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

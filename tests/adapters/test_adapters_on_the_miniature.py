@@ -244,9 +244,7 @@ def test_the_trainers_own_list_is_trained_for_its_length_and_named_where_it_does
             called[len(trainer.model.denoising_step_list)].add(level)
 
     config = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), sc_weight=0.0)
-    with pytest.warns(
-        UserWarning, match="Self Forcing: the trainer's own list of 2 steps"
-    ):
+    with pytest.warns(UserWarning, match="Self Forcing: the trainer's own list of 2 steps"):
         handle = self_forcing.attach(trainer, config)
     lists = handle._losses.lists
     trainer.model.generator.register_forward_pre_hook(note, with_kwargs=True)

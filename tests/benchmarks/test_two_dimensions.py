@@ -100,6 +100,19 @@ def test_a_student_does_not_feel_what_becomes_of_another() -> None:
         assert same == (index != 4)
 
 
+@pytest.mark.parametrize("name", ["teacher", "generator", "fake_score"])
+def test_a_study_stops_at_a_student_whose_networks_have_diverged(name: str) -> None:
+    students = Distillation(TOY, SC, teacher(SEEDS), SEEDS, "cpu")
+    stack = students.teacher if name == "teacher" else students.nets[name]
+    for parameter in stack.parameters:
+        parameter.data.fill_(torch.nan)
+    before = [p.clone() for p in students.nets["generator"].parameters]
+    with pytest.raises(FloatingPointError, match="the loss of an update is nan"):
+        students.update()
+    after = students.nets["generator"].parameters
+    assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(before, after))
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("exit_step", [0, 3, 5])
 @pytest.mark.parametrize(("time_weight", "nearest"), [(None, None), ("clean", None), (None, 2)])

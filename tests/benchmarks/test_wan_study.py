@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.wan import study
 from benchmarks.wan.__main__ import main
@@ -24,6 +25,16 @@ def test_the_toy_study_compares_all_students_and_a_second_run_trains_nothing(
         assert record["defect"] > 0
     table = capsys.readouterr().out
     assert all(name in table for name in STUDENTS)
+
+    real = study.Distillation.critic_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            study.Distillation,
+            "critic_loss",
+            lambda *args: (real(*args)[0] * torch.nan, {}),
+        )
+        with pytest.raises(RuntimeError, match="non-finite"):
+            main([*command[:-1], str(tmp_path / "diverged")])
 
     monkeypatch.setattr(study.Distillation, "student_loss", None)
     monkeypatch.setattr(study.Distillation, "critic_loss", None)

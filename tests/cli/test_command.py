@@ -75,6 +75,48 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     assert (tmp_path / "salt_report.html").is_file()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_terminal_can_print_a_folders_name(tmp_path: Path, encoding: str) -> None:
+    log = tmp_path / "\u76d0-caf\u00e9"
+    log.mkdir()
+    lag = '{"iteration": 0, "salt/num_steps": 4, "salt/health/sc_cosine": -0.05}\n'
+    (log / "salt_metrics.jsonl").write_text(lag * 2)
+    text = (ROOT / "examples" / "self_forcing" / "salt.yaml").read_text()
+    (log / "salt.yaml").write_text(text)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONIOENCODING": encoding,
+        "LC_ALL": "C",
+    }
+    for arguments in (["report", log], ["plan", log / "salt.yaml"], ["check", log]):
+        command = [sys.executable, "-m", "salt_losses", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        if arguments[0] == "report":
+            assert done.returncode == 0
+            name = done.stdout.decode(encoding).split(":")[0]
+            assert name == log.name.encode(encoding, "replace").decode(encoding)
+    assert log.name in (log / "salt_report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_whose_name_is_not_utf8_has_a_report(tmp_path: Path) -> None:
+    log = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
+    log.mkdir()
+    (log / "salt_metrics.jsonl").write_text('{"iteration": 0, "salt/num_steps": 4}\n')
+    done = run(sys.executable, "-m", "salt_losses", "report", str(log))
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "run-?" in (log / "salt_report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("\N{MINUS SIGN}0.5", "-0.5"), ("2\u00b710\u207b\u2075", "2*10^-5"), ("\u76d0", "?")],
+)
+def test_numbers_keep_their_sign_and_power_in_ascii(text: str, expected: str) -> None:
+    assert text.encode("ascii", "salt-losses").decode() == expected
+
+
 def test_importing_the_package_elsewhere_registers_its_operators() -> None:
     code = "import salt_losses, torch; torch.ops.salt_losses.draw.default"
     done = run(sys.executable, "-c", code)

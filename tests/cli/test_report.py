@@ -133,6 +133,59 @@ def test_accumulated_lines_of_one_update_count_as_their_mean(tmp_path: Path) -> 
     assert last["salt/sc_loss"] == 3.0
 
 
+@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("later", [1, 3])
+def test_an_update_that_is_made_again_right_at_a_resume_is_replaced(
+    tmp_path: Path, accumulated: int, recorded: bool, later: int
+) -> None:
+    log = write_log(tmp_path / "run", 0)
+    made = [(5 * i, 1.0) for i in range(4)] + [(5 * i, 2.0) for i in range(3, 3 + later)]
+    lines = [line(i, **{"salt/sc_loss": v}) for i, v in made for _ in range(accumulated)]
+    (log / "salt_metrics.jsonl").write_text("".join(lines))
+    if recorded:
+        started(log, (1.0, 0), (2.0, 15))
+    run = read(log)
+    replaced = recorded or later > 1
+    assert [x["salt/sc_loss"] for x in run.lines[:3]] == [1.0] * 3
+    assert {x["salt/sc_loss"] for x in run.lines[3:]} == ({2.0} if replaced else {1.5})
+    assert any("1 update that" in remark for remark in run.remarks) is replaced
+
+
+def test_a_resume_with_another_accumulation_keeps_all_of_an_updates_lines(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "run", 0)
+    made = [(0, 1.0), (5, 1.0), (10, 9.0), (10, 1.0), (10, 2.0), (15, 1.0), (15, 2.0), (20, 1.0)]
+    text = "".join(line(i, **{"salt/sc_loss": v}) for i, v in made)
+    (log / "salt_metrics.jsonl").write_text(text)
+    started(log, (1.0, 0), (2.0, 10))
+    assert [x["salt/sc_loss"] for x in read(log).lines] == [1.0, 1.0, 1.5, 1.5, 1.0]
+
+
+HUGE = "9" * 400
+
+
+def test_numbers_of_400_digits_are_infinite_wherever_they_are(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = log / "salt_metrics.jsonl"
+    whole = path.read_text()
+    for huge in (HUGE, "-" + HUGE, "1e400", "1e308", HUGE * 20):
+        path.write_text(f'{whole}{{"iteration": 300, "salt/dmd_loss": {huge}}}\n')
+        assert not math.isfinite(read(log).lines[-1]["salt/dmd_loss"])
+        assert main(["report", str(log)]) == 1
+    path.write_text(f'{{"iteration": {HUGE}, "salt/dmd_loss": 1}}\n{whole}')
+    (log / "salt_alarms.jsonl").write_text(f'{{"iteration": {HUGE}, "cause": "x"}}\n')
+    start = f'{{"iteration": {HUGE}, "time": {HUGE}}}'
+    (log / "salt_run.json").write_text(f'{{"settings": {{"seed": {HUGE}}}, "starts": [{start}]}}')
+    write_sweeps(log, (0, 50, 100))
+    broken = [f'{{"iteration": {HUGE}}}', '{"step_counts": ["x"]}', '{"step_counts": 4}']
+    for i, text in enumerate(broken):
+        (log / "salt_sweeps" / f"iteration_{50 * i:06d}" / "sweep.json").write_text(text)
+    assert main(["report", str(log)]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+    assert sum("sweep.json: could not be read" in remark for remark in read(log).remarks) == 3
+
+
 def test_what_is_not_finite_is_said_and_not_drawn(log: Path) -> None:
     path = log / "salt_metrics.jsonl"
     path.write_text(path.read_text() + line(300, **{"salt/dmd_loss": math.nan}))

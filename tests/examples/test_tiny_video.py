@@ -87,6 +87,46 @@ def test_an_extra_call_on_detached_aliases_leaves_the_dmd_gradient_bit_identical
         assert torch.equal(plain, generator_gradient(trainer, "alias", seed))
 
 
+def test_a_student_whose_critic_has_diverged_stays_as_it_is() -> None:
+    trainer = new_trainer(dfake_gen_update_ratio=1)
+    trainer.train(1)
+    before = [p.clone() for p in trainer.model.generator.parameters()]
+    critic = trainer.model.fake_score.state_dict()
+    broken = {name: torch.full_like(value, torch.nan) for name, value in critic.items()}
+    trainer.model.fake_score.load_state_dict(broken)
+    with self_forcing.attached(trainer, SaltConfig()):  # its term is finite
+        trainer.train(3)
+    assert all(map(torch.equal, before, trainer.model.generator.parameters()))
+    critic = {name: torch.zeros_like(value) for name, value in broken.items()}
+    trainer.model.fake_score.load_state_dict(critic)
+    trainer.train(4)
+    assert not all(map(torch.equal, before, trainer.model.generator.parameters()))
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["generator_loss", "critic_loss"])
+def test_an_update_whose_gradient_is_not_finite_is_left_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer(dfake_gen_update_ratio=1)
+    trainer.train(1)
+    real = getattr(trainer.model, name)
+
+    def spoiled(**inputs: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, log = real(**inputs)
+        return loss * torch.nan, log
+
+    monkeypatch.setattr(trainer.model, name, spoiled)
+    network = trainer.model.generator if name == "generator_loss" else trainer.model.fake_score
+    before = [p.clone() for p in network.parameters()]
+    trainer.train(2)
+    assert all(map(torch.equal, before, network.parameters()))
+    monkeypatch.undo()
+    trainer.train(3)
+    assert not all(map(torch.equal, before, network.parameters()))
+    assert all(p.isfinite().all() for p in network.parameters())
+
+
 def test_backward_through_a_rollout_needs_gradient_checkpointing() -> None:
     generator_gradient(new_trainer(gradient_checkpointing=True), None)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

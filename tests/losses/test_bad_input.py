@@ -174,6 +174,8 @@ dmd_grad(X, X, X, normalize="frame")
     ValueError: normalize must be one of 'sample', 'block', None; got 'frame'
 dmd_grad(X, X, X, normalize=True)
     ValueError: normalize must be one of 'sample', 'block', None; got True
+dmd_grad(X, X, X, none_finite="inf")
+    ValueError: none_finite must be one of 'zero', 'nan'; got 'inf'
 dmd_grad(X, X, X, normalize="block")
     ValueError: frames_per_block must be given with normalize='block'
 dmd_grad(X, X, X, frames_per_block=3)

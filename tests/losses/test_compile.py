@@ -118,6 +118,7 @@ DETERMINISTIC = {
     "shift_time": lambda x, y, z: shift_time(x.sigmoid(), 3.0),
     "guide": lambda x, y, z: guide(x, y, 3.0),
     "dmd_grad": lambda x, y, z: dmd_grad(x, y, z),
+    "dmd_grad, nan": lambda x, y, z: dmd_grad(x, y, z, none_finite="nan"),
     "dmd_grad, block": lambda x, y, z: dmd_grad(
         x, y, z, normalize="block", frames_per_block=1
     ),
@@ -392,6 +393,7 @@ WITHOUT_SYNC = {
     **{name: DETERMINISTIC[name] for name in ("add_noise", "velocity_to_x0", "x0_to_velocity")},
     **{name: DETERMINISTIC[name] for name in ("euler_step", "guide", "dmd_grad", "shift_time")},
     **{name: DETERMINISTIC[name] for name in ("to_velocity, x0", "to_velocity, noise")},
+    "dmd_grad, nan": DETERMINISTIC["dmd_grad, nan"],
     "dmd_grad, block": DETERMINISTIC["dmd_grad, block"],
     "shortcut_triple_sampler": lambda x, y, z: shortcut_triple_sampler(
         x * 0 + 1, GRID, GRID[::2], nearest=1

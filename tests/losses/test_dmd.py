@@ -76,6 +76,24 @@ def test_non_finite_entries_of_dmd_grad_become_zero():
     assert (grad[0, [0, 4, 5, 6, 7]] != 0).all()
 
 
+def test_a_direction_without_a_finite_entry_is_nan_if_that_is_asked_for():
+    fake, real, generated = randn(3, 2, 8).unbind()
+    assert torch.equal(
+        dmd_grad(fake, real, generated, none_finite="nan"), dmd_grad(fake, real, generated)
+    )
+    fake[0] = float("nan")  # one sample of two
+    grad = dmd_grad(fake, real, generated, none_finite="nan")
+    assert torch.equal(grad, dmd_grad(fake, real, generated))
+    assert grad.isfinite().all()
+    fake[1] = float("inf")
+    assert not dmd_grad(fake, real, generated).any()
+    grad = dmd_grad(fake, real, generated, none_finite="nan")
+    assert grad.isnan().all()
+    generated.requires_grad_()
+    dmd_loss(generated, grad).backward()
+    assert generated.grad.isnan().all()
+
+
 def test_a_sample_that_the_real_score_does_not_change_gets_no_direction():
     fake, real, generated = randn(3, 2, 8).unbind()
     generated[0] = real[0]  # the normaliser is 0

@@ -18,7 +18,7 @@ STUDENTS = {
         BASELINE: VIDEO[BASELINE],
         SALT: _SALT,
         "mixed": VIDEO["mixed"],
-        "mixed-sc 0.2": replace(_SALT, label=f"{_SALT.label}, weight 0.2", salt={"sc_weight": 0.2}),
+        "mixed-sc 0.2": replace(_SALT, label=f"{_SALT.label}, weight 0.2", salt={"sc.weight": 0.2}),
         "mixed-sc after 1-3": replace(
             _SALT, label=f"{_SALT.label}, on after a third", sc_start=1 / 3
         ),

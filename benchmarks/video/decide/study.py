@@ -129,7 +129,7 @@ def fork(run: Run, other: Path, config: Config, handle: SaltHandle) -> None:
     The same to the bit as training it from the start. Nothing where the other one is not there, or
     where this one has begun.
     """
-    start, mine = handle.config.sc_warmup, run.folder / "student.pt"
+    start, mine = handle.config.sc.warmup, run.folder / "student.pt"
     theirs = other / f"student-{start}.pt"
     if mine.exists() or not theirs.exists():
         return
@@ -146,7 +146,8 @@ def reweighted(trainer: Trainer, handle: SaltHandle, share: float) -> SaltHandle
     """The same handle at a share of weight 1."""
     state = handle.state_dict()
     handle.detach()
-    again = self_forcing.attach(trainer, dataclasses.replace(handle.config, sc_weight=share))
+    sc = dataclasses.replace(handle.config.sc, weight=share)
+    again = self_forcing.attach(trainer, dataclasses.replace(handle.config, sc=sc))
     again.load_state_dict(state)
     return again
 

@@ -4,7 +4,9 @@ what a run has left behind (`report`). `import salt_losses` does not import it."
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,8 +40,27 @@ exit codes:
   2  the command line or a path is wrong"""
 
 
+_POWERS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Spell numbers in ASCII on a terminal that lacks their characters; "?" for any other."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    power = text.translate(_POWERS)
+    if power != text:
+        return f"^{power.encode('ascii', 'replace').decode()}", error.end
+    spelled = text.replace("\N{MINUS SIGN}", "-").replace("\N{MIDDLE DOT}", "*")
+    return spelled.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error("salt-losses", _replace)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code (see `EXIT_CODES`)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="salt-losses")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(given).parse_args(given)
     try:

@@ -27,7 +27,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], str]:
         CommandError: it cannot be read, or holds no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot read {path}: {_reason(error)}") from None
     parse = _json if path.suffix.lower() == ".json" else _yaml

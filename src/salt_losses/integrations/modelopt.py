@@ -263,13 +263,13 @@ def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
         if name in salt:
             raise _refusal(name, salt[name])
     sc = salt.get("sc", {})
-    if isinstance(sc, Mapping):
-        if "step_counts" in sc:
-            raise _refusal("sc.step_counts", sc["step_counts"])
-        sc = {**sc, "step_counts": [steps]}
-    elif isinstance(sc, SelfConsistency):
-        sc = dataclasses.replace(sc, step_counts=[steps])
-    own = {"step_counts": [steps], "probs": [1.0], "sc": sc}
+    own: dict[str, Any] = {"step_counts": [steps], "probs": [1.0]}
+    if "sc.step_counts" in salt or isinstance(sc, Mapping) and "step_counts" in sc:
+        raise _refusal("sc.step_counts", salt.get("sc.step_counts", sc))
+    if isinstance(sc, SelfConsistency):
+        own["sc"] = dataclasses.replace(sc, step_counts=[steps])
+    elif sc is not None:
+        own["sc.step_counts"] = [steps]
     config = SaltConfig.from_mapping({"inference_steps": math.gcd(4, steps), **salt, **own})
     offers = OFFERS - {"reference", "features", "network"}
     check_settings(config, offers, "Model-Optimizer", chunked=False)

@@ -282,6 +282,7 @@ def warn_of_no_effect(run: Run, where: str) -> None:
 
 
 def warn(messages: Iterable[str], where: str) -> None:
+    """Warn on rank 0."""
     if dist.is_available() and dist.is_initialized() and dist.get_rank():
         return
     for message in messages:

@@ -1,19 +1,15 @@
-"""A trainer's own step list between the lists of a grid: which share their levels, and what does
-not hold if they do not."""
+"""Step lists that do not nest: a trainer's own list next to those of the grids."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from ..config import SaltConfig
 from ..errors import SettingError
 from ..mixed_step import first_chunk_count
+from .alignment import Alignment
 from .base import warn
-
-if TYPE_CHECKING:
-    from ..config import SaltConfig
-    from .alignment import Alignment
 
 SAME_POINT = 1e-2  # of two lists, in thousandths
 
@@ -33,7 +29,7 @@ def check_nesting(
         where: names the trainer.
 
     Raises:
-        SettingError: the first of `unaligned`'s messages.
+        ValueError: the first of `unaligned`'s messages.
     """
     for message in unaligned(config, step_list):
         raise SettingError("align.reference", message)
@@ -49,7 +45,7 @@ def unaligned(config: SaltConfig, step_list: StepList) -> list[str]:
         f"align.reference[{low}] needs lists that nest: that of {fine} steps does not hold that of "
         f"{coarse}, {_format(step_list(coarse))}, so that the student's noise cannot be shared; "
         "set shift, which replaces the trainer's own list, or align to null"
-        for low, coarse, fine in _aligned_lists(config, _occurring(config))
+        for low, coarse, fine in _aligned_lists(config, align, _occurring(config))
         if not _nest(step_list(coarse), step_list(fine))
     ]
 
@@ -60,14 +56,13 @@ def not_nested(config: SaltConfig, step_list: StepList, own_steps: int | None) -
     counts = _occurring(config)
     finest, ends = max(config.step_counts), config.inference_steps
     sc, align = config.sc, config.align
-    on = []
-    if sc is not None and sc.weight > 0:
-        on = [k for k in counts if k > 1 and (sc.step_counts is None or k in sc.step_counts)]
+    on = [k for k in counts if sc is not None and sc.is_on_at(k)]
     starts = {k: {k, first_chunk_count(config.first_chunk_steps, k), ends, finest} for k in on}
-    pairs = _aligned_lists(config, counts)
+    aligns = align is not None and align.weight > 0
+    pairs = _aligned_lists(config, align, counts) if align is not None and aligns else []
     used = {*counts, *(first_chunk_count(config.first_chunk_steps, k) for k in counts)}
     used |= {finest, ends} if on else set()
-    used |= {k for _, *pair in pairs for k in pair}
+    used |= {k for _, *pair in pairs for k in pair} if aligns else set()
     if own_steps is None or own_steps not in used:
         return []
     own = step_list(own_steps)
@@ -82,7 +77,7 @@ def not_nested(config: SaltConfig, step_list: StepList, own_steps: int | None) -
     off = [k for k in on if own_steps in starts[k] and starts[k] & {*others}]
     if off:
         lost.append(
-            f"at {off} steps the defect term's triples do not lie on one grid: their middle times "
+            f"at {off} steps the self-consistency term's triples do not lie on one grid: their middle times "
             f"are on the list of {finest} steps, and where they begin or end is not"
         )
     lost += [
@@ -104,13 +99,12 @@ def _occurring(config: SaltConfig) -> list[int]:
     return [k for k, prob in zip(config.step_counts, config.probs) if prob > 0]
 
 
-def _aligned_lists(config: SaltConfig, counts: list[int]) -> list[tuple[int, int, int]]:
+def _aligned_lists(
+    config: SaltConfig, align: Alignment, counts: list[int]
+) -> list[tuple[int, int, int]]:
     """The key of each reference that may occur, the length of the student's list and of the
     reference's: of first chunks too."""
-    lists: list[tuple[int, int, int]] = []
-    align = config.align
-    if align is None or align.weight == 0:
-        return lists
+    lists = []
     for low in (k for k in counts if k in align.reference):
         high, first = align.reference[low], first_chunk_count(config.first_chunk_steps, low)
         lists += [(low, low, high), (low, first, math.lcm(first, high))]

@@ -68,6 +68,11 @@ class SelfConsistency(Term):
         if self.nearest is not None:
             self._set("nearest", check_count)
 
+    def is_on_at(self, num_steps: int) -> bool:
+        """True if the term is on at this step count, after its warm-up."""
+        on = self.step_counts is None or num_steps in self.step_counts
+        return self.weight > 0 and num_steps > 1 and on
+
     def wanted(self, plan: StepPlan) -> bool:
         return super().wanted(plan) and plan.num_steps > 1
 
@@ -115,7 +120,7 @@ class SelfConsistency(Term):
         if self.weight == 0 or self.step_counts == ():
             return
         counts = run.step_counts
-        on = [k for k in counts if k > 1 and (self.step_counts is None or k in self.step_counts)]
+        on = [k for k in counts if self.is_on_at(k)]
         never = "sc never turns on"
         if not on:
             possible = [k for k in counts if k > 1]

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -116,6 +116,122 @@ def test_a_run_of_nothing_but_bad_batches_stops_and_says_where_it_was(t2v, tmp_p
     assert f"the gradients of {train.MOST_SKIPPED} updates" in error
     assert f"The last checkpoint: {out / 'checkpoints' / '000002'}" in error
     assert_same(contents(out)[:2], before[:2])
+
+
+@pytest.mark.parametrize("content", [b"iterations: [", b"lr: \xff\xfe", b"seed: 2026-13-45"])
+def test_a_damaged_config_is_one_sentence_of_train(t2v, tmp_path, capsys, content):
+    path = tmp_path / "my.yaml"
+    path.write_bytes(content)
+    options = t2v.train_options(tmp_path / "run")
+    options[options.index("--config") + 1] = str(path)
+    assert train.main(options) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} is not a YAML file: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", ["sample_steps=[2", "seed=2026-13-45", "lr=@"])
+def test_a_change_that_is_not_yaml_is_named(t2v, tmp_path, capsys, change):
+    assert train.main([*t2v.train_options(tmp_path / "run"), "--set", change]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --set {change}: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [checkpoint.TRAINING_FILE, f"student/{checkpoint.LORA_FILE}", f"ema/{checkpoint.LORA_FILE}"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(t2v, tmp_path, capsys, name):
+    out = run(t2v, tmp_path / "run", iterations=2, save_every=1)
+    folder = checkpoint.latest(out)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert train.main(t2v.train_options(out, iterations=2, save_every=1)) == 2
+    assert f"error: {folder / name} cannot be read (" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    run(t2v, out, iterations=2, save_every=1)
+    assert checkpoint.latest(out) == folder
+
+
+def trainer_of(t2v, out, **settings):
+    return train.Trainer(train.load_config(train.parse(t2v.train_options(out, **settings))))
+
+
+def test_a_run_whose_fake_score_has_diverged_stops_and_its_student_stays(t2v, tmp_path):
+    """DMD's direction would be 0, and the student's loss finite: that of its other term."""
+    trainer = trainer_of(t2v, tmp_path / "run", iterations=150, critic_updates=5, save_every=150)
+    trainer.step()
+    for parameter in trainer.roles.trained("fake_score").values():
+        parameter.data.fill_(float("nan"))
+    before = {n: p.clone() for n, p in trainer.roles.trained("student").items()}
+    message = f"{train.MOST_SKIPPED} updates of fake_score, one after the other.*checkpoint: none"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert_same({n: p.detach() for n, p in trainer.roles.trained("student").items()}, before)
+    rows = rows_of(tmp_path / "run")
+    assert [row["iteration"] for row in rows] == [2, 3, 4]  # it stops in the fifth
+    assert all(row["dmd"] is None and row["critic"] is None for row in rows)
+    assert [(r["skipped"], r["skipped_student"], r["skipped_critic"]) for r in rows] == [
+        (6, 1, 5)
+    ] * 3
+
+
+@pytest.mark.parametrize("role", ["student", "fake_score"])
+def test_updates_in_a_row_are_counted_for_each_network_and_from_0_after_a_good_one(
+    t2v, tmp_path, monkeypatch, role
+):
+    monkeypatch.setattr(train, "MOST_SKIPPED", 3)
+    trainer = trainer_of(t2v, tmp_path / "run", iterations=9, critic_updates=1)
+    name = {"student": "student_loss", "fake_score": "critic_loss"}[role]
+    real, bad = getattr(trainer.distillation, name), iter([1, 1, 0, 1, 1, 0, 1, 1, 1])
+
+    def spoiled(*arguments):
+        loss, logs = real(*arguments)
+        return loss * (float("nan") if next(bad) else 1), logs
+
+    monkeypatch.setattr(trainer.distillation, name, spoiled)
+    own, other = "skipped_student", "skipped_critic"
+    if role == "fake_score":
+        own, other = other, own
+    numbers = [trainer.step() for _ in range(8)]
+    assert [n[own] for n in numbers] == [1, 1, 0, 1, 1, 0, 1, 1]
+    assert [n["skipped"] for n in numbers] == [n[own] for n in numbers]
+    assert not any(n[other] for n in numbers)
+    with pytest.raises(FloatingPointError, match=f"3 updates of {role}, one after the other"):
+        trainer.step()
+
+
+class Float16(Accelerator):
+    """accelerate's float16, which wants a GPU: its gradient scaler, with other matmuls.
+
+    It starts so high that the first update of the critic is left out.
+    """
+
+    mixed_precision = "fp16"
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=100)
+        self.native_amp = True
+
+
+def test_float16s_gradient_scaler_goes_on_where_it_was(t2v, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "Accelerator", Float16)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run(t2v, straight, iterations=6)
+    assert [row["skipped_critic"] > 0 for row in rows_of(straight)[:2]] == [True, False]
+    run(t2v, stopped, iterations=3)
+    run(t2v, stopped, iterations=6)
+    assert_same(contents(stopped), contents(straight))
+    scaler = contents(straight)[1]["scaler"]
+    assert scaler["scale"] < 2.0**127
+    assert scaler["_growth_tracker"] > 0
+
+    file = checkpoint.latest(stopped) / "training.pt"  # of a run from before it was kept
+    training = torch.load(file)
+    del training["scaler"]
+    torch.save(training, file)
+    run(t2v, stopped, iterations=7)
+    assert len(rows_of(stopped)) == 7
 
 
 def test_a_bad_batch_of_one_process_is_left_out_by_both_though_they_share_the_weights(

@@ -114,6 +114,12 @@ def test_the_run_itself_knows_the_size_of_its_videos(t2v, runs, tmp_path):
     shutil.rmtree(copied)
     assert Student(out).format == Student(runs["t2v"]).format
     assert Student(out).format.height == 32
+    (out / "data.yaml").write_text("frames: 5\n")
+    with pytest.raises(ValueError, match=r"data.yaml is damaged: it lacks fps, height"):
+        Student(out)
+    (out / "data.yaml").write_text("frames: [")
+    with pytest.raises(ValueError, match=r"data.yaml is not a YAML file"):
+        Student(out)
     (out / "data.yaml").unlink()
     with pytest.raises(ValueError, match="does not say what it was trained for"):
         Student(out)

@@ -66,6 +66,49 @@ def test_a_mistake_in_the_file_is_the_files_whatever_is_changed(tmp_path):
     assert str(error.value).startswith(f"{path}: unknown setting 'itterations'")
 
 
+@pytest.mark.parametrize("block", [None, {}, {"step_counts": [4, 8], "probs": [0.5, 0.5]}])
+def test_one_change_changes_one_setting_of_salt(tmp_path, block):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(PATHS if block is None else PATHS | {"salt": block}))
+    before = Config.load(path).as_dict()
+    for name, value in (("sc_weight", 0.0), ("sc_nearest", 2), ("inference_steps", 2)):
+        after = Config.load(path, {f"salt.{name}": value}).as_dict()
+        assert after == {**before, "salt": {**before["salt"], name: value}}
+    assert Config.load(path).as_dict() == before
+
+
+def test_a_preset_is_the_whole_block_of_a_file_without_one(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(PATHS))
+    config = Config.load(path, {"salt.preset": "paper", "salt.align_weight": 0})
+    assert config.salt == dataclasses.replace(SaltConfig.preset("paper"), align_weight=0)
+
+
+def test_a_change_leads_into_the_blocks_of_salts_block(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(PATHS))
+    config = Config.load(path, {"salt.align_reference.4": 8})
+    assert config.salt == dataclasses.replace(Config(**PATHS).salt, align_reference={4: 8})
+    for changes, message in (
+        ({"salt.sc.wieght": 1}, "--set salt.sc.wieght=1: unknown setting 'sc'"),
+        ({"salt.probs.x": 1}, "--set salt.probs.x=1: salt.probs.x cannot be set: probs must be"),
+        ({"lora.rank": 1}, "--set lora.rank=1: unknown setting 'lora.rank'"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            Config.load(path, changes)
+        assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("block", [None, 3, ["sc_weight"]])
+def test_a_salt_that_is_not_a_block_is_named_with_and_without_a_change(tmp_path, block):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(PATHS | {"salt": block}))
+    with pytest.raises(TypeError, match=r"config.yaml: salt must be a mapping of settings; got"):
+        Config.load(path)
+    with pytest.raises(TypeError, match="salt must be a mapping; got"):
+        Config.load(path, {"salt.sc_weight": 0})
+
+
 def test_a_number_that_yaml_takes_for_text_is_read():
     assert Config.from_mapping({**PATHS, **yaml.safe_load("lr: 1e-6")}).lr == 1e-6
 
@@ -101,6 +144,7 @@ def test_every_setting_of_salt_is_used_refused_or_said_to_be_unused():
         ({"iterations": 2.5}, "iterations must be int; got 2.5"),
         ({"iterations": 0}, "iterations must be from 1"),
         ({"lr": -1}, "lr must be from"),
+        ({"lr_critic": 0}, "lr_critic must be from"),
         ({"lr": "fast"}, "lr must be float; got 'fast'"),
         ({"lr_critic": True}, "lr_critic must be float or null; got True"),
         ({"ema_decay": 1}, "ema_decay must be from 0"),
@@ -111,6 +155,7 @@ def test_every_setting_of_salt_is_used_refused_or_said_to_be_unused():
         ({"score_levels": [0.5]}, "score_levels must be two rising"),
         ({"score_levels": [0.0, 1.0]}, "score_levels must be two rising"),
         ({"salt": {"align_weight": 0.1}}, "salt.align_weight and salt.adv_weight must be 0"),
+        ({"salt": {"adv_weight": 0.1}}, "salt.align_weight and salt.adv_weight must be 0"),
         # It changed the grid of training, and not the sampler's.
         ({"salt": {"shift": 3.0, "align_weight": 0}}, "salt.shift must be left out here: the grid"),
         ({"salt": {"seed": 1}}, "salt.seed must be left out here: every draw has `seed`"),
@@ -127,12 +172,16 @@ def test_bad_settings_are_named(settings, message):
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "x.yaml"
     for text, message in (
-        ("a: [", "x.yaml is no YAML file"),
+        ("a: [", "x.yaml is not a YAML file"),
+        ("seed: 2026-13-45", "x.yaml is not a YAML file"),
         ("- 1", "x.yaml must hold a mapping"),
         ("model: m", "x.yaml: data must be given"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             Config.load(path)
+    path.write_bytes(b"model: \xff\x00")
+    with pytest.raises(ValueError, match=r"x.yaml is not a YAML file"):
+        Config.load(path)
     with pytest.raises(TypeError, match="a config must be a mapping"):
         Config.from_mapping([])

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from examples.wan import distil
 from examples.wan.config import Config
 from examples.wan.data import stream
 from examples.wan.distil import Distillation, Draws
 from examples.wan.roles import Condition
+from salt_losses import shift_time
 
 SHAPE = [4, 2, 4, 6]
 
@@ -96,6 +98,101 @@ def test_the_students_loss_is_equation_10_written_out(seed):
     (expected,) = torch.autograd.grad(surrogate, roles.scale, retain_graph=True)
     (got,) = torch.autograd.grad(loss, roles.scale)
     assert torch.allclose(got, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"sc_weight": 0.3},
+        {"sc_time_weight": "clean"},
+        {"sc_nearest": 1},
+        {"sc_stop_grad": "direct"},
+        {"sc_stop_grad": "composed", "sc_time_weight": "clean", "sc_nearest": 2},
+    ],
+)
+def test_each_setting_of_the_term_is_in_the_loss_and_its_gradient(settings, monkeypatch):
+    triples, sampler = [], distil.shortcut_triple_sampler
+
+    def sample(*args, **kwargs):
+        triples.append(sampler(*args, **kwargs))
+        return triples[-1]
+
+    monkeypatch.setattr(distil, "shortcut_triple_sampler", sample)
+
+    def run(**salt):
+        salt = {"step_counts": [8], "probs": [1.0], **salt}
+        roles, distillation, config = make(shift=3.0, salt=salt)
+        plan = config.salt.scheduler(config.shift).plan(0)
+        loss, logs = distillation.student_loss(batch(64), plan, draws())
+        (gradient,) = torch.autograd.grad(loss, roles.scale, retain_graph=True)
+        return roles, config.salt, plan, logs, gradient
+
+    *_, without = run(sc_weight=0)
+    roles, salt, plan, logs, gradient = run(**settings)
+    (x_s, t_s, _, v_s), (x_m, _, _, v_m) = roles.of("student")
+    (triple,) = triples
+    ends = [
+        [
+            s
+            for s in plan.inference_times.tolist()  # falling
+            if any(s + 1e-6 < m < t - 1e-6 for m in plan.train_times.tolist())
+        ]
+        for t in t_s.tolist()
+    ]
+    places = [
+        ends[i].index(min(ends[i], key=lambda s: abs(s - float(triple.t_e[i]))))
+        for i in range(64)
+        if triple.feasible[i]
+    ]
+    assert max(places) == (3 if salt.sc_nearest is None else salt.sc_nearest - 1)
+
+    t_m, t_e, level = (u.view(-1, 1, 1, 1, 1) for u in (triple.t_m, triple.t_e, t_s))
+    direct, composed = x_s - (level - t_e) * v_s, x_m - (t_m - t_e) * v_m
+    if salt.sc_stop_grad:
+        direct, composed = (
+            (direct.detach(), composed)
+            if salt.sc_stop_grad == "direct"
+            else (direct, composed.detach())
+        )
+    weight = 1 - t_s if salt.sc_time_weight else torch.ones(64)
+    each = weight * (direct - composed).square().mean((1, 2, 3, 4))
+    expected = (each * triple.feasible).sum() / triple.feasible.sum()
+    torch.testing.assert_close(logs["sc"], expected.detach(), rtol=1e-3, atol=1e-7)
+    (own,) = torch.autograd.grad(expected, roles.scale)
+    torch.testing.assert_close(gradient - without, salt.sc_weight * own, rtol=1e-3, atol=1e-6)
+
+
+def test_the_scores_levels_are_shifted_and_clamped():
+    def levels(**settings):
+        roles, distillation, config = make(salt={"step_counts": [8], "probs": [1.0]}, **settings)
+        plan = config.salt.scheduler(config.shift).plan(0)
+        distillation.student_loss(batch(256), plan, draws())
+        distillation.critic_loss(batch(256), plan, draws())
+        return torch.stack([t for _, t, _, _ in roles.of("fake_score")])
+
+    wide = {"score_levels": [1e-6, 1 - 1e-6]}
+    plain = levels(score_shift=1.0, **wide)
+    assert plain.min() < 0.05
+    assert plain.max() > 0.95
+    shifted = shift_time(plain, 5.0)
+    torch.testing.assert_close(levels(score_shift=5.0, **wide), shifted)
+    narrow = levels(score_shift=5.0, score_levels=[0.3, 0.6])
+    torch.testing.assert_close(narrow, shifted.clamp(0.3, 0.6))
+
+
+def test_all_processes_leave_a_rollout_at_one_step():
+    """Each has its own batch's stream; under FSDP they must make the same number of calls."""
+    salt = {"step_counts": [8], "probs": [1.0]}
+    roles, distillation, config = make(backward_simulation=True, salt=salt)
+    plan = config.salt.scheduler(config.shift).plan(0)
+    counts = set()
+    for process in range(6):
+        roles.calls.clear()
+        streams = Draws(stream(process, "batch"), stream(0, "update"))
+        distillation.critic_loss({"text": batch()["text"]}, plan, streams)
+        counts.add(len(roles.of("student")))
+    assert len(counts) == 1
 
 
 def test_states_are_noised_videos_at_the_levels_of_the_grid():

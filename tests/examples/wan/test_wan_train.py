@@ -123,6 +123,26 @@ def test_the_lora_in_diffusers_own_pipeline_is_the_trained_student(t2v, whole):
     assert video.frames.shape == (1, 5, 32, 48, 3)
 
 
+def test_the_optimizers_the_average_and_the_clipping_have_the_settings(t2v, tmp_path):
+    settings = {"lr": 1e-3, "beta1": 0.3, "beta2": 0.4, "weight_decay": 0.05, "ema_decay": 0.6}
+    settings |= {"max_grad_norm": 1e-9}
+    for lr_critic in (None, 2e-3):
+        more = {} if lr_critic is None else {"lr_critic": lr_critic}
+        options = t2v.train_options(tmp_path / f"{lr_critic}", **settings, **more)
+        trainer = train.Trainer(train.load_config(train.parse(options)))
+        for role, lr in (("student", 1e-3), ("fake_score", lr_critic or 1e-3)):
+            (group,) = trainer.optimizers[role].param_groups
+            assert (group["lr"], group["betas"], group["weight_decay"]) == (lr, (0.3, 0.4), 0.05)
+            assert {id(p) for p in group["params"]} == {
+                id(p) for p in trainer.roles.trained(role).values()
+            }
+        assert trainer.ema.decay == 0.6
+        trainer.step()
+        for optimizer in trainer.optimizers.values():  # the first moment is of clipped gradients
+            slots = checkpoint.optimizer_state(optimizer).values()
+            assert 0 < max(float(s["exp_avg"].abs().max()) for s in slots) < 2e-9
+
+
 def test_an_iteration_makes_the_calls_that_the_readme_says(t2v, tmp_path):
     calls: Counter[str] = Counter()
     config = train.load_config(

@@ -90,14 +90,14 @@ class Adapter:
         check_model(check, model, align.features if align is not None and _aligns(config) else None)
         if streaming is not None:
             check_streaming(check, streaming)
-        if config.adv is not None:
+        if config.adv is not None and config.adv.weight > 0:
             check_adversary(check, model, streaming, config)
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
         _check_settings(model, pipeline, config)
         if self.solver:
             check_solver(model, config)
-        if config.adv is not None:
+        if config.adv is not None and config.adv.weight > 0:
             _check_adversary(model, streaming is not None, config)
         lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)

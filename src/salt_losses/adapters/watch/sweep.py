@@ -228,7 +228,7 @@ def first_prompts(trainer: Any) -> tuple[str, ...]:
     path = getattr(getattr(trainer, "config", None), "data_path", None)
     lines: list[str] = []
     if path is not None and Path(path).is_file():
-        lines = Path(path).read_text(errors="replace").splitlines()
+        lines = Path(path).read_text("utf-8-sig", errors="replace").split("\n")
     prompts = tuple(line.strip() for line in lines if line.strip())[:2]
     if not prompts:
         raise ValueError(

@@ -21,8 +21,8 @@ count K, healthy ranges shaded, the contact sheets of the step sweeps under a sl
 what differs between the runs, and what each number means. It opens anywhere, without a network; it
 prints, reads on a phone, and follows the reader's light or dark.
 
-Exit code 1: an alarm, a number out of its range at the end of the log, or a log of which no line
-could be read.
+Exit code 1: an alarm, an update that was left out as not finite, a number that is out of its range
+or not finite at the end of the log, or a log of which no line could be read.
 
 A run may still be going: a last line that is half written is left out, and the file says when the
 log grew last. Run it again for newer numbers.
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     text = page(runs, time.time(), options.sweeps, found)
     part = output.with_name(output.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may be none
         os.replace(part, output)
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from None

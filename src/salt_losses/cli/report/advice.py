@@ -31,6 +31,13 @@ ADVICE = (
         _CRITIC,
     ),
     Advice(
+        "salt/health/dmd_zeroed",
+        "above",
+        "is above 0",
+        "a score network's prediction is not finite, and the student trains without DMD",
+        "go back to a checkpoint from before, and lower lr_critic",
+    ),
+    Advice(
         "salt/health/critic_lag",
         "above",
         "is above 0",
@@ -43,7 +50,7 @@ ADVICE = (
         "salt/health/sc_ratio",
         "above",
         "is above 1",
-        "the defect term, not DMD, decides where the student goes",
+        "the self-consistency term, not DMD, decides where the student goes",
         "lower sc_weight in proportion",
     ),
     Advice(
@@ -57,7 +64,7 @@ ADVICE = (
         "salt/health/sc_cosine",
         "below",
         "is well below 0",
-        "the defect term undoes what DMD does",
+        "the self-consistency term undoes what DMD does",
         "look at the critic first, as DMD's direction may be the wrong one; then lower sc_weight",
     ),
     Advice(

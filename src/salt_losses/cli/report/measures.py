@@ -16,7 +16,7 @@ class Measure(NamedTuple):
         note: how to read it.
         healthy: lowest and highest healthy value, `None`: open.
         origin: where these are from, and on which scale they hold.
-        above_first: the first logged value takes the place of 0 in it, if it is higher.
+        above_start: 0 in it is replaced by where the run began, if that is higher.
     """
 
     key: str
@@ -25,7 +25,7 @@ class Measure(NamedTuple):
     note: str
     healthy: Range | None = None
     origin: str = ""
-    above_first: bool = False
+    above_start: bool = False
 
 
 TERMS = (
@@ -81,6 +81,14 @@ TERMS = (
     Measure("critic/norm", "The critic's gradient", "norm", "Before it is clipped."),
 )
 
+# Counts of updates that were left out as not finite, each logged with its update.
+LEFT_OUT = {
+    "student/skipped": "the student",
+    "critic/skipped": "the critic",
+    "any/skipped": "the student or the critic",
+    "salt/adv_skipped": "the discriminator",
+}
+
 # What docs/health.md's run that went well stayed within, rounded. It gives no range where a
 # trainer's latents have another scale: motion, losses, norms.
 MINIATURE = (
@@ -95,22 +103,30 @@ HEALTH = (
         "How hard DMD pulls at the rollout's output.",
     ),
     Measure(
+        "salt/health/dmd_zeroed",
+        "Samples without DMD",
+        "share",
+        "Their direction had no finite entry, and the trainer made it 0.",
+        (None, 0.0),
+        "by definition: such a sample trains by the other terms only",
+    ),
+    Measure(
         "salt/health/sc_norm",
-        "The defect term's gradient",
+        "The self-consistency gradient",
         "root mean square",
         "At the rollout's output, weighted, in DMD's units.",
     ),
     Measure(
         "salt/health/sc_ratio",
-        "Defect to DMD",
+        "Self-consistency to DMD",
         "ratio",
-        "The size of the defect term's gradient to that of DMD's.",
+        "The size of the self-consistency term's gradient to that of DMD's.",
         (None, 1.0),
         "by definition, on any scale: at 1 the term pulls as hard as DMD",
     ),
     Measure(
         "salt/health/sc_cosine",
-        "Defect and DMD",
+        "Self-consistency and DMD",
         "cosine",
         "Above 0 the two pull the same way, below 0 against each other.",
         (-0.1, None),
@@ -130,8 +146,9 @@ HEALTH = (
         "Running mean of the logarithm of the critic's error to the teacher's.",
         (None, 0.0),
         "by definition, on any scale: at 0 the critic knows the student's videos as well as the "
-        "teacher does; a critic smaller than the teacher is compared to its own first value",
-        above_first=True,  # a critic that is smaller than the teacher starts above 0
+        "teacher does; a critic smaller than the teacher starts above 0, and is compared to the "
+        "median of its 21st to 60th update and five standard deviations more",
+        above_start=True,
     ),
     Measure(
         "salt/health/latent_mean_shift",
@@ -163,9 +180,9 @@ HEALTH = (
     ),
     Measure(
         "salt/health/triples",
-        "Blocks with a shortcut triple",
-        "blocks",
-        "Of a rollout. Where there are none the defect term has nothing to say.",
+        "Chunks with a shortcut triple",
+        "chunks",
+        "Of a rollout. If there are none, the self-consistency term is 0.",
     ),
 )
 

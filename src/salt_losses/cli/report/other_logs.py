@@ -16,6 +16,8 @@ _NAMES = {
     "critic": "critic/loss",
     "student_norm": "student/norm",
     "fake_score_norm": "critic/norm",
+    "skipped_student": "student/skipped",
+    "skipped_critic": "critic/skipped",
 }
 
 
@@ -25,6 +27,8 @@ def is_wan(folder: Path) -> bool:
 
 def renamed(line: dict[str, Any]) -> dict[str, Any]:
     """A line of the Wan recipe's, with the names of `salt_metrics.jsonl`."""
+    if "skipped" in line and not {"skipped_student", "skipped_critic"} & line.keys():
+        line = {**line, "any/skipped": line["skipped"]}  # an older log has only their sum
     return {_NAMES.get(name, name): value for name, value in line.items()}
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CommandError
 from . import other_logs
+from .measures import LEFT_OUT
 
 METRICS, ALARMS, RUN, SWEEPS = (
     "salt_metrics.jsonl",
@@ -17,6 +18,7 @@ METRICS, ALARMS, RUN, SWEEPS = (
     "salt_run.json",
     "salt_sweeps",
 )
+LARGEST = 1e100  # what is beyond it cannot be drawn, and counts as infinite
 Line = dict[str, float]
 
 
@@ -92,10 +94,10 @@ def _read_run(folder: Path) -> Run:
         lines = list(map(other_logs.renamed, lines))
         run.about = {"trainer": "examples/wan"}
         run.settings = other_logs.wan_settings(folder, run.remarks)
-    run.lines = _one_per_update(lines, log.name, run.remarks)
+    starts = _read_settings(run)
+    run.lines = _one_per_update(lines, log.name, starts, run.remarks)
     if (folder / ALARMS).is_file():
         run.alarms, _ = _read_lines(folder / ALARMS, run.remarks)
-    starts = _read_settings(run)
     run.sweeps = _read_sweeps(folder / SWEEPS, run.remarks)
     _cut(run, starts)
     return run
@@ -114,7 +116,7 @@ def _read_lines(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], i
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _parse(line)
             value["iteration"] = int(value["iteration"])
         except (ValueError, TypeError, KeyError, OverflowError):
             if number == len(whole):
@@ -128,13 +130,20 @@ def _read_lines(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], i
     return lines, damaged
 
 
-def _one_per_update(lines: list[dict[str, Any]], log: str, remarks: list[str]) -> list[Line]:
+def _parse(text: str) -> Any:
+    """JSON; a number of very many digits is infinite."""
+    return json.loads(text, parse_int=lambda digits: (int if len(digits) < 100 else float)(digits))
+
+
+def _one_per_update(
+    lines: list[dict[str, Any]], log: str, starts: list[Start], remarks: list[str]
+) -> list[Line]:
     """A run that went back to a checkpoint has some iterations twice: the later ones count. Where
-    gradients are accumulated an update has several lines: their mean counts."""
+    gradients are accumulated an update has several lines, which count as one."""
     kept: list[list[Line]] = []
     replaced = 0
     for line in lines:
-        numbers = {k: float(v) for k, v in line.items() if isinstance(v, (int, float))}
+        numbers = {k: _number(v) for k, v in line.items() if v is None or _is_number(v)}
         if kept and numbers["iteration"] == kept[-1][0]["iteration"]:
             kept[-1].append(numbers)
             continue
@@ -145,12 +154,13 @@ def _one_per_update(lines: list[dict[str, Any]], log: str, remarks: list[str]) -
             kept.pop()
             replaced += 1
         kept.append([numbers])
+    replaced += _replace_redone(kept, {start.iteration for start in starts})
     if replaced:
         remarks.append(
             f"{log}: the run went back to a checkpoint; {_count(replaced, 'update')} that it "
             "then made again are shown once"
         )
-    means = [_mean(group) for group in kept]
+    means = [_as_one(group) for group in kept]
     broken = sum(not all(map(math.isfinite, line.values())) for line in means)
     if broken:
         has = "has a number that is" if broken == 1 else "have numbers that are"
@@ -160,13 +170,43 @@ def _one_per_update(lines: list[dict[str, Any]], log: str, remarks: list[str]) -
     return means
 
 
-def _mean(group: list[Line]) -> Line:
-    if len(group) == 1:
-        return group[0]
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _number(value: float | None) -> float:
+    """The Wan recipe writes null for what is not finite, as JSON has no NaN."""
+    if value is None:
+        return math.nan
+    return float(value) if not abs(value) > LARGEST else math.copysign(math.inf, value)
+
+
+def _replace_redone(kept: list[list[Line]], restarted: set[int]) -> int:
+    """Keep the later lines of an update that was logged, and then made again as the first one after
+    a resume. Such an update has more lines than both of its neighbours."""
+    sizes, replaced = [len(group) for group in kept], 0
+    for i, group in enumerate(kept):
+        before, after = sizes[max(i - 1, 0)], sizes[min(i + 1, len(kept) - 1)]
+        is_last, known = i + 1 == len(kept), int(group[0]["iteration"]) in restarted
+        if len(kept) == 1 or (is_last and not known):
+            continue
+        usual = before if is_last else after if i == 0 else max(before, after)
+        if len(group) > usual:
+            # The last update of a log may not be whole.
+            kept[i] = group[-(after if i + 2 < len(kept) else usual) :]
+            replaced += 1
+    return replaced
+
+
+def _as_one(group: list[Line]) -> Line:
+    """The mean of an update's lines; of counts the sum. One that is not finite makes it so."""
     values = {k: [line[k] for line in group if k in line] for line in group for k in line}
-    return {
-        k: math.fsum(v) / len(v) if all(map(math.isfinite, v)) else v[-1] for k, v in values.items()
-    }
+    return {k: _mean(v) * (len(v) if k in LEFT_OUT else 1) for k, v in values.items()}
+
+
+def _mean(values: list[float]) -> float:
+    broken = [value for value in values if not math.isfinite(value)]
+    return broken[0] if broken else math.fsum(values) / len(values)
 
 
 def _cut(run: Run, starts: list[Start]) -> None:
@@ -219,7 +259,7 @@ def _starts(values: list[Any]) -> list[Start]:
     for value in values:
         try:
             starts.append(Start(float(value["time"]), int(value["iteration"])))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
     return starts
 
@@ -230,25 +270,30 @@ def _read_sweeps(folder: Path, remarks: list[str]) -> list[Sweep]:
         numbers = _json(path, remarks)
         if numbers is None:
             continue
-        weights = str(numbers.get("weights", "student"))
-        ending = path.stem.removeprefix("sweep")
-        sheet = path.parent / f"sheet{ending}.png"
-        videos = {
-            int(k): video
-            for k in numbers.get("step_counts", ())
-            if (video := path.parent / f"steps_{k}{ending}.gif").is_file()
-        }
-        iteration = int(numbers.get("iteration", path.parent.name.rpartition("_")[2]))
-        sheets = sheet if sheet.is_file() else None
-        sweeps.append(Sweep(iteration, weights, numbers, sheets, videos))
+        try:
+            sweeps.append(_sweep(path, numbers))
+        except (TypeError, ValueError, OverflowError) as error:
+            remarks.append(f"{path.parent.name}/{path.name}: could not be read: {error}")
     return sorted(sweeps, key=lambda s: (s.weights != "student", s.weights, s.iteration))
+
+
+def _sweep(path: Path, numbers: dict[str, Any]) -> Sweep:
+    ending = path.stem.removeprefix("sweep")
+    sheet = path.parent / f"sheet{ending}.png"
+    counts = [int(k) for k in numbers.get("step_counts", ())]
+    videos = {
+        k: video for k in counts if (video := path.parent / f"steps_{k}{ending}.gif").is_file()
+    }
+    iteration = int(numbers.get("iteration", path.parent.name.rpartition("_")[2]))
+    weights = str(numbers.get("weights", "student"))
+    return Sweep(iteration, weights, numbers, sheet if sheet.is_file() else None, videos)
 
 
 def _json(path: Path, remarks: list[str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         remarks.append(f"{path.name}: could not be read: {error}")
         return None

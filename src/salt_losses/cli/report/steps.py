@@ -1,4 +1,4 @@
-"""What the step sweeps say of more steps against fewer, and of the defect term against its cost."""
+"""What the step sweeps say of more steps against fewer, and of the self-consistency term."""
 
 from __future__ import annotations
 
@@ -53,19 +53,23 @@ class Steps:
 
 @dataclass
 class Term:
-    """The defect term against its cost.
+    """The self-consistency term: what it costs, and what it does.
 
     Attributes:
-        state: `"worth it"`, `"not worth it"` or `"unsure"`.
-        share: of the updates that had the term, each for one more call at each of `calls` chunks.
-        against: the run without the term that it was compared with.
-        defect, agreement: this run's and that one's, at the last iteration that both have swept.
+        state: `"works as intended"`, `"does not work as intended"` or `"unsure"`.
+        share: of the updates in which it is known that had the term, each for one more call at each
+            of `calls` chunks.
+        against: the run without the term that it is compared with.
+        sweeps: how many both have at the same iterations.
+        iteration: of the last of these.
+        defect, agreement: this run's and that one's, the medians of the last of these.
     """
 
     state: str
     share: float
     calls: float | None
     against: str = ""
+    sweeps: int = 0
     iteration: int | None = None
     defect: tuple[float, float] | None = None
     agreement: tuple[float, float] | None = None
@@ -90,23 +94,25 @@ def more_steps(run: Run) -> Steps | None:
 
 
 def term(run: Run, others: list[Run]) -> Term | None:
-    """None where the run has no defect term."""
+    """None if the run has no self-consistency term."""
     if not has_term(run):
         return None
-    with_it = [line for line in run.lines if line.get("salt/sc_loss", 0.0) != 0.0]
+    known = [line for line in run.lines if math.isfinite(line.get("salt/sc_loss", 0.0))]
+    with_it = [line for line in known if line.get("salt/sc_loss", 0.0) != 0.0]
     calls = [x["salt/health/triples"] for x in with_it if "salt/health/triples" in x]
     found = Term(
         "unsure",
-        len(with_it) / max(1, len(run.lines)),
+        len(with_it) / max(1, len(known)),
         statistics.fmean(calls) if calls and all(map(math.isfinite, calls)) else None,
     )
     for other in others:
-        if other is not run and not has_term(other) and (at := _last_common(run, other)):
-            mine, theirs = at
-            found.against, found.iteration = other.name, mine.iteration
-            found.defect = _pair(_mean_defect(mine), _mean_defect(theirs))
-            found.agreement = _pair(_agreement(mine), _agreement(theirs))
-            found.state = _worth(found)
+        if other is not run and not has_term(other) and (common := _common(run, other)):
+            found.against, found.sweeps = other.name, len(common)
+            found.iteration = common[-1][0].iteration
+            if len(common) >= FEWEST:
+                found.defect = _medians(common, _mean_defect)
+                found.agreement = _medians(common, _agreement)
+                found.state = _judge_term(found)
             break
     return found
 
@@ -119,7 +125,7 @@ def has_term(run: Run) -> bool:
     return any("salt/sc_loss" in line for line in run.lines)
 
 
-def _worth(term: Term) -> str:
+def _judge_term(term: Term) -> str:
     """By a tenth of the defect, or two hundredths of the agreement."""
     gains = []
     if term.defect is not None:
@@ -128,24 +134,29 @@ def _worth(term: Term) -> str:
         gains.append(_sign(term.agreement[0] - term.agreement[1], 0.02))
     if not gains or (1 in gains and -1 in gains):
         return "unsure"
-    return "worth it" if 1 in gains else "not worth it"
+    return "works as intended" if 1 in gains else "does not work as intended"
 
 
 def _sign(value: float, least: float) -> int:
     return 0 if abs(value) <= least else 1 if value > 0 else -1
 
 
-def _last_common(run: Run, other: Run) -> tuple[Sweep, Sweep] | None:
+def _common(run: Run, other: Run) -> list[tuple[Sweep, Sweep]]:
+    """Both runs' sweeps at the same iterations, of the averaged weights if there are any."""
     theirs = {(s.weights, s.iteration): s for s in other.sweeps}
-    common = [s for s in run.sweeps if (s.weights, s.iteration) in theirs]
-    if not common:
+    common = [(s, theirs[at]) for s in run.sweeps if (at := (s.weights, s.iteration)) in theirs]
+    averaged = [pair for pair in common if pair[0].weights == "ema"]
+    return sorted(averaged or common, key=lambda pair: pair[0].iteration)
+
+
+def _medians(
+    common: list[tuple[Sweep, Sweep]], value_of: Callable[[Sweep], float | None]
+) -> tuple[float, float] | None:
+    pairs = [(value_of(mine), value_of(theirs)) for mine, theirs in common]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None][-LAST:]
+    if not known:
         return None
-    last = max(common, key=lambda s: (s.weights == "ema", s.iteration))
-    return last, theirs[last.weights, last.iteration]
-
-
-def _pair(a: float | None, b: float | None) -> tuple[float, float] | None:
-    return None if a is None or b is None else (a, b)
+    return statistics.median(a for a, _ in known), statistics.median(b for _, b in known)
 
 
 def _trend(

@@ -116,7 +116,7 @@ def _table(inner: str, kind: str = "") -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _ago(seconds: float) -> str:

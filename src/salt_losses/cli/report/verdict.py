@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .judge import WINDOW, Number, judged
+from .judge import WINDOW, LeftOut, Number, judged, left_out
 from .measures import HEALTH, TERMS
 from .read import Run
 from .steps import Steps, Term, more_steps, term
-from .words import Finding, count, of_alarm, of_number, of_steps, of_term
+from .words import Finding, are, count, of_alarm, of_left_out, of_number, of_steps, of_term
 
 WORD = {"well": "all is well", "wrong": "something is wrong", "unsure": "too little to judge by"}
 
@@ -35,6 +35,7 @@ class Verdict:
     numbers: list[Number] = field(default_factory=list)
     steps: Steps | None = None
     term: Term | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def wrong(self) -> bool:
@@ -50,27 +51,33 @@ def _verdict(run: Run, runs: list[Run]) -> Verdict:
     steps, worth = more_steps(run), term(run, runs)
     ranged = [n for n in found if n.healthy is not None]
     alarms = [of_alarm(alarm) for alarm in run.alarms]
+    lost = left_out(run)
     wrong = [n for n in found if n.state == "wrong"]
     known = [n for n in ranged if n.state != "unsure"]
     if not run.lines:
         state = "wrong" if run.unread else "unsure"
     else:
-        state = "wrong" if wrong or alarms else "well" if known else "unsure"
-    word, headline = WORD[state], _headline(run, wrong, ranged, known, len(alarms))
+        state = "wrong" if wrong or alarms or lost else "well" if known else "unsure"
+    word, headline = WORD[state], _headline(run, wrong, ranged, len(alarms), lost)
     if steps is not None and steps.state == "worse":
         headline += f" More steps look worse than fewer since iteration {steps.since}."
         if state != "wrong":  # the samples decide
             state, word = "unsure", "look at the samples"
-    findings = alarms + [of_number(n) for n in [*wrong, *(n for n in ranged if n not in wrong)]]
+    findings = alarms + list(map(of_left_out, lost))
+    findings += [of_number(n) for n in [*wrong, *(n for n in ranged if n not in wrong)]]
     if steps is not None:
         findings.append(of_steps(steps, run, len(runs) > 1))
     if worth is not None:
         findings.append(of_term(worth))
-    return Verdict(run.name, state, word, headline, findings, found, steps, worth)
+    return Verdict(run.name, state, word, headline, findings, found, steps, worth, lost)
 
 
 def _headline(
-    run: Run, wrong: list[Number], ranged: list[Number], known: list[Number], alarms: int
+    run: Run,
+    wrong: list[Number],
+    ranged: list[Number],
+    alarms: int,
+    lost: list[LeftOut],
 ) -> str:
     if not run.lines:
         if run.unread:
@@ -78,25 +85,30 @@ def _headline(
         return "No generator update is logged yet."
     broken = [n for n in wrong if n.side == "not finite"]
     out = [n for n in wrong if n.side != "not finite"]
-    parts = []
+    well, parts = sum(n.state == "well" for n in ranged), []
     if alarms:
         parts.append(f"{count(alarms, 'alarm')}.")
+    parts += [f"{count(x.count, 'update')} of {x.name} left out as not finite." for x in lost]
     if broken:
         names = ", ".join(n.measure.title for n in broken)
         parts.append(f"{names}: not finite since iteration {min(n.since or 0 for n in broken)}.")
     if out:
         names = "; ".join(f"{n.measure.title}, since iteration {n.since}" for n in out)
-        are = "is" if len(out) == 1 else "are"
-        parts.append(f"{len(out)} of {count(len(ranged), 'number')} {are} out of range: {names}.")
-    elif known:
+        numbers = f"{len(out)} of {count(len(ranged), 'number')}"
+        parts.append(f"{numbers} {are(len(out))} out of range: {names}.")
+    elif well == len(ranged) > 0:
         parts.append(
-            f"All {len(known)} numbers that have a range are in it."
-            if len(known) > 1
+            f"All {well} numbers that have a range are in it."
+            if well > 1
             else "The one number that has a range is in it."
         )
-    elif ranged:
+    elif well:
+        parts.append(
+            f"{well} of {len(ranged)} numbers that have a range {are(well)} known to be in it."
+        )
+    elif ranged and not broken:
         parts.append(f"No step count has {WINDOW} generator updates yet: too few to judge by.")
-    else:
+    elif not ranged:
         parts.append("The log has no number with a healthy range: nothing to judge it by.")
     return " ".join(parts)
 
@@ -118,6 +130,7 @@ def as_json(runs: Sequence[Run], found: Sequence[Verdict]) -> dict[str, Any]:
                 "steps": _plain(v.steps),
                 "term": _plain(v.term),
                 "alarms": _plain(run.alarms),
+                "updates_left_out": _plain(v.left_out),
                 "left_out": run.remarks,
             }
             for run, v in zip(runs, found)

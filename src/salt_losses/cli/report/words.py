@@ -7,9 +7,10 @@ from typing import Any
 
 from .advice import NOT_FINITE, advice
 from .axes import number
-from .judge import Number, said
+from .judge import LeftOut, Number, said
+from .measures import AGREEMENT, DEFECT
 from .read import Run
-from .steps import FEWEST, Steps, Term, Trend
+from .steps import FEWEST, LAST, Steps, Term, Trend
 
 MARK = {"well": "well", "wrong": "wrong", "unsure": "not judged"}
 
@@ -53,6 +54,17 @@ def of_alarm(alarm: dict[str, Any]) -> Finding:
     return Finding("wrong", "alarms", f"Alarm, {alarm.get('cause', 'of no cause')},", text)
 
 
+def of_left_out(found: LeftOut) -> Finding:
+    many = "an update was" if found.count == 1 else f"{found.count} updates were"
+    when = f"between iterations {found.first} and {found.last}"
+    if found.first == found.last:
+        when = f"at iteration {found.first}"
+    text = (
+        f"{many} not finite and left out, in {found.iterations} of {found.lines} iterations, {when}"
+    )
+    return Finding("wrong", "", f"Of {found.name}", text, change=NOT_FINITE)
+
+
 def of_number(n: Number) -> Finding:
     title, key, origin = n.measure.title, n.measure.key, n.measure.origin
     if n.state == "unsure":
@@ -79,10 +91,10 @@ def of_steps(steps: Steps, run: Run, named: bool) -> Finding:
     key = "/".join([steps.trends[0].measure.key if steps.trends else "sweep/agreement", *which])
     title = "More steps against fewer"
     if steps.state == "unsure":
-        text = f"is not judged: there are {count(steps.sweeps, 'sweep')}, and it takes {FEWEST}"
+        there = f"there {are(steps.sweeps)} {count(steps.sweeps, 'sweep')}"
+        text = f"is not judged: {there}, and it takes {FEWEST}"
         return Finding("unsure", key, title, text)
     told = "; ".join(map(_of_trend, steps.trends))
-    told = told[:1].upper() + told[1:]
     if steps.state == "worse":
         text = f"look worse since iteration {steps.since}. {told}"
         change = "keep the checkpoint of that iteration, and look at the samples"
@@ -94,8 +106,8 @@ def of_steps(steps: Steps, run: Run, named: bool) -> Finding:
 
 
 def _of_trend(t: Trend) -> str:
-    name = {"sweep/defect": "the defect of eq. 16", "sweep/agreement": "the agreement"}.get(
-        t.measure.key, "the ratio of deviations"
+    name = t.measure.title + {"sweep/defect": ", mean", "sweep/deviation": ", ratio"}.get(
+        t.measure.key, ""
     )
     of = "" if t.measure.key == "sweep/defect" else f" of {t.of}"
     change = f"from {_short(t.first)} at the first sweep to {_short(t.now)}"
@@ -109,29 +121,44 @@ def _of_trend(t: Trend) -> str:
 def of_term(term: Term) -> Finding:
     chunks = f" for each of {term.calls:.3g} chunks" if term.calls else ""
     cost = f"one more generator call{chunks} in {100 * term.share:.0f} % of the updates"
-    title = "The defect term"
+    title = "The self-consistency term"
     if not term.against:
-        text = f"costs {cost}. Whether it is worth that, a run without it tells, in the same report"
+        text = f"costs {cost}. To see its effect, put a run without it into the same report"
+        return Finding("unsure", "salt/sc_loss", title, text)
+    if term.sweeps < FEWEST:
+        common = f"{count(term.sweeps, 'sweep')} at the same iterations as {term.against}"
+        text = f"costs {cost}. Its effect is not judged: there {are(term.sweeps)} {common}, and it "
+        text += f"takes {FEWEST}"
         return Finding("unsure", "salt/sc_loss", title, text)
     told = []
     if term.defect is not None:
-        told.append(f"defect {_short(term.defect[0])} against {_short(term.defect[1])}")
+        told.append(
+            f"{DEFECT.title}, mean: {_short(term.defect[0])} against {_short(term.defect[1])}"
+        )
     if term.agreement is not None:
-        told.append(f"agreement {_short(term.agreement[0])} against {_short(term.agreement[1])}")
-    against = f"{term.against} without it, at iteration {term.iteration}: {', '.join(told)}"
-    does = {
-        "worth it": "does what it is for",
-        "not worth it": "does not show what it is for",
-    }.get(term.state, "is undecided")
-    text = f"{does}. Beside {against}. It costs {cost}"
-    change = "raise sc_weight, or leave the term out" if term.state == "not worth it" else ""
-    mark = term.state if term.state != "unsure" else "undecided"
-    state = "well" if term.state == "worth it" else "unsure"
+        told.append(
+            f"{AGREEMENT.title}: {_short(term.agreement[0])} against {_short(term.agreement[1])}"
+        )
+    does = "is undecided" if term.state == "unsure" else term.state
+    text = f"{does}. Against {term.against}, which is without it, over the last {LAST} sweeps to "
+    text += (
+        f"iteration {term.iteration}: {'; '.join(told) or 'nothing to compare'}. It costs {cost}"
+    )
+    works, fails = term.state == "works as intended", term.state == "does not work as intended"
+    change = "raise sc_weight, or leave the term out" if fails else ""
+    mark, state = (
+        "undecided" if term.state == "unsure" else term.state,
+        "well" if works else "unsure",
+    )
     return Finding(state, "salt/sc_loss", title, text, change=change, mark=mark)
 
 
 def _short(value: float | None) -> str:
     return number(float(f"{value:.3g}")) if value is not None else ""
+
+
+def are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def count(number: int, what: str) -> str:
