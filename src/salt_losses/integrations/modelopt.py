@@ -264,7 +264,7 @@ def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
             raise _refusal(name, salt[name])
     sc = salt.get("sc", {})
     own: dict[str, Any] = {"step_counts": [steps], "probs": [1.0]}
-    if "sc.step_counts" in salt or isinstance(sc, Mapping) and "step_counts" in sc:
+    if "sc.step_counts" in salt or (isinstance(sc, Mapping) and "step_counts" in sc):
         raise _refusal("sc.step_counts", salt.get("sc.step_counts", sc))
     if isinstance(sc, SelfConsistency):
         own["sc"] = dataclasses.replace(sc, step_counts=[steps])

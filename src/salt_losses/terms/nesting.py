@@ -77,8 +77,8 @@ def not_nested(config: SaltConfig, step_list: StepList, own_steps: int | None) -
     off = [k for k in on if own_steps in starts[k] and starts[k] & {*others}]
     if off:
         lost.append(
-            f"at {off} steps the self-consistency term's triples do not lie on one grid: their middle times "
-            f"are on the list of {finest} steps, and where they begin or end is not"
+            f"at {off} steps the self-consistency term's triples do not lie on one grid: their "
+            f"middle times are on the list of {finest} steps, and where they begin or end is not"
         )
     lost += [
         f"an alignment of {coarse} to {fine} steps cannot share the student's noise, and is refused"
