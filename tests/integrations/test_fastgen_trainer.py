@@ -35,7 +35,7 @@ def trained(
     kind: str, task: str, salt: dict[str, Any] | None, folder: Path, iterations: int, **more: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
     ema = {"use_ema": True} if kind == "self_forcing" else {}
-    if salt is not None and kind == "self_forcing" and salt["sc_weight"]:
+    if salt is not None and kind == "self_forcing" and salt["sc"]:
         salt = merged(salt, {"align": {"weight": 1.0, "to": "end"}})
     model = fw.build(kind, salt, task=task, **ema)
     return model, fw.run(model, folder, iterations, **more)

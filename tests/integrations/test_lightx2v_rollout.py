@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from unittest import mock
 
 import lightx2v_real as fw
@@ -78,6 +79,8 @@ def test_a_first_chunk_of_as_many_steps_changes_nothing(tmp_path):
 @pytest.mark.parametrize("first", [None, 8])
 def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, tmp_path):
     """The oracle is the framework's own rollout on the denser list, its noise exchanged."""
+    from salt_losses.integrations.lightx2v import trainers
+
     more = {
         "training__dmd__same_step_across_blocks": False,
         "training__dmd__context_noise": context_noise,
@@ -89,14 +92,13 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
         shape = trainer._latent_shape(fw.batch(seed))
         noise = trainer.sample_initial_latents(shape)
         condition, _ = trainer._encode_conditions(fw.batch(seed))
-        reference = trainer._reference
         with followed() as seen, trainer._planned():
             # The reference's own calls are not the rollout's.
-            with mock.patch.object(trainer, "_reference", lambda blocks: blocks):
+            with mock.patch.object(trainers, "reference_rollout", partial):
                 trainer.run_back_simulation(condition, shape, True, xt=noise)
-            blocks = trainer._target
         with torch.no_grad():
-            target, aligned = reference(blocks)
+            output, aligned = reference(trainer._salt)()
+        target = output.transpose(1, 2)
         literal, parts = literal_reference(trainer, noise, condition, seen, align_at)
         assert aligned == parts
         assert torch.allclose(target, literal, atol=1e-5, rtol=1e-5)
@@ -115,7 +117,8 @@ def test_the_matched_reference_of_a_bidirectional_rollout_is_a_literal_one(align
         with trainer._planned():
             trainer.run_back_simulation(condition, shape, True, xt=noise)
         calls.end()
-        target, aligned = trainer._target
+        output, aligned = reference(trainer._salt)
+        target = output.transpose(1, 2)
         exit_step = [call["grad"] for call in calls.made].index(True)
         leaf = 7 if align_at == "end" else 2 * exit_step
         tried.add(exit_step)
