@@ -64,6 +64,7 @@ class Adversarial(Term):
 
     name: ClassVar[str] = "adv"
     shares_streams: ClassVar[bool] = True
+    finite_part: ClassVar[bool] = True
 
     weight: float = 0.03
     against: str = "data"

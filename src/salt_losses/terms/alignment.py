@@ -49,6 +49,7 @@ class Alignment(Term):
 
     name: ClassVar[str] = "align"
     shares_streams: ClassVar[bool] = True
+    finite_part: ClassVar[bool] = True
 
     weight: float = 0.1
     warmup: int = 600
@@ -81,6 +82,10 @@ class Alignment(Term):
         if self.block is not None:
             self._set("block", check_count, low=0)
         self._set("noise_range", check_range)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"video", "output", "reference", "network"})
 
     def wanted(self, plan: StepPlan) -> bool:
         return self.weight > 0 and plan.use_align

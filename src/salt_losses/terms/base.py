@@ -96,7 +96,8 @@ class Term:
 
     `on_exit_step` and `loss` are called where the term is on, in the order of the settings, with
     the trainer's random streams set aside and its tensors as aliases: whatever a term draws or
-    differentiates, the trainer's own numbers stay what they are, and non-finite gradients become 0.
+    differentiates, the trainer's own numbers stay what they are. A loss that is not finite adds no
+    gradient and raises the alarm; non-finite entries of a gradient become 0.
 
     Attributes:
         name: names the term in settings, logs (`salt/<name>_loss`) and messages.
@@ -111,6 +112,7 @@ class Term:
 
     name: ClassVar[str] = ""
     replaces_dmd: ClassVar[bool] = False
+    finite_part: ClassVar[bool] = False  # of a loss that is not finite, finite gradients count
     shares_streams: ClassVar[bool] = False  # random streams without the term's name in their key
 
     weight: float = 1.0
@@ -144,17 +146,18 @@ class Term:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the term uses of a trainer: names of `OFFERS`. By default those that its methods
-        mention."""
+        """Names of `OFFERS` that the term uses. By default those that its methods mention; override
+        it where a function outside of the class uses one."""
         found = set[str]()
         for kind in type(self).__mro__:
             if kind is Term:
                 break
-            for method in vars(kind).values():
-                if isinstance(method, types.FunctionType):
+            for name, method in vars(kind).items():
+                # A dataclass's own methods mention its fields.
+                if isinstance(method, types.FunctionType) and not name.startswith("__"):
                     found |= _names(method.__code__)
             found |= {"on_exit_step"} & set(vars(kind))
-        return frozenset(found & set(OFFERS))
+        return frozenset(found & (set(OFFERS) - {"reference"}))  # only the alignment's
 
     # A rollout.
 
@@ -239,16 +242,18 @@ def check_range(name: str, value: object) -> tuple[float, float]:
 
 
 def check_needs(terms: Iterable[Term], offers: Collection[str], trainer: str) -> None:
-    """
+    """Compare what terms use with what a trainer offers (names of `OFFERS`).
+
     Raises:
-        SettingError: a term uses what is not among `offers`.
+        SettingError: a term needs more; the message names the trainer, the term and what is
+            missing.
     """
     for term in terms:
         missing = [OFFERS[name] for name in OFFERS if name in term.needs and name not in offers]
         if term.weight > 0 and missing:
             raise SettingError(
                 term.name,
-                f"{term.name} needs {', '.join(missing)}, which {trainer} does not offer",
+                f"{term.name} needs {' and '.join(missing)}, which {trainer} does not offer",
             )
 
 

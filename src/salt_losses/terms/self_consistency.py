@@ -55,6 +55,7 @@ class SelfConsistency(Term):
 
     name: ClassVar[str] = "sc"
     shares_streams: ClassVar[bool] = True
+    finite_part: ClassVar[bool] = True
 
     step_counts: Sequence[int] | None = (8,)
     stop_grad: str | None = None

@@ -93,7 +93,7 @@ class ExitStep:
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """The generator once more, as in this step but at state `x` and levels `t` `[B]`, on an
         alias of the cache; it writes nothing that the trainer will see."""
-        return finite_gradient(self._velocity(x, t))
+        return finite_gradient(self._velocity(x, t.to(x.device)))
 
     def times(self, grid: Tensor) -> list[float]:
         """A grid of the plan as the levels at which the trainer asks its generator, 0 at its
@@ -213,9 +213,16 @@ class Rollout:
         return [z + 0.0 * end.float().sum().to(z.dtype) for z in tokens] if with_grad else tokens
 
     def dmd(self, video: Tensor) -> Tensor:
-        """The trainer's own DMD loss on another video like `video`, on its graph. The level and
-        noise are drawn from a stream of the term's."""
-        score = self._trace.offer(self._term, "dmd")
+        """The trainer's own DMD loss on another video, on its graph. Levels and noise are drawn
+        from the term's stream.
+
+        Args:
+            video: `[B, f, C, H, W]`, like `self.video` or like the rollout: its last frames are
+                scored. Frames that it lacks before them are those of `self.video`, constants.
+        """
+        score, scored = self._trace.offer(self._term, "dmd"), self._offer("video").detach()
+        video = video[:, -scored.shape[1] :]
+        video = torch.cat([scored[:, : scored.shape[1] - video.shape[1]], video.to(scored)], dim=1)
         seed = streams.seed_of(self._trace.key(self._term, "dmd"))
         with streams.untouched(video.device):
             streams.set_seed(video.device, seed)
@@ -344,7 +351,11 @@ class Trace:
                     f"the term {term.name!r} is on in iteration {self.plan.iteration} and must "
                     f"return a 0-dim floating-point tensor; got {describe(value)}"
                 )
-            total = total + self._weights[term.name] * value.to(dmd.device)
+            value = value.to(dmd.device)
+            used = value
+            if not term.finite_part:
+                used = torch.where(value.isfinite(), value, value.detach())
+            total = total + self._weights[term.name] * used
             log[f"salt/{term.name}_loss"] = value.detach()
             for name, number in term.metrics().items():
                 log[f"salt/{term.name}_{name}"] = torch.as_tensor(number, device=dmd.device)
@@ -355,6 +366,8 @@ class Trace:
     def offer(self, term: Term, name: str) -> Any:
         if name not in self.offers:
             what = OFFERS.get(name, name)
+            if name in OFFERS and name not in term.needs:
+                raise RuntimeError(f"{term.name} uses {what}: add {name!r} to its `needs`")
             raise RuntimeError(f"{term.name} needs {what}, which {self.trainer} does not offer")
         return self.offers[name]
 

@@ -10,11 +10,13 @@ from typing import Any
 from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
-from ...terms.base import Run, warn_of_no_effect
+from ...terms.base import OFFERS, Run, check_needs, warn_of_no_effect
 from ...terms.nesting import check_nesting
 from ...training.agreement import check_agreement
 from ..rollout.calls import FIRST_LIST
+from ..rollout.networks import NAMES
 from ..rollout.planned import at_once
+from ..rollout.scored import DIRECTION, SCORE
 from ..rollout.steps import ListSteps, SolverSteps
 from .handle import SaltHandle
 from .seams import (
@@ -99,6 +101,7 @@ class Adapter:
             check_solver(model, config)
         if config.adv is not None and config.adv.weight > 0:
             _check_adversary(model, streaming is not None, config)
+        check_needs(config.all_terms, offers(model, streaming), self.trainer)
         lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
         own = getattr(pipeline, FIRST_LIST, None)
@@ -166,6 +169,23 @@ class Adapter:
         check_pipeline(check, pipeline, streaming=streaming, solver=self.solver)
         check.finish()
         return pipeline
+
+
+def offers(model: Any, streaming: Any) -> frozenset[str]:
+    """What a trainer of the family offers to terms, by the names of `OFFERS`."""
+    lacking = set[str]()
+    if not hasattr(model, SCORE):
+        lacking |= {"dmd", "fake_x0", "real_x0"}
+    if not hasattr(model, DIRECTION):
+        lacking |= {"fake_x0", "real_x0"}
+    scores = [getattr(getattr(model, name, None), "model", None) for name in NAMES]
+    if not all(hasattr(score, "blocks") for score in scores):
+        lacking |= {"features", "network"}
+    if streaming is not None:
+        lacking.add("data")  # chunks of a long rollout have no video of their length
+    if at_once(model):
+        lacking |= {"reference", "extra"}
+    return frozenset(OFFERS) - lacking
 
 
 def _iterations(trainer: Any) -> int | None:
