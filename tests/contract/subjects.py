@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -264,18 +265,19 @@ class Family(Subject):
             build(model)
             model.inference_pipeline.generator = Watched()
 
-        def directed(noisy_image_or_video: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def directed(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(direct).bind(*args, **kwargs).arguments
             x0 = [
                 model.real_score(
-                    noisy_image_or_video=noisy_image_or_video,
-                    conditional_dict=kwargs[name],
-                    timestep=kwargs["timestep"],
+                    noisy_image_or_video=given["noisy_image_or_video"],
+                    conditional_dict=given[name],
+                    timestep=given["timestep"],
                 )[1]
                 for name in ("conditional_dict", "unconditional_dict")
             ]
             scale = float(model.real_guidance_scale)
             seen["real_x0"] = x0[0] + (x0[0] - x0[1]) * scale if scale else x0[0]
-            return direct(noisy_image_or_video, *args, **kwargs)
+            return direct(*args, **kwargs)
 
         def scored(**kwargs: Any) -> Any:
             loss, log = score(**kwargs)

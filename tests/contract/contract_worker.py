@@ -1,0 +1,61 @@
+"""One of two ranks that train the miniature under FSDP: `contract_worker.py FOLDER RANK`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+import torch.distributed as dist
+from cases import CASES, config
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+from salt_losses.adapters import self_forcing
+
+ITERATIONS = 2
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    result = {case: trained(case, rank) for case in CASES}
+    torch.save(result, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def trained(case: str, rank: int) -> dict[str, Any]:
+    trainer = tiny.build_trainer(
+        dfake_gen_update_ratio=1, real_videos=True, same_step_across_blocks=False
+    )
+    model, settings = trainer.model, trainer.config
+    for name in ("generator", "fake_score", "real_score"):
+        wrapped = FSDP(getattr(model, name), use_orig_params=True, device_id=torch.device("cpu"))
+        setattr(model, name, wrapped)
+    trainer.generator_optimizer = trainer._optimizer(model.generator, settings.lr)
+    trainer.critic_optimizer = trainer._optimizer(model.fake_score, settings.lr_critic)
+    trainer._update_ema = lambda: None
+    calls = {name: tiny.count_calls(getattr(model, name)) for name in ("generator", "fake_score")}
+    plans, losses = [], []
+    salt = config(case, 4, step_counts=(2, 4), probs=(0.5, 0.5))
+    with self_forcing.attached(trainer, salt) as handle:
+        handle.on_metrics(lambda metrics: losses.append(metrics["salt/dmd_loss"]))
+        for step in range(ITERATIONS):
+            plan = handle.plan
+            plans.append((plan.num_steps, plan.reference_steps, dict(plan.weights or {})))
+            torch.manual_seed(10 * step + rank)
+            trainer.train(step + 1)
+        state = handle.terms[0].state_dict().get("head", {})
+    with FSDP.summon_full_params(model.generator):
+        parameters = torch.cat([p.detach().flatten() for p in model.generator.parameters()])
+    return {
+        "plans": plans, "calls": calls, "losses": losses, "parameters": parameters.clone(),
+        "head": torch.cat([torch.zeros(1), *(v.flatten() for v in state.values())]),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
