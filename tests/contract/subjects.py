@@ -22,7 +22,7 @@ or framework, subclass `Subject`, implement what raises `NotImplementedError`, a
                               test added to its loss
 
 Class attributes say what the trainer cannot do: a term that needs it must then be refused, and a
-test that needs it is skipped with the reason. A subject may offer fewer updates than the others;
+test that needs it is skipped with the reason. `refuses` names these terms. A subject may offer fewer updates than the others;
 `lacks` names the tests that it skips, each with a reason.
 """
 
@@ -73,6 +73,7 @@ class Subject:
     own_steps = 4  # of the trainer's own list
     lacks: dict[str, str] = {}  # noqa: RUF012  # test -> reason
     no_data: str | None = None  # why a term cannot have real videos
+    refuses: frozenset[str] = frozenset()  # cases of `cases.py`
     student: nn.Module
     critic: nn.Module
 

@@ -16,6 +16,7 @@ from subjects import Subject, Update
 from test_harness import relative_change
 from torch import Tensor
 
+from salt_losses.errors import SettingError
 from salt_losses.terms import self_consistency
 from salt_losses.training.alarms import Alarms
 
@@ -29,6 +30,8 @@ RARE = ("sc", "align-exit", "align-input")
 def case(request: pytest.FixtureRequest, subject: Subject) -> str:
     if request.param == "adv-data" and subject.no_data is not None:
         pytest.skip(subject.no_data)
+    if request.param in subject.refuses:
+        pytest.skip("refused")
     return request.param
 
 
@@ -71,6 +74,12 @@ def assert_vanishes(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_term_that_needs_what_a_trainer_does_not_have_is_refused(subject: Subject) -> None:
+    for case in subject.refuses:
+        with pytest.raises(SettingError, match=r"does not offer$|whose student has no cache"):
+            subject.attach(config(case, subject.own_steps))
 
 
 # Neutral.

@@ -10,7 +10,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from tools import reference
 from torch import Tensor
 
 

@@ -240,7 +240,7 @@ def test_bad_settings_are_refused(kind, tmp_path):
             fw.build(kind, salt or {}, tmp_path, **more)
 
     refused("unknown setting 'sc_wieght'", {"sc_wieght": 1})
-    refused("adv_weight must be 0.0 in LightX2V's Salt", {"adv": {"weight": 1.0}})
+    refused("adv needs real videos, which LightX2V's Salt", {"adv": {"weight": 1.0}})
     refused("num_train_timestep.*must be 1000", training__dmd__num_train_timestep=500)
     refused(
         "time_shift_power must be 1 with Salt",

@@ -14,6 +14,7 @@ from ..terms.alignment import Alignment
 from ..terms.trace import Reference
 from ..training import streams
 from ..training.blocks import Block
+from ._layout import frames_first
 from ._salt import Salt
 
 
@@ -104,4 +105,4 @@ def reference_rollout(
         targets.append(target)
         aligned += [block.takes_part] * target.shape[frame_dim]
     output = torch.cat(targets, dim=frame_dim)
-    return Reference(output.transpose(1, 2) if frame_dim == 2 else output, aligned)
+    return Reference(frames_first(output) if frame_dim == 2 else output, aligned)

@@ -31,6 +31,7 @@ from ..terms import SelfConsistency
 from ..terms.base import Run, warn_of_no_effect
 from ..training import optimizer_steps
 from ._hooks import check_hooks
+from ._layout import channels_first, frames_first
 from ._refuse import OFFERS, check_settings
 from ._salt import Salt
 
@@ -238,11 +239,11 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
 def _flip(x: Tensor) -> Tensor:
     """Videos `[B, C, F, H, W]`, and images `[B, C, H, W]`, as terms have them,
     `[B, F, C, H, W]`."""
-    return x.transpose(1, 2) if x.dim() == 5 else x.unsqueeze(1) if x.dim() == 4 else x
+    return frames_first(x) if x.dim() == 5 else x.unsqueeze(1) if x.dim() == 4 else x
 
 
 def _back(x: Tensor, like: Tensor) -> Tensor:
-    return x.transpose(1, 2) if like.dim() == 5 else x.squeeze(1) if like.dim() == 4 else x
+    return channels_first(x) if like.dim() == 5 else x.squeeze(1) if like.dim() == 4 else x
 
 
 def _grid(config: Any) -> list[float]:

@@ -17,6 +17,7 @@ from ...terms.base import Run, warn_of_no_effect
 from ...terms.trace import Network, Trace
 from ...training.patches import Patches
 from .._first_chunk import ChunkSteps
+from .._layout import channels_first, frames_first
 from .._reference import reference_rollout
 from .._refuse import OFFERS, check_settings
 from .._salt import Salt
@@ -132,7 +133,7 @@ class _SaltModel:
                 output = cast(Tensor, generate(input_student, t_student, condition=condition))
         if trace.wants("reference"):
             self._add_reference(trace, tap)
-        trace.offers["output"] = output.transpose(1, 2)
+        trace.offers["output"] = frames_first(output)
         return output
 
     def _add_reference(self, trace: Trace, tap: NetTap) -> None:
@@ -171,7 +172,7 @@ class _SaltModel:
         def dmd(video: Tensor) -> Any:
             """At a level and noise that the framework draws."""
             _, _, t, eps = super(_SaltModel, self)._generate_noise_and_time(data["real"])  # type: ignore[misc]
-            self._again = video.transpose(1, 2)
+            self._again = channels_first(video)
             try:
                 return update(*arguments[:2], t, eps, *arguments[4:])[0]["vsd_loss"]
             finally:
@@ -184,16 +185,16 @@ class _SaltModel:
             self._updating = False
             hook.remove()
         offers = {
-            "video": outputs["gen_rand_train"].transpose(1, 2),
+            "video": frames_first(outputs["gen_rand_train"]),
             "prompts": condition,
             "network": lambda name: self._network(name, condition),
             "level": self._level,
             "dmd": dmd,
         }
         if fakes:
-            offers["fake_x0"] = fakes[0].transpose(1, 2)
+            offers["fake_x0"] = frames_first(fakes[0])
         if self._real_x0 is not None:
-            offers["real_x0"], self._real_x0 = self._real_x0.transpose(1, 2), None
+            offers["real_x0"], self._real_x0 = frames_first(self._real_x0), None
         total = loss_map["total_loss"]
         loss_map["total_loss"] = salt.objective(total, offers, loss_map["vsd_loss"])
         metrics = {k: torch.as_tensor(v, device=total.device) for k, v in salt.metrics.items()}
@@ -219,12 +220,12 @@ class _SaltModel:
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             v = network(
-                x.transpose(1, 2),
+                channels_first(x),
                 t.to(network.noise_scheduler.t_precision),
                 condition=condition,
                 fwd_pred_type="flow",
             )
-            return cast(Tensor, v.transpose(1, 2))
+            return frames_first(v)
 
         transformer = network.transformer
         checkpoint = not getattr(transformer, "gradient_checkpointing", False)

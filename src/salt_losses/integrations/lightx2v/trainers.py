@@ -17,6 +17,7 @@ from ...terms.nesting import check_nesting
 from ...terms.trace import Network
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
+from .._layout import channels_first, frames_first
 from .._reference import Recorded, Student, reference_rollout
 from .._refuse import OFFERS, check_blocks, check_grids, check_settings
 from .._salt import Salt
@@ -140,7 +141,7 @@ class _SaltTrainer:
                 trace.offers["reference"] = reference_rollout(
                     salt, chunks, self._reference_student(chunks), self._levels, frame_dim=2
                 )
-        trace.offers["output"] = output[0].transpose(1, 2)
+        trace.offers["output"] = frames_first(output[0])
         return output
 
     def _reference_student(self, chunks: list[Recorded]) -> Student:
@@ -166,7 +167,7 @@ class _SaltTrainer:
         if salt.trace is not None and rollout is not None:
 
             def dmd(video: Tensor) -> Any:
-                self._again = (video.transpose(1, 2), *rollout[1:])
+                self._again = (channels_first(video), *rollout[1:])
                 try:
                     return forward(latent_shape, conditions, stage)["loss"]
                 finally:
@@ -180,7 +181,7 @@ class _SaltTrainer:
                 return found
 
             offers = {
-                "video": rollout[0].transpose(1, 2),
+                "video": frames_first(rollout[0]),
                 "prompts": conditions[0],
                 "network": network,
                 "level": self._level,
@@ -188,7 +189,7 @@ class _SaltTrainer:
             }
             if predictions is not None:
                 offers |= dict(
-                    zip(("fake_x0", "real_x0"), (p.detach().transpose(1, 2) for p in predictions))
+                    zip(("fake_x0", "real_x0"), (frames_first(p.detach()) for p in predictions))
                 )
         try:
             loss = salt.objective(result["loss"], offers)
@@ -202,8 +203,8 @@ class _SaltTrainer:
         model = trainer.fake_model if name == "fake_score" else trainer.teacher_model
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            v = trainer._predict_velocity(model, x.transpose(1, 2), t.to(x.dtype), condition)
-            return cast(Tensor, v.transpose(1, 2))
+            v = trainer._predict_velocity(model, channels_first(x), t.to(x.dtype), condition)
+            return frames_first(v)
 
         transformer = model.transformer
         checkpoint = not getattr(transformer, "gradient_checkpointing", False)
