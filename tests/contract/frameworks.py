@@ -235,6 +235,7 @@ class FastGen(Framework):
     """An even iteration is the student's."""
 
     module, kind = "fastgen_real", "self_forcing"
+    iterations_per_step = 2
 
     @property
     def student(self) -> nn.Module:  # type: ignore[override]

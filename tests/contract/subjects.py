@@ -73,6 +73,7 @@ class Subject:
     own_steps = 4  # of the trainer's own list
     lacks: dict[str, str] = {}  # noqa: RUF012  # test -> reason
     no_data: str | None = None  # why a term cannot have real videos
+    iterations_per_step = 1
     refuses: frozenset[str] = frozenset()  # cases of `cases.py`
     student: nn.Module
     critic: nn.Module

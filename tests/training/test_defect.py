@@ -113,7 +113,9 @@ def test_calls_are_spared_only_where_all_ranks_spare_them(
 
 
 def test_a_level_1_in_a_batch_of_others_is_called_and_counts_as_0() -> None:
-    loss, calls, triples, states = collected([levels(1.0, 0.75)], sc=SelfConsistency(time_weight="clean"))
+    loss, calls, triples, states = collected(
+        [levels(1.0, 0.75)], sc=SelfConsistency(time_weight="clean")
+    )
     assert len(calls) == 1
     torch.testing.assert_close(loss, naive(triples, states, clean=True))
 

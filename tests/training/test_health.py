@@ -20,7 +20,12 @@ from salt_losses.adapters import self_forcing
 from salt_losses.training import defect as term
 from salt_losses.training.health import FIRST, Health, Vitals
 
-SALT = SaltConfig(step_counts=(4,), probs=(1.0,), sc=SelfConsistency(step_counts=(4,), weight=3.0), inference_steps=1)
+SALT = SaltConfig(
+    step_counts=(4,),
+    probs=(1.0,),
+    sc=SelfConsistency(step_counts=(4,), weight=3.0),
+    inference_steps=1,
+)
 ALWAYS = {"exit_step", "latent_mean_shift", "latent_std_ratio", "motion"}
 SCORES = {"dmd_norm", "dmd_zeroed", "critic_loss", "critic_lag"}
 OF_DEFECT = {"sc_norm", "sc_ratio", "sc_cosine"}

@@ -61,7 +61,9 @@ def test_the_same_settings_are_resumed_without_a_word(config: SaltConfig) -> Non
 
 
 def test_all_changes_are_named_in_one_line() -> None:
-    (message,) = resumed(SaltConfig(sc=SelfConsistency(weight=30), align=Alignment(to="end")), saved(SaltConfig()))
+    (message,) = resumed(
+        SaltConfig(sc=SelfConsistency(weight=30), align=Alignment(to="end")), saved(SaltConfig())
+    )
     assert message.endswith("this run had: sc_weight 1 -> 30, align_at 'exit' -> 'end'")
     assert "\n" not in message
 

@@ -136,7 +136,11 @@ def test_the_defect_terms_part_is_said_where_the_list_has_one(
         ((1000, 357), {}, (2, 2, 4)),
         ((1000, 900, 800, 700), {}, (2, 2, 4)),
         ((1000, 900, 800, 700), {"align": {"reference": {4: 8}}}, (4, 4, 8)),
-        ((1000, 900, 800, 700), {"align": {"reference": {2: 8}}, "first_chunk_steps": 4}, (2, 4, 8)),
+        (
+            (1000, 900, 800, 700),
+            {"align": {"reference": {2: 8}}, "first_chunk_steps": 4},
+            (2, 4, 8),
+        ),
         ((1000, 357), {"align": {"to": "end", "reference_noise": "shared"}}, (2, 2, 4)),
         ((1000, 357), {"align": {"to": "exit", "reference_noise": "own"}}, (2, 2, 4)),
     ],

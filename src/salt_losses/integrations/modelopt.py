@@ -5,7 +5,7 @@ Where you make the pipeline, make this one, with Salt's settings, those of
 
     from salt_losses.integrations.modelopt import SaltDMDPipeline
 
-    pipeline = SaltDMDPipeline(student, teacher, fake_score, config, salt={"sc_weight": 1.0})
+    pipeline = SaltDMDPipeline(student, teacher, fake_score, config, salt={"sc": {"weight": 1.0}})
 
 `config.sample_t_cfg.t_list` is the grid of eq. 9 that the middle times are from, and every so many
 of its points the one that the ends are from, `inference_steps` of them.
