@@ -23,7 +23,7 @@ from salt_losses.training.alarms import Alarms
 VANISHING = 1e-30
 SEEDS = 8
 # At some exits these have nothing to do.
-RARE = ("sc", "align-exit", "align-input")
+RARE = ("sc", "sc-composed", "align-exit", "align-input")
 
 
 @pytest.fixture(params=list(CASES))
@@ -253,6 +253,8 @@ def test_a_term_that_is_off_costs_nothing(subject: Subject, case: str) -> None:
         after = subject.one_update(0)
     assert salted == plain
     assert torch.equal(before.loss, after.loss)
+    assert_same(before.student, after.student)
+    assert torch.equal(before.streams[0], after.streams[0])
     assert not [name for name in after.log if name_of(case) in name and name.startswith("salt/")]
 
 

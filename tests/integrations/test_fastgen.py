@@ -72,47 +72,6 @@ def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
     return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("iteration", [1, 2])
-@pytest.mark.parametrize("seed", range(3))
-def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(kind, seed, iteration):
-    theirs = step(fw.build(kind, None, seed=seed), iteration, seed)
-    their_stream = torch.get_rng_state()
-    ours = step(fw.build(kind, settings(kind, 0, 0), seed=seed), iteration, seed)
-    assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
-    assert equal(theirs[1], ours[1])
-    assert torch.equal(their_stream, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("stop_grad", [None, "composed"])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_with_vanishing_weights_the_gradients_are_the_parents(kind, seed, stop_grad, checkpointing):
-    theirs = step(fw.build(kind, None, seed=seed, checkpointing=checkpointing), seed=seed)
-    their_stream = torch.get_rng_state()
-    salt = settings(kind, 1e-38, 1e-38, sc={"stop_grad": stop_grad})
-    ours = step(fw.build(kind, salt, seed=seed, checkpointing=checkpointing), seed=seed)
-    assert "salt/sc_loss" in ours[0]
-    assert equal(theirs[1], ours[1])
-    assert torch.equal(their_stream, torch.get_rng_state())
-
-
-def test_the_terms_are_felt_by_the_student_alone(kind):
-    for seed in range(9):  # until the student leaves where there is a triple
-        losses, small = step(fw.build(kind, settings(kind, 1e-38, 1e-38), seed=seed), seed=seed)
-        if losses["salt/sc_loss"] > 0:
-            break
-    model = fw.build(kind, settings(kind, 1, 1e-38), seed=seed)
-    _, large = step(model, seed=seed)
-    assert not equal(small, large)
-    assert all(p.grad is None for p in model.fake_score.parameters())
-    if kind == "self_forcing":
-        _, aligned = step(
-            fw.build(kind, settings(kind, 1e-38, 1, align={"to": "end"}), seed=seed),
-            seed=seed,
-        )
-        assert not equal(small, aligned)
-
-
 def test_the_lists_begin_where_the_frameworks_do_and_take_its_own_points(kind):
     model = fw.build(kind, {})
     lists = {k: model._steps(step_schedule(k, 5.0)) for k in (1, 2, 4, 8)}
@@ -203,28 +162,6 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         scale = max(b.abs().max() for _, b in pairs)
         assert max((a - b).abs().max() for a, b in pairs) < 2e-6 * scale
     assert tried > 1
-
-
-def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind):
-    exits = 1 if kind == "dmd2" else fw.FRAMES
-    for seed in range(4):
-        counts = {}
-        for name, salt in {
-            "parent": None,
-            "off": settings(kind, 0, 0),
-            "on": settings(kind, 1, 0),
-        }.items():
-            model = fw.build(kind, salt, seed=seed)
-            calls = Calls(model)
-            step(model, seed=seed)
-            counts[name] = (len(calls.made), len(calls.with_gradient))
-            if name == "parent":
-                left_last = sum(call[1].item() == 0.624 for call in calls.with_gradient)
-        assert counts["off"] == counts["parent"]
-        assert counts["parent"][1] == exits
-        # Where ranks leave at steps of their own, the call is made without a triple too.
-        extra = 1 if kind == "dmd2" else exits - left_last
-        assert counts["on"] == (counts["parent"][0] + extra, exits + extra)
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -120,54 +120,6 @@ def prepared(method: Any, fw: Any, iteration: int = 1) -> Any:
 # Neutral
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(fw, kind, seed, tmp_path):
-    results = []
-    for salt in (None, merged(BOTH, {"sc": None, "align": None})):
-        method = fw.build(kind, salt, tmp_path, seed=seed)
-        results.append((*step(method, fw, seed=seed), streams(method)))
-    (theirs, their_metrics, *their_gradients, their_streams) = results[0]
-    (ours, metrics, *our_gradients, our_streams) = results[1]
-    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
-    assert their_metrics.items() <= metrics.items()
-    assert all(map(equal, their_gradients, our_gradients))
-    assert equal(their_streams, our_streams)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("stop_grad", [None, "composed"])
-def test_with_vanishing_weights_the_gradients_are_the_parents(fw, kind, seed, stop_grad, tmp_path):
-    salt = merged(
-        BOTH, {"sc": {"weight": 1e-38, "stop_grad": stop_grad}, "align": {"weight": 1e-38}}
-    )
-    theirs, ours = (fw.build(kind, s, tmp_path, seed=seed) for s in (None, salt))
-    torch.manual_seed(seed)
-    _, _, *their_gradients = step(theirs, fw, seed=seed)
-    torch.manual_seed(seed)
-    _, metrics, *our_gradients = step(ours, fw, seed=seed)
-    assert "salt/sc_loss" in metrics
-    assert "salt/align_loss" in metrics
-    assert all(map(equal, their_gradients, our_gradients))
-    assert equal(streams(theirs)[1:], streams(ours)[1:])
-
-
-def test_vanishing_weights_vanish_for_they_are_small_and_not_for_the_terms_are(fw, kind, tmp_path):
-    def trained(sc: float, align: float, seed: int) -> tuple[Any, ...]:
-        salt = merged(BOTH, {"sc": {"weight": sc}, "align": {"weight": align, "to": "end"}})
-        return step(fw.build(kind, salt, tmp_path, seed=seed), fw)
-
-    for seed in range(9):  # until the student leaves where there is a triple
-        found = [trained(1e-38, 1e-38, seed)]
-        if found[0][1]["salt/sc_loss"] > 0:
-            break
-    assert found[0][1]["salt/align_loss"] > 0
-    found += [trained(1.0, 1e-38, seed), trained(1e-38, 1.0, seed)]
-    assert not equal(found[0][2], found[1][2])
-    assert not equal(found[0][2], found[2][2])
-    assert equal(found[0][3], found[1][3])  # the critic feels neither
-    assert equal(found[0][3], found[2][3])
-
-
 def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(fw, kind, tmp_path):
     """On the parent's own list, whatever the plan of the iteration."""
     salt = {"step_counts": [8], "probs": [1.0], "sc": {"weight": 1}, "align": {"weight": 1, "reference": {8: 16}, "warmup": 0, "prob": 1.0}}  # fmt: skip

@@ -56,30 +56,6 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("stage", ["student", "fake"])
-@pytest.mark.parametrize("seed", range(3))
-def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(kind, seed, stage, tmp_path):
-    theirs = step(fw.build(kind, None, tmp_path, seed=seed), seed, stage)
-    their_stream = torch.get_rng_state()
-    ours = step(fw.build(kind, settings(0, 0), tmp_path, seed=seed), seed, stage)
-    assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
-    assert equal(theirs[1], ours[1])
-    assert any(g is not None for g in theirs[1])
-    assert torch.equal(their_stream, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("stop_grad", [None, "composed"])
-@pytest.mark.parametrize("seed", range(3))
-def test_with_vanishing_weights_the_gradients_are_the_parents(kind, seed, stop_grad, tmp_path):
-    theirs = step(fw.build(kind, None, tmp_path, seed=seed), seed)
-    their_stream = torch.get_rng_state()
-    salt = settings(1e-38, 1e-38, sc={"stop_grad": stop_grad})
-    ours = step(fw.build(kind, salt, tmp_path, seed=seed), seed)
-    assert {"salt/sc_loss", "salt/align_loss"} <= ours[0].keys()
-    assert equal(theirs[1], ours[1])
-    assert torch.equal(their_stream, torch.get_rng_state())
-
-
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("cache", CACHES)
@@ -123,24 +99,6 @@ def test_with_vanishing_weights_lora_adapters_have_the_parents_gradients(kind, t
     ours = step(fw.build(kind, settings(1e-38, 1e-38), tmp_path, seed=1, **more), 1)
     assert sum(g is not None for g in theirs[1]) > 0
     assert equal(theirs[1], ours[1])
-
-
-def test_the_terms_are_felt_by_the_student_alone(kind, tmp_path):
-    for seed in range(9):  # until the student leaves where there is a triple
-        trainer = fw.build(kind, settings(1e-38, 1e-38), tmp_path, seed=seed)
-        numbers, small = step(trainer, seed)
-        if numbers["salt/sc_loss"] > 0:
-            break
-    trainer = fw.build(kind, settings(1, 1e-38), tmp_path, seed=seed)
-    _, large = step(trainer, seed)
-    assert not equal(small, large)
-    assert all(p.grad is None for p in trainer.fake_model.transformer.parameters())
-    assert all(p.requires_grad for p in trainer.fake_model.transformer.parameters())
-    trainer = fw.build(kind, settings(1e-38, 1, align={"to": "end"}), tmp_path, seed=seed)
-    numbers, aligned = step(trainer, seed)
-    assert numbers["salt/align_loss"] > 0
-    assert not equal(small, aligned)
-    assert all(p.grad is None for p in trainer.fake_model.transformer.parameters())
 
 
 def test_the_step_lists_are_read_off_the_frameworks_table(kind, tmp_path):
@@ -211,23 +169,6 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         assert scale > 0
         assert max((a - b).abs().max() for a, b in pairs) < 2e-6 * scale
     assert tried > 1
-
-
-def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind, tmp_path):
-    exits = 1 if kind == "dmd" else fw.FRAMES
-    for seed in range(4):
-        counts, left = {}, 0.0
-        for name, salt in {"parent": None, "off": settings(0, 0), "on": settings(1, 0)}.items():
-            trainer = fw.build(kind, salt, tmp_path, seed=seed)
-            calls = Calls(trainer)
-            step(trainer, seed)
-            calls.end()
-            counts[name] = (len(calls.made), len(calls.with_gradient))
-            left = float(calls.with_gradient[0]["kwargs"]["t"].flatten()[0])
-        assert counts["off"] == counts["parent"]
-        assert counts["parent"][1] == exits
-        extra = 0 if left < 700 else exits  # from the list's last level there is no triple
-        assert counts["on"] == (counts["parent"][0] + extra, counts["parent"][1] + extra)
 
 
 def test_the_cache_holds_constants_when_an_extra_call_comes(tmp_path):
