@@ -81,6 +81,7 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
     """The oracle is the framework's own rollout on the denser list, its noise exchanged."""
     from salt_losses.integrations.lightx2v import trainers
 
+    later = partial(partial, trainers.reference_rollout)
     more = {
         "training__dmd__same_step_across_blocks": False,
         "training__dmd__context_noise": context_noise,
@@ -94,10 +95,9 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
         condition, _ = trainer._encode_conditions(fw.batch(seed))
         with followed() as seen, trainer._planned():
             # The reference's own calls are not the rollout's.
-            with mock.patch.object(trainers, "reference_rollout", partial):
+            with mock.patch.object(trainers, "reference_rollout", later):
                 trainer.run_back_simulation(condition, shape, True, xt=noise)
-        with torch.no_grad():
-            output, aligned = reference(trainer._salt)()
+        output, aligned = reference(trainer._salt)()
         target = output.transpose(1, 2)
         literal, parts = literal_reference(trainer, noise, condition, seen, align_at)
         assert aligned == parts

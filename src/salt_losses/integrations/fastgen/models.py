@@ -137,14 +137,13 @@ class _SaltModel:
         return output
 
     def _add_reference(self, trace: Trace, tap: NetTap) -> None:
-        chunks = [chunk for chunk in tap.chunks if chunk.inputs]
         stochastic = self.config.student_sample_type == "sde"
         self.net.clear_caches()
         try:
-            with torch.no_grad(), Predictions(self.net) as predictions:
+            with Predictions(self.net) as predictions:
                 student = ReferenceStudent(self.net, predictions, stochastic)
                 trace.offers["reference"] = reference_rollout(
-                    self._salt, chunks, student, lambda t: self._steps(t)[:-1], frame_dim=2
+                    self._salt, tap.chunks, student, lambda t: self._steps(t)[:-1], frame_dim=2
                 )
         finally:
             self.net.clear_caches()

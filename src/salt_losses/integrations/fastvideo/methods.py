@@ -102,13 +102,11 @@ class _SaltMethod:
             self._tap, self.student = None, student
         if trace.wants("reference"):
             again = ReferenceStudent(self, batch)
-            chunks = [chunk for chunk in tap.chunks if chunk.inputs]
             again.clear()
             try:
-                with torch.no_grad():
-                    trace.offers["reference"] = reference_rollout(
-                        salt, chunks, again, self._levels, frame_dim=1, every_step=self._lockstep
-                    )
+                trace.offers["reference"] = reference_rollout(
+                    salt, tap.chunks, again, self._levels, frame_dim=1, every_step=self._lockstep
+                )
             finally:
                 again.clear()
         trace.offers["output"] = output
@@ -121,12 +119,15 @@ class _SaltMethod:
             dmd = score(generator_pred_x0, batch)
             return cast(Tensor, self._salt.objective(dmd, {}) if self._training else dmd)
         method = cast(Any, self)
-        predictions: dict[str, list[Tensor]] = {}
+        predictions: dict[int, list[Tensor]] = {id(method.critic): [], id(method.teacher): []}
+
+        def keep(role: Any, x0: Tensor) -> Tensor:
+            predictions[id(role)].append(x0.detach())
+            return x0
+
         with Patches() as patches:
-            for name, role in (("fake_x0", method.critic), ("real_x0", method.teacher)):
-                if trace.wants(name):
-                    predictions[name] = []
-                    patches.set(role, "predict_x0", _keep(role.predict_x0, predictions[name]))
+            if trace.wants("fake_x0") or trace.wants("real_x0"):
+                patch_predictions(patches, method, keep)
             dmd = score(generator_pred_x0, batch)
         offers = {
             "video": generator_pred_x0,
@@ -135,9 +136,11 @@ class _SaltMethod:
             "level": self._level,
             "dmd": lambda video: self._dmd_again(video, batch),
         }
-        for name, x0s in predictions.items():
-            scale = float(self.method_config.get("real_score_guidance_scale") or 1.0)
-            offers[name] = x0s[0] if len(x0s) == 1 else x0s[1] + (x0s[0] - x0s[1]) * scale
+        for name, x0s in zip(("fake_x0", "real_x0"), predictions.values()):
+            scale = self.method_config.get("real_score_guidance_scale")
+            scale = 1.0 if scale is None else float(scale)
+            if x0s:  # with the prompt first, then without
+                offers[name] = x0s[0] if len(x0s) == 1 else x0s[1] + (x0s[0] - x0s[1]) * scale
         # Blocks are computed again in a backward pass, where attention asks for its context.
         with set_forward_context(
             current_timestep=batch.timesteps, attn_metadata=batch.attn_metadata
@@ -247,13 +250,26 @@ class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[mis
         return cast(Tensor, super()._sf_add_noise(clean_latents, noise, timestep))
 
 
-def _keep(call: Any, kept: list[Tensor]) -> Any:
-    def predict_x0(*args: Any, **kwargs: Any) -> Any:
-        x0 = call(*args, **kwargs)
-        kept.append(x0.detach())
-        return x0
-
-    return predict_x0
+def patch_predictions(patches: Patches, method: Any, keep: Any) -> None:
+    """`keep(role, x0)` gets each x0 that a score network predicts. Self Forcing converts by its own
+    scheduler, DMD2 by the role's."""
+    convert = getattr(method, "_predict_x0_with_scheduler", None)
+    if convert is not None:
+        patches.set(
+            method,
+            "_predict_x0_with_scheduler",
+            lambda role, *args, **kwargs: keep(role, convert(role, *args, **kwargs)),
+        )
+        return
+    for role in (method.critic, method.teacher):
+        predict = role.predict_x0
+        patches.set(
+            role,
+            "predict_x0",
+            lambda *args, role=role, predict=predict, **kwargs: keep(
+                role, predict(*args, **kwargs)
+            ),
+        )
 
 
 class _State:

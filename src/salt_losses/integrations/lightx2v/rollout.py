@@ -99,7 +99,7 @@ class CausalStudent:
 
     def __init__(self, trainer: Any, chunks: list[Recorded]) -> None:
         x = chunks[0].inputs[0]
-        frames = sum(chunk.inputs[0].shape[2] for chunk in chunks)
+        frames = sum(chunk.inputs[0].shape[2] for chunk in chunks if chunk.inputs)
         length = trainer._frame_seq_length(x)
         self._trainer = trainer
         self._caches = trainer._new_caches(x.shape[0], x.dtype, x.device, frames, length)

@@ -136,11 +136,10 @@ class _SaltTrainer:
         finally:
             self._tap = None
         if trace.wants("reference"):
-            chunks = [chunk for chunk in tap.chunks if chunk.inputs]
-            with torch.no_grad():
-                trace.offers["reference"] = reference_rollout(
-                    salt, chunks, self._reference_student(chunks), self._levels, frame_dim=2
-                )
+            again = self._reference_student(tap.chunks)
+            trace.offers["reference"] = reference_rollout(
+                salt, tap.chunks, again, self._levels, frame_dim=2
+            )
         trace.offers["output"] = frames_first(output[0])
         return output
 
