@@ -121,12 +121,15 @@ class Framework(Subject):
         self.restart(seed)
         loss, log = compute()
         streams = self.streams(), random.getstate()
-        loss.backward()
+        self.backward(loss)
         found = map(gradients, (self.student, self.critic))
         return Update(loss.detach(), log, *found, streams)
 
     def losses(self, critic: bool) -> tuple[Tensor, dict[str, Any]]:
         raise NotImplementedError
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def one_update(self, seed: int) -> Update:
         return self.computed(seed, lambda: self.losses(critic=False))
@@ -137,7 +140,7 @@ class Framework(Subject):
     def step(self, seed: int) -> None:
         for critic, network in ((False, self.student), (True, self.critic)):
             self.restart(seed)
-            self.losses(critic)[0].backward()
+            self.backward(self.losses(critic)[0])
             trained = [p for p in network.parameters() if p.requires_grad]
             torch.optim.SGD(trained, lr=1e-2).step()
         self.iteration += 1
@@ -168,6 +171,13 @@ class Framework(Subject):
 
 
 class FastVideo(Framework):
+    def backward(self, loss: Tensor) -> None:
+        from fastvideo.forward_context import set_forward_context
+
+        # Blocks are computed again, where attention asks for it.
+        with set_forward_context(current_timestep=torch.zeros(1), attn_metadata=None):
+            loss.backward()
+
     @property
     def student(self) -> nn.Module:  # type: ignore[override]
         return self.trainer.student.transformer

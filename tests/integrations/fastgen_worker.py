@@ -41,8 +41,12 @@ def main(kind: str, wrapping: str, out: Path) -> None:
     from fastgen.utils.distributed import ddp, fsdp
 
     salt = {
-        "sc": {"weight": 1.0, "step_counts": [4, 8]}, "step_counts": [2, 4, 8], "probs": [0.2, 0.3, 0.5], "inference_steps": 2, "seed": 1
-    }  # fmt: skip
+        "sc": {"weight": 1.0, "step_counts": [4, 8]},
+        "step_counts": [2, 4, 8],
+        "probs": [0.2, 0.3, 0.5],
+        "inference_steps": 2,
+        "seed": 1,
+    }
     if kind == "self_forcing":
         salt |= {"align": {"weight": 1.0, "warmup": 0, "prob": 1.0, "margin": 0.0}}
     model = fastgen_real.build(kind, salt, seed=rank, checkpointing=True)

@@ -27,8 +27,13 @@ WRAPPINGS = {
     "fsdp": {"fsdp2": {"enabled": True, "size": 2, "mixed_precision": {}}},
 }
 SALT = {
-    "sc": {"weight": 1.0, "step_counts": [4, 8]}, "step_counts": [2, 4, 8], "probs": [0.2, 0.3, 0.5], "inference_steps": 2, "seed": 1, "align": {"weight": 1.0, "warmup": 0, "prob": 1.0, "margin": 0.0, "to": "end"}
-}  # fmt: skip
+    "sc": {"weight": 1.0, "step_counts": [4, 8]},
+    "step_counts": [2, 4, 8],
+    "probs": [0.2, 0.3, 0.5],
+    "inference_steps": 2,
+    "seed": 1,
+    "align": {"weight": 1.0, "warmup": 0, "prob": 1.0, "margin": 0.0, "to": "end"},
+}
 
 
 def use_the_cpu() -> None:

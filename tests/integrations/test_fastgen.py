@@ -166,7 +166,13 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(same):
-    salt = {"step_counts": [2], "probs": [1.0], "sc": {"step_counts": []}, "inference_steps": 1, "first_chunk_steps": 4}  # fmt: skip
+    salt = {
+        "step_counts": [2],
+        "probs": [1.0],
+        "sc": {"step_counts": []},
+        "inference_steps": 1,
+        "first_chunk_steps": 4,
+    }
     seen = set()
     for seed in range(5):
         model = fw.build("self_forcing", salt, seed=seed, same_step_across_blocks=same)

@@ -21,8 +21,11 @@ OWN_LIST = {
     "step_counts": [4], "probs": [1.0], "sc": None, "inference_steps": 2
 }  # fmt: skip
 BOTH = {
-    "step_counts": [4, 8], "probs": [0.5, 0.5], "sc": {"step_counts": [4, 8]}, "align": {"weight": 0.0, "reference": {4: 8}, "warmup": 0, "prob": 1.0, "margin": 0.0}
-}  # fmt: skip
+    "step_counts": [4, 8],
+    "probs": [0.5, 0.5],
+    "sc": {"step_counts": [4, 8]},
+    "align": {"weight": 0.0, "reference": {4: 8}, "warmup": 0, "prob": 1.0, "margin": 0.0},
+}
 CASES = [("dmd2", "v2w"), ("self_forcing", "t2v"), ("self_forcing", "i2v_22")]
 
 

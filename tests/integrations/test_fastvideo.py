@@ -36,8 +36,12 @@ from salt_losses.cli.trainers import ADVERSARY, SWEEPS, TRAINERS, Rollout, Train
 
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list
-    "step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2, "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
-}  # fmt: skip
+    "step_counts": [4],
+    "probs": [1.0],
+    "sc": {"step_counts": [4]},
+    "inference_steps": 2,
+    "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0},
+}
 
 
 @pytest.fixture(scope="module", params=["stand_in", "real"])
@@ -122,7 +126,12 @@ def prepared(method: Any, fw: Any, iteration: int = 1) -> Any:
 
 def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(fw, kind, tmp_path):
     """On the parent's own list, whatever the plan of the iteration."""
-    salt = {"step_counts": [8], "probs": [1.0], "sc": {"weight": 1}, "align": {"weight": 1, "reference": {8: 16}, "warmup": 0, "prob": 1.0}}  # fmt: skip
+    salt = {
+        "step_counts": [8],
+        "probs": [1.0],
+        "sc": {"weight": 1},
+        "align": {"weight": 1, "reference": {8: 16}, "warmup": 0, "prob": 1.0},
+    }
     salt |= {"first_chunk_steps": 16} if kind == "self_forcing" else {}
     theirs, ours = (fw.build(kind, s, tmp_path) for s in (None, salt))
     ours._salt.begin(7)
@@ -463,11 +472,24 @@ def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_pa
     [
         ({"sc_wieght": 1}, {}, "unknown setting 'sc_wieght'"),
         ({"step_counts": [0]}, {}, "step_counts"),
-        ({"step_counts": [2, 2000], "probs": [0.5, 0.5], "sc": {"step_counts": []}}, {}, "too fine"),
+        (
+            {"step_counts": [2, 2000], "probs": [0.5, 0.5], "sc": {"step_counts": []}},
+            {},
+            "too fine",
+        ),
         ({"align": {"weight": 1, "block": 99}}, {}, "index into the 3 blocks"),
-        ({"align": {"weight": 1, "reference": {3: 6}}, "step_counts": [3], "probs": [1.0], "sc": {"step_counts": []}}, {"dmd_denoising_steps": [1000, 757, 522]}, "lists that nest"),
+        (
+            {
+                "align": {"weight": 1, "reference": {3: 6}},
+                "step_counts": [3],
+                "probs": [1.0],
+                "sc": {"step_counts": []},
+            },
+            {"dmd_denoising_steps": [1000, 757, 522]},
+            "lists that nest",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(fw, kind, salt, method, message, tmp_path):
     with pytest.raises(ValueError, match=None) as error:
         fw.build(kind, salt, tmp_path, **method)
@@ -491,7 +513,7 @@ def test_a_list_and_a_term_that_are_never_used_are_said(fw, kind, tmp_path):
 def test_dmd2_refuses_alignments_that_it_has_no_rollout_for(fw, tmp_path):
     with pytest.raises(ValueError, match="whose student has no cache"):
         fw.build("dmd2", {"align": {"weight": 1, "to": "input"}}, tmp_path)
-    with pytest.raises(ValueError, match="reference rollout.* with rollout_mode"):
+    with pytest.raises(ValueError, match=r"reference rollout.* with rollout_mode"):
         fw.build("dmd2", {"align": {"weight": 1}}, tmp_path, rollout_mode="data_latent")
 
 
@@ -786,8 +808,23 @@ def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
 
 def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
     others = {
-        "adv": {"weight": 0.1, "against": "more_steps", "step_counts": (2,), "kind": "hinge", "features": "real_score", "blocks": (1,), "noise_range": (0.1, 0.4), "lr": 1e-4, "warmup": 5}, "adv_penalty": 0.1, "adv_sigma": 0.2, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a",)
-    }  # fmt: skip
+        "adv": {
+            "weight": 0.1,
+            "against": "more_steps",
+            "step_counts": (2,),
+            "kind": "hinge",
+            "features": "real_score",
+            "blocks": (1,),
+            "noise_range": (0.1, 0.4),
+            "lr": 1e-4,
+            "warmup": 5,
+        },
+        "adv_penalty": 0.1,
+        "adv_sigma": 0.2,
+        "adv_updates": 2,
+        "sweep_every": 5,
+        "sweep_prompts": ("a",),
+    }
     assert set(others) == {*ADVERSARY, *SWEEPS}
     for name, value in {
         **others,

@@ -19,8 +19,18 @@ OFF = {
     "step_counts": [4], "probs": [1.0], "sc": None, "inference_steps": 2
 }  # fmt: skip
 ON = {
-    "step_counts": [4, 8], "probs": [0.5, 0.5], "sc": {"step_counts": [4, 8], "weight": 1.0}, "align": {"reference": {4: 8}, "warmup": 0, "prob": 1.0, "margin": 0.0, "weight": 1.0, "to": "end"}
-}  # fmt: skip
+    "step_counts": [4, 8],
+    "probs": [0.5, 0.5],
+    "sc": {"step_counts": [4, 8], "weight": 1.0},
+    "align": {
+        "reference": {4: 8},
+        "warmup": 0,
+        "prob": 1.0,
+        "margin": 0.0,
+        "weight": 1.0,
+        "to": "end",
+    },
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -34,7 +34,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(same, tmp_path):
-    salt = {"step_counts": [2], "probs": [1.0], "sc": {"step_counts": []}, "inference_steps": 1, "first_chunk_steps": 4}  # fmt: skip
+    salt = {
+        "step_counts": [2],
+        "probs": [1.0],
+        "sc": {"step_counts": []},
+        "inference_steps": 1,
+        "first_chunk_steps": 4,
+    }
     more = {"training__dmd__same_step_across_blocks": same, "training__dmd__ts_schedule": True}
     lengths = set()
     for seed in range(8):
@@ -93,10 +99,10 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
         shape = trainer._latent_shape(fw.batch(seed))
         noise = trainer.sample_initial_latents(shape)
         condition, _ = trainer._encode_conditions(fw.batch(seed))
-        with followed() as seen, trainer._planned():
-            # The reference's own calls are not the rollout's.
-            with mock.patch.object(trainers, "reference_rollout", later):
-                trainer.run_back_simulation(condition, shape, True, xt=noise)
+        # The reference's own calls are not the rollout's.
+        wait = mock.patch.object(trainers, "reference_rollout", later)
+        with followed() as seen, trainer._planned(), wait:
+            trainer.run_back_simulation(condition, shape, True, xt=noise)
         output, aligned = reference(trainer._salt)()
         target = output.transpose(1, 2)
         literal, parts = literal_reference(trainer, noise, condition, seen, align_at)

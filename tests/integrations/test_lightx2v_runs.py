@@ -259,7 +259,15 @@ def test_bad_settings_are_refused(kind, tmp_path):
 
 
 def test_terms_that_never_come_on_are_said_when_the_trainer_is_made(kind, tmp_path):
-    never = merged(settings(1, 0), {"step_counts": [4, 6], "probs": [0.5, 0.5], "inference_steps": 2, "sc": {"step_counts": [8]}})  # fmt: skip
+    never = merged(
+        settings(1, 0),
+        {
+            "step_counts": [4, 6],
+            "probs": [0.5, 0.5],
+            "inference_steps": 2,
+            "sc": {"step_counts": [8]},
+        },
+    )
     where = rf"LightX2V's {type(fw.build(kind, {}, tmp_path)).__name__}"
     with pytest.warns(UserWarning, match=f"{where}: .*sc never turns on: none of sc.st"):
         fw.build(kind, never, tmp_path)

@@ -50,9 +50,8 @@ def test_what_the_table_calls_refused_is_and_nothing_else(name):
         try:
             check_settings(config, OFFERS, "a framework", chunked=chunked)
             refused[chunked] = False
-        except SettingError as error:
+        except SettingError:
             refused[chunked] = True
-            assert error.setting.split(".")[0] == name
     assert refused[True] == cell.startswith("refused")
     assert refused[False] == ("refused" in cell)
 
