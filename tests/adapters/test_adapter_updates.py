@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.optim import optimizer
 
 from salt_losses.adapters import self_forcing
-from salt_losses.adapters.family import updates
+from salt_losses.training import optimizer_steps
 
 
 @pytest.fixture(params=["plain", "fsdp", "fsdp_of_flat_parameters"])
@@ -131,7 +131,7 @@ def test_a_critic_that_is_never_called_is_said_once() -> None:
 def test_an_optimizer_that_is_none_of_pytorchs_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(updates, "MANY_CALLS", 4)
+    monkeypatch.setattr(optimizer_steps, "MANY_CALLS", 4)
     model = tiny.build_model()
     with self_forcing.attached(model, BUSY) as handle:
         with harness.warnings_as_errors():

@@ -175,6 +175,14 @@ def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
         recorded(tmp_path, replace(BUSY, seed=1), 3)
 
 
+def test_other_weights_than_the_states_are_taken_and_named(tmp_path: Path) -> None:
+    saved(tmp_path / "checkpoint_model_000003", recorded(tmp_path, BUSY, 3).state_dict())
+    other = replace(BUSY, sc_weight=30.0, align_margin=0.25)
+    with pytest.warns(UserWarning, match=r"sc_weight [\d.]+ -> 30, align_margin [\d.]+ -> 0.25$"):
+        handle = recorded(tmp_path, other, 3)
+    assert handle.config.sc_weight == 30
+
+
 @pytest.mark.filterwarnings("ignore:Salt, iteration")
 def test_a_second_run_in_the_first_ones_folder_is_reported_alone(tmp_path: Path) -> None:
     def run(until: int, *, broken: bool) -> None:

@@ -58,6 +58,7 @@ Block = Callable[[int, float], dict[str, Any]]
 # name -> the settings that turn it on, of a trainer's step count and a weight.
 CASES: dict[str, Block] = {
     "sc": lambda k, w: {"sc": SelfConsistency(w, step_counts=(k,))},
+    "sc-composed": lambda k, w: {"sc": SelfConsistency(w, step_counts=(k,), stop_grad="composed")},
     "align-exit": lambda k, w: {"align": alignment(k, w, to="exit", reference_noise="shared")},
     "align-end": lambda k, w: {"align": alignment(k, w, to="end", reference_noise="own")},
     "align-input": lambda k, w: {"align": alignment(k, w, to="input")},

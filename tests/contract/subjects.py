@@ -22,8 +22,8 @@ or framework, subclass `Subject`, implement what raises `NotImplementedError`, a
                               test added to its loss
 
 Class attributes say what the trainer cannot do: a term that needs it must then be refused, and a
-test that needs it is skipped with the reason. A subject may offer fewer updates than the others;
-`lacks` names the tests that it skips, each with a reason.
+test that needs it is skipped with the reason. `refuses` names these terms. A subject may offer fewer
+updates than the others; `lacks` names the tests that it skips, each with a reason.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Subject:
     own_steps = 4  # of the trainer's own list
     lacks: dict[str, str] = {}  # noqa: RUF012  # test -> reason
     no_data: str | None = None  # why a term cannot have real videos
+    iterations_per_step = 1
+    refuses: frozenset[str] = frozenset()  # cases of `cases.py`
     student: nn.Module
     critic: nn.Module
 

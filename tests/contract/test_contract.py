@@ -16,19 +16,22 @@ from subjects import Subject, Update
 from test_harness import relative_change
 from torch import Tensor
 
+from salt_losses.errors import SettingError
 from salt_losses.terms import self_consistency
 from salt_losses.training.alarms import Alarms
 
 VANISHING = 1e-30
 SEEDS = 8
 # At some exits these have nothing to do.
-RARE = ("sc", "align-exit", "align-input")
+RARE = ("sc", "sc-composed", "align-exit", "align-input")
 
 
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest, subject: Subject) -> str:
     if request.param == "adv-data" and subject.no_data is not None:
         pytest.skip(subject.no_data)
+    if request.param in subject.refuses:
+        pytest.skip("refused")
     return request.param
 
 
@@ -71,6 +74,12 @@ def assert_vanishes(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_term_that_needs_what_a_trainer_does_not_have_is_refused(subject: Subject) -> None:
+    for case in subject.refuses:
+        with pytest.raises(SettingError, match=r"does not offer$|whose student has no cache"):
+            subject.attach(config(case, subject.own_steps))
 
 
 # Neutral.
@@ -244,6 +253,8 @@ def test_a_term_that_is_off_costs_nothing(subject: Subject, case: str) -> None:
         after = subject.one_update(0)
     assert salted == plain
     assert torch.equal(before.loss, after.loss)
+    assert_same(before.student, after.student)
+    assert torch.equal(before.streams[0], after.streams[0])
     assert not [name for name in after.log if name_of(case) in name and name.startswith("salt/")]
 
 
@@ -307,7 +318,7 @@ def test_a_resumed_run_ends_with_the_weights_of_a_whole_one(subject: Subject, ca
         warnings.simplefilter("ignore")
         subject.load(state["trainer"])
         handle.load_state_dict(state["salt"])
-        assert handle.plan.iteration == 1
+        assert handle.plan.iteration == subject.iterations_per_step
         subject.step(1)
     ended = subject.save()
     subject.build()

@@ -41,11 +41,14 @@ def main(kind: str, wrapping: str, out: Path) -> None:
     from fastgen.utils.distributed import ddp, fsdp
 
     salt = {
-        "sc_weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.3, 0.5], "inference_steps": 2,
-        "sc_steps": [4, 8], "seed": 1,
-    }  # fmt: skip
+        "sc": {"weight": 1.0, "step_counts": [4, 8]},
+        "step_counts": [2, 4, 8],
+        "probs": [0.2, 0.3, 0.5],
+        "inference_steps": 2,
+        "seed": 1,
+    }
     if kind == "self_forcing":
-        salt |= {"align_weight": 1.0, "align_warmup": 0, "align_prob": 1.0, "align_margin": 0.0}
+        salt |= {"align": {"weight": 1.0, "warmup": 0, "prob": 1.0, "margin": 0.0}}
     model = fastgen_real.build(kind, salt, seed=rank, checkpointing=True)
     if wrapping == "ddp":
         wrapped = ddp.DDPWrapper(model, find_unused_parameters=True)

@@ -16,6 +16,8 @@ from torch import Tensor
 @contextlib.contextmanager
 def watched(method: Any, kind: str) -> Iterator[list[SimpleNamespace]]:
     """Notes each block of the student's rollout: its calls' inputs and levels, its noises."""
+    from salt_losses.integrations.fastvideo import methods
+
     blocks = [SimpleNamespace(calls=[], noises=[])]
 
     def noted(x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -29,14 +31,17 @@ def watched(method: Any, kind: str) -> Iterator[list[SimpleNamespace]]:
         blocks[-1].noises.append(noise)
         return add_noise(clean, noise, timestep)
 
-    def over(*args: Any) -> Any:
+    def over(*args: Any, **kwargs: Any) -> Any:
         rollout.close()
-        return reference(*args)
+        return reference(*args, **kwargs)
 
     owner, name, predictor = _seams(method, kind)
     predict, add_noise = getattr(method.student, predictor), getattr(owner, name)
-    reference = method._reference
-    with contextlib.ExitStack() as rollout, mock.patch.object(method, "_reference", over):
+    reference = methods.reference_rollout
+    with (
+        contextlib.ExitStack() as rollout,
+        mock.patch.object(methods, "reference_rollout", over),
+    ):
         rollout.enter_context(mock.patch.object(method.student, predictor, noted))
         rollout.enter_context(mock.patch.object(owner, name, noise_noted))
         yield blocks

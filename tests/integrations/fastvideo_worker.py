@@ -24,9 +24,11 @@ def main(kind: str, out: Path) -> None:
     folder = out / f"rank_{rank}"
     folder.mkdir()
     salt = {
-        "sc_weight": 1.0, "align_weight": 1.0, "align_warmup": 0, "align_prob": 1.0,
-        "align_margin": 0.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.3, 0.5],
-    }  # fmt: skip
+        "sc": {"weight": 1.0},
+        "align": {"weight": 1.0, "warmup": 0, "prob": 1.0, "margin": 0.0},
+        "step_counts": [2, 4, 8],
+        "probs": [0.2, 0.3, 0.5],
+    }
     method = fastvideo_real.build(kind, salt, folder, seed=rank, shard=True)
     steps = []
     for iteration in range(1, 4):

@@ -12,18 +12,19 @@ from unittest import mock
 
 import lightx2v_real as fw
 import torch
+from tools import merged
 from torch import Tensor
 
 EVERY = {  # the defect term in every iteration, and the framework's own step list
-    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2,
+    "step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2
 }  # fmt: skip
 ALIGNED = {
-    "align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0,
+    "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
 }  # fmt: skip
 
 
-def settings(sc: float, align: float, **more: Any) -> dict[str, Any]:
-    return {**EVERY, **ALIGNED, "sc_weight": sc, "align_weight": align, **more}
+def settings(sc: float, align: float, /, **more: Any) -> dict[str, Any]:
+    return merged(EVERY, ALIGNED, {"sc": {"weight": sc}, "align": {"weight": align}}, more)
 
 
 def step(
@@ -92,7 +93,7 @@ def again(net: Any, kwargs: dict[str, Any], x: Tensor, t: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def kept_triples() -> Iterator[list[Any]]:
-    from salt_losses.training import defect as term
+    from salt_losses.terms import self_consistency as term
 
     triples: list[Any] = []
     sampler = term.shortcut_triple_sampler

@@ -27,10 +27,13 @@ WRAPPINGS = {
     "fsdp": {"fsdp2": {"enabled": True, "size": 2, "mixed_precision": {}}},
 }
 SALT = {
-    "sc_weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.3, 0.5], "inference_steps": 2,
-    "sc_steps": [4, 8], "seed": 1, "align_weight": 1.0, "align_warmup": 0, "align_prob": 1.0,
-    "align_margin": 0.0, "align_at": "end",
-}  # fmt: skip
+    "sc": {"weight": 1.0, "step_counts": [4, 8]},
+    "step_counts": [2, 4, 8],
+    "probs": [0.2, 0.3, 0.5],
+    "inference_steps": 2,
+    "seed": 1,
+    "align": {"weight": 1.0, "warmup": 0, "prob": 1.0, "margin": 0.0, "to": "end"},
+}
 
 
 def use_the_cpu() -> None:

@@ -19,6 +19,7 @@ from unittest import mock
 import fastgen_real as fw
 import pytest
 import torch
+from tools import merged, reference, sc_loss
 from torch import Tensor
 
 from salt_losses import step_schedule
@@ -35,10 +36,10 @@ from salt_losses.cli.trainers import TRAINERS
 
 KINDS = ("dmd2", "self_forcing")
 EVERY = {  # the defect term in every iteration, and the framework's own step list
-    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2,
+    "step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2
 }  # fmt: skip
 ALIGNED = {
-    "align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0,
+    "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}
 }  # fmt: skip
 pytestmark = pytest.mark.skipif(
     fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of FastGen to run this"
@@ -55,10 +56,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def settings(kind: str, sc: float, align: float, **more: Any) -> dict[str, Any]:
+def settings(kind: str, sc: float, align: float, /, **more: Any) -> dict[str, Any]:
     """A model that predicts from data has no alignment."""
-    aligned = {**ALIGNED, "align_weight": align} if kind == "self_forcing" else {}
-    return {**EVERY, **aligned, "sc_weight": sc, **more}
+    aligned = merged(ALIGNED, {"align": {"weight": align}}) if kind == "self_forcing" else {}
+    return merged(EVERY, aligned, {"sc": {"weight": sc}}, more)
 
 
 def step(model: Any, iteration: int = 2, seed: int = 0) -> tuple[dict, list[Tensor | None]]:
@@ -70,46 +71,6 @@ def step(model: Any, iteration: int = 2, seed: int = 0) -> tuple[dict, list[Tens
 
 def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
     return all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-@pytest.mark.parametrize("iteration", [1, 2])
-@pytest.mark.parametrize("seed", range(3))
-def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(kind, seed, iteration):
-    theirs = step(fw.build(kind, None, seed=seed), iteration, seed)
-    their_stream = torch.get_rng_state()
-    ours = step(fw.build(kind, settings(kind, 0, 0), seed=seed), iteration, seed)
-    assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])
-    assert equal(theirs[1], ours[1])
-    assert torch.equal(their_stream, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("stop_grad", [None, "composed"])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_with_vanishing_weights_the_gradients_are_the_parents(kind, seed, stop_grad, checkpointing):
-    theirs = step(fw.build(kind, None, seed=seed, checkpointing=checkpointing), seed=seed)
-    their_stream = torch.get_rng_state()
-    salt = settings(kind, 1e-38, 1e-38, sc_stop_grad=stop_grad)
-    ours = step(fw.build(kind, salt, seed=seed, checkpointing=checkpointing), seed=seed)
-    assert "salt/sc_loss" in ours[0]
-    assert equal(theirs[1], ours[1])
-    assert torch.equal(their_stream, torch.get_rng_state())
-
-
-def test_the_terms_are_felt_by_the_student_alone(kind):
-    for seed in range(9):  # until the student leaves where there is a triple
-        losses, small = step(fw.build(kind, settings(kind, 1e-38, 1e-38), seed=seed), seed=seed)
-        if losses["salt/sc_loss"] > 0:
-            break
-    model = fw.build(kind, settings(kind, 1, 1e-38), seed=seed)
-    _, large = step(model, seed=seed)
-    assert not equal(small, large)
-    assert all(p.grad is None for p in model.fake_score.parameters())
-    if kind == "self_forcing":
-        _, aligned = step(
-            fw.build(kind, settings(kind, 1e-38, 1, align_at="end"), seed=seed), seed=seed
-        )
-        assert not equal(small, aligned)
 
 
 def test_the_lists_begin_where_the_frameworks_do_and_take_its_own_points(kind):
@@ -152,7 +113,7 @@ class Calls:
 def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
     kind, monkeypatch
 ):
-    from salt_losses.training import defect as term
+    from salt_losses.terms import self_consistency as term
 
     triples = []
     sampler = term.shortcut_triple_sampler
@@ -164,8 +125,8 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     monkeypatch.setattr(term, "shortcut_triple_sampler", kept)
     tried = 0
     for seed in range(5):
-        triples.clear()
         model = fw.build(kind, settings(kind, 1, 0), seed=seed)
+        triples.clear()  # those of the settings' check
         model._salt.begin(2)
         model._updating = True
         data = fw.batch(seed)
@@ -173,7 +134,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         x, t, *_ = model._generate_noise_and_time(data["real"])
         model.gen_data_from_net(x, t, condition=data["condition"])
         calls.hook.remove()
-        loss = model._defect.loss()
+        loss = sc_loss(model._salt)
         if loss is None or not any(triple.feasible.all() for triple in triples):
             continue
         tried += 1
@@ -204,32 +165,15 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     assert tried > 1
 
 
-def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind):
-    exits = 1 if kind == "dmd2" else fw.FRAMES
-    for seed in range(4):
-        counts = {}
-        for name, salt in {
-            "parent": None,
-            "off": settings(kind, 0, 0),
-            "on": settings(kind, 1, 0),
-        }.items():
-            model = fw.build(kind, salt, seed=seed)
-            calls = Calls(model)
-            step(model, seed=seed)
-            counts[name] = (len(calls.made), len(calls.with_gradient))
-            if name == "parent":
-                left_last = sum(call[1].item() == 0.624 for call in calls.with_gradient)
-        assert counts["off"] == counts["parent"]
-        assert counts["parent"][1] == exits
-        # Where ranks leave at steps of their own, the call is made without a triple too.
-        extra = 1 if kind == "dmd2" else exits - left_last
-        assert counts["on"] == (counts["parent"][0] + extra, exits + extra)
-
-
 @pytest.mark.parametrize("same", [True, False])
 def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(same):
-    salt = {"step_counts": [2], "probs": [1.0], "sc_steps": [], "inference_steps": 1,
-            "first_chunk_steps": 4}  # fmt: skip
+    salt = {
+        "step_counts": [2],
+        "probs": [1.0],
+        "sc": {"step_counts": []},
+        "inference_steps": 1,
+        "first_chunk_steps": 4,
+    }
     seen = set()
     for seed in range(5):
         model = fw.build("self_forcing", salt, seed=seed, same_step_across_blocks=same)
@@ -274,7 +218,7 @@ def test_a_first_chunk_of_as_many_steps_changes_nothing():
 def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first):
     """The oracle is the framework's own rollout on the denser list, with its noise exchanged."""
     for seed in range(3):
-        salt = settings("self_forcing", 0, 1, align_at=align_at, seed=seed)
+        salt = settings("self_forcing", 0, 1, align={"to": align_at}, seed=seed)
         salt |= {"first_chunk_steps": first}
         model = fw.build("self_forcing", salt, seed=seed, context_noise=context_noise)
         model.config.same_step_across_blocks = False
@@ -306,7 +250,8 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first):
             mock.patch.object(model, "_draw_exits", some_left),
         ):
             model.gen_data_from_net(x, t, condition=data["condition"])
-        target, aligned = model._target
+        output, aligned = reference(model._salt)
+        target = output.transpose(1, 2)
         literal, parts = literal_reference(model, x, t, data, exits, noises, align_at)
         assert aligned == parts
         assert torch.allclose(target, literal, atol=1e-5, rtol=1e-5)
@@ -439,6 +384,9 @@ def test_plans_are_saved_with_a_learning_rate_scheduler_and_refuse_others(kind):
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
         other.scheduler_dict["net"].load_state_dict({**state, "last_epoch": 99})
     assert other.scheduler_dict["net"].state_dict() == before
+    other = fw.build(kind, {"sc": {"weight": 30, "stop_grad": "direct"}})
+    with pytest.warns(UserWarning, match="sc.weight 1 -> 30, sc.stop_grad None -> 'direct'$"):
+        other.scheduler_dict["net"].load_state_dict(state)
 
 
 def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_stopped(
@@ -447,7 +395,15 @@ def test_a_run_resumed_from_the_trainers_checkpoint_goes_on_as_if_it_had_not_sto
     """FastGen seeds its streams by the iteration at a resume, so the whole run does so there."""
     from fastgen.utils.basic_utils import set_random_seed
 
-    salt = settings(kind, 1, 1, step_counts=[4, 8], probs=[0.5, 0.5], sc_steps=[4, 8], seed=1)
+    salt = settings(
+        kind,
+        1,
+        1,
+        step_counts=[4, 8],
+        probs=[0.5, 0.5],
+        sc={"step_counts": [4, 8]},
+        seed=1,
+    )
 
     def steps(trainer: Any, model: Any, iterations: range) -> list[dict[str, float]]:
         set_random_seed(0, iteration=iterations[0] - 1, by_rank=True)
@@ -511,21 +467,21 @@ def test_two_ranks_follow_one_plan_and_keep_equal_parameters(kind, wrapping, tmp
 
 
 def test_bad_settings_are_refused(kind):
-    with pytest.raises(ValueError, match="did you mean 'sc_weight'"):
+    with pytest.raises(ValueError, match="unknown setting 'sc_wieght'"):
         fw.build(kind, {"sc_wieght": 1})
     if kind == "dmd2":
         with pytest.raises(ValueError, match="a prediction from data has no rollout"):
-            fw.build(kind, {"align_weight": 1})
+            fw.build(kind, {"align": {"weight": 1}})
 
 
 def test_a_list_and_a_term_that_are_never_used_are_said(kind):
     with pytest.warns(UserWarning, match=r"of length 3, is never used.* set step_counts to \[3\]"):
-        fw.build(kind, {"sc_weight": 1.0}, t_list=(0.999, 0.9, 0.7, 0.0))
+        fw.build(kind, {"sc": {"weight": 1.0}}, t_list=(0.999, 0.9, 0.7, 0.0))
     salt = {"step_counts": [1, 2], "probs": [0.5, 0.5], "inference_steps": 1}
-    with pytest.warns(UserWarning, match=r"defect term never comes on.* set sc_steps to some of"):
+    with pytest.warns(UserWarning, match=r"sc never turns on.* set sc.step_counts to some of"):
         fw.build(kind, salt)
     if kind == "self_forcing":
-        with pytest.warns(UserWarning, match="leave at their last step alone"):
+        with pytest.warns(UserWarning, match="leave only at their last step"):
             fw.build(kind, {}, last_step_only=True)
 
 
@@ -571,7 +527,7 @@ def test_a_plans_calls_are_those_that_are_counted(kind, align_at, monkeypatch):
     blocks = 1
     generator, critic = NONE, NONE
     for leaves, iteration in itertools.product(range(4), (1, 2)):
-        align = {"align_at": align_at} if aligned else {}
+        align = {"align": {"to": align_at}} if aligned else {}
         model = fw.build(kind, settings(kind, 1.0, 0.1, **align))
         if aligned:
             blocks = fw.FRAMES // model.net.chunk_size

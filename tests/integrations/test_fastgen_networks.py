@@ -3,19 +3,23 @@ the calls stay as they are, and where a network writes its condition, that is no
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import fastgen_networks as networks
 import fastgen_real as fw
 import pytest
 import torch
+from tools import merged
 from torch import Tensor
+
+from salt_losses.terms import Trace
 
 pytestmark = pytest.mark.skipif(
     fw.checkout() is None, reason=f"set {fw.VARIABLE} to a checkout of FastGen to run this"
 )
-EVERY = {"step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2}
-ALIGNED = {"align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0}
+EVERY = {"step_counts": [4], "probs": [1.0], "sc": {"step_counts": [4]}, "inference_steps": 2}
+ALIGNED = {"align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0}}
 CASES = [("dmd2", task) for task in networks.TASKS]
 CASES += [("self_forcing", task) for task in networks.CAUSAL]
 WRITTEN = [case for case in CASES if case[1] in networks.WRITES]
@@ -26,9 +30,9 @@ def importable() -> None:
     fw.activate()
 
 
-def settings(kind: str, weight: float, **more: Any) -> dict[str, Any]:
-    aligned = {**ALIGNED, "align_weight": weight} if kind == "self_forcing" else {}
-    return {**EVERY, **aligned, "sc_weight": weight, **more}
+def settings(kind: str, weight: float, /, **more: Any) -> dict[str, Any]:
+    aligned = merged(ALIGNED, {"align": {"weight": weight}}) if kind == "self_forcing" else {}
+    return merged(EVERY, aligned, {"sc": {"weight": weight}}, more)
 
 
 def step(model: Any, task: str, *, iteration: int = 2, seed: int = 0, size: int = 1) -> Any:
@@ -121,7 +125,7 @@ def test_the_defect_is_a_literal_one_over_the_frames_that_are_not_written(
     kind, task, chunk, monkeypatch
 ):
     """The oracle asks for x0 as the rollout does, makes both endpoints and subtracts them."""
-    from salt_losses.training import defect as term
+    from salt_losses.terms import self_consistency as term
 
     triples: list[Any] = []
     sampler = term.shortcut_triple_sampler
@@ -132,9 +136,9 @@ def test_the_defect_is_a_literal_one_over_the_frames_that_are_not_written(
     )
     tried = 0
     for seed in range(4):
-        triples.clear()
         net = {"chunk_size": chunk} if kind == "self_forcing" else None
-        model = fw.build(kind, settings(kind, 1, align_weight=0), task=task, net=net, seed=seed)
+        model = fw.build(kind, settings(kind, 1, align=None), task=task, net=net, seed=seed)
+        triples.clear()  # those of the settings' check
         calls: list[Any] = []
 
         def noted(net: Any, args: Any, kwargs: Any, calls: Any = calls) -> None:
@@ -192,8 +196,6 @@ def test_the_defect_is_a_literal_one_over_the_frames_that_are_not_written(
 @pytest.mark.parametrize("sample_type", ["sde", "ode"])
 def test_a_reference_on_the_students_own_list_is_the_students_rollout(task, sample_type):
     """With its noise and its steps, each call of the reference is one that the rollout made."""
-    from salt_losses.training.blocks import Block
-
     for seed in range(3):
         model = fw.build(
             "self_forcing", settings("self_forcing", 1), task=task, seed=seed,
@@ -203,48 +205,46 @@ def test_a_reference_on_the_students_own_list_is_the_students_rollout(task, samp
         data = fw.batch(seed, 2, task)
         _, condition, _ = model._prepare_training_data(data)
         x, t, *_ = model._generate_noise_and_time(data["real"])
-        rollout = once_more(model, x, t, condition, Block)
+        rollout = once_more(model, x, t, condition)
         assert torch.allclose(*rollout, atol=1e-5)
 
 
-def once_more(
-    model: Any, x: Tensor, t: Tensor, condition: Any, block: Any
-) -> tuple[Tensor, Tensor]:
+def once_more(model: Any, x: Tensor, t: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
     """The student's rollout, and a reference with as many steps that leaves where it left."""
+    from salt_losses.integrations import _reference
     from salt_losses.integrations.fastgen import rollout as ours
+    from salt_losses.integrations.fastgen.prediction import Predictions
 
-    times = model._steps(model._salt.plan.times)
-    with torch.no_grad(), model._rolling(), ours.NetTap(model.net, None, record=True) as tap:
+    salt = model._salt
+    plan = salt.plan = dataclasses.replace(salt.plan, reference_times=salt.plan.times)
+    trace = salt.watch(model._steps)
+    with torch.no_grad(), model._rolling(), ours.NetTap(model.net, trace) as tap:
         output = super(type(model), model).gen_data_from_net(x, t, condition=condition)
     model.net.clear_caches()
-    parts = []
+    chunks = [chunk for chunk in tap.chunks if chunk.inputs]
     stochastic = model.config.student_sample_type == "sde"
-    with torch.no_grad():
-        for recorded in tap.blocks[:-1]:
-            leaves = len(recorded.calls) - 1
-            parts.append(
-                ours.in_reference(
-                    model.net, recorded, block(leaves, 1, leaves, True), times,
-                    model._salt.config, torch.Generator(), stochastic,
-                )
-            )  # fmt: skip
-    return output, torch.cat(parts, dim=2)
+    with torch.no_grad(), Predictions(model.net) as predictions:
+        student = ours.ReferenceStudent(model.net, predictions, stochastic)
+        again, _ = _reference.reference_rollout(
+            salt, chunks, student, lambda t: model._steps(t)[:-1], frame_dim=2
+        )
+    assert plan.num_steps == 4
+    return output, again.transpose(1, 2)
 
 
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_in_bfloat16_the_velocities_are_the_networks_own_and_rounded_once(kind, task, monkeypatch):
     """Those of an x0 in bfloat16 would be off by up to 0.004 |x0| / t."""
-    from salt_losses.training.defect import Defect
-
     made: list[Tensor] = []
     seen: list[tuple[Tensor, Any]] = []
-    exit_step = Defect.exit_step
+    exit_step = Trace.exit_step
 
-    def noted(self: Any, velocity: Any, x: Tensor, v: Tensor, t: Tensor, *, mask: Any) -> None:
-        seen.append((v.detach(), mask))
-        exit_step(self, velocity, x, v, t, mask=mask)
+    def noted(self: Any, x: Tensor, v: Tensor, *args: Any, mask: Any, **more: Any) -> None:
+        written = None if mask is None else mask.transpose(1, 2)
+        seen.append((v.detach().transpose(1, 2), written))
+        exit_step(self, x, v, *args, mask=mask, **more)
 
-    monkeypatch.setattr(Defect, "exit_step", noted)
+    monkeypatch.setattr(Trace, "exit_step", noted)
     model = fw.build(kind, settings(kind, 1), task=task, precision="bfloat16")
     convert = model.net.noise_scheduler.convert_model_output
 

@@ -10,6 +10,7 @@ from typing import Any
 import fastgen_real as fw
 import pytest
 import torch
+from tools import merged
 
 WANDB = importlib.util.find_spec("wandb") is not None
 pytestmark = pytest.mark.skipif(
@@ -17,12 +18,14 @@ pytestmark = pytest.mark.skipif(
     reason=f"set {fw.VARIABLE} to a checkout of FastGen, and install wandb, to run this",
 )
 OWN_LIST = {
-    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2, "sc_weight": 0,
+    "step_counts": [4], "probs": [1.0], "sc": None, "inference_steps": 2
 }  # fmt: skip
 BOTH = {
-    "step_counts": [4, 8], "probs": [0.5, 0.5], "sc_steps": [4, 8], "align_reference": {4: 8},
-    "align_warmup": 0, "align_prob": 1.0, "align_margin": 0.0,
-}  # fmt: skip
+    "step_counts": [4, 8],
+    "probs": [0.5, 0.5],
+    "sc": {"step_counts": [4, 8]},
+    "align": {"weight": 0.0, "reference": {4: 8}, "warmup": 0, "prob": 1.0, "margin": 0.0},
+}
 CASES = [("dmd2", "v2w"), ("self_forcing", "t2v"), ("self_forcing", "i2v_22")]
 
 
@@ -35,8 +38,8 @@ def trained(
     kind: str, task: str, salt: dict[str, Any] | None, folder: Path, iterations: int, **more: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
     ema = {"use_ema": True} if kind == "self_forcing" else {}
-    if salt is not None and kind == "self_forcing" and salt["sc_weight"]:
-        salt = {**salt, "align_weight": 1.0, "align_at": "end"}
+    if salt is not None and kind == "self_forcing" and salt["sc"]:
+        salt = merged(salt, {"align": {"weight": 1.0, "to": "end"}})
     model = fw.build(kind, salt, task=task, **ema)
     return model, fw.run(model, folder, iterations, **more)
 
@@ -69,7 +72,7 @@ def test_with_every_weight_0_a_whole_run_is_the_parents(kind, task, tmp_path):
 
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_a_run_with_its_terms_logs_them_in_training_alone_and_is_resumed(kind, task, tmp_path):
-    salt = {**BOTH, "sc_weight": 1.0}
+    salt = merged(BOTH, {"sc": {"weight": 1.0}})
     _, log = trained(kind, task, salt, tmp_path, 5)
     terms = {"salt/num_steps", "salt/dmd_loss", "salt/sc_loss"}
     terms |= {"salt/align_loss"} if kind == "self_forcing" else set()
@@ -82,13 +85,13 @@ def test_a_run_with_its_terms_logs_them_in_training_alone_and_is_resumed(kind, t
     assert {step for step, *_ in numbers(log)} == {6, 7, 8}  # of the checkpoint of iteration 5
     assert resumed._salt.scheduler.iteration == 8
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
-        trained(kind, task, {**salt, "seed": 1}, tmp_path, 9)
+        trained(kind, task, merged(salt, {"seed": 1}), tmp_path, 9)
 
 
 def test_wandb_itself_takes_what_is_logged(tmp_path):
     """Offline: it writes what it would send."""
     pytest.importorskip("wandb")
-    salt = {**BOTH, "sc_weight": 1.0}
+    salt = merged(BOTH, {"sc": {"weight": 1.0}})
     _, log = trained("self_forcing", "t2v", salt, tmp_path, 3, wandb_mode="offline")
     assert {"train/salt/align_loss", "ema/ema_beta"} <= {
         name for _, name, _ in numbers(log, salt=True)
@@ -129,8 +132,10 @@ def test_all_that_the_framework_finds_in_its_containers_is_of_its_own_kind(kind)
 @pytest.mark.parametrize("kind", ["dmd2", "self_forcing"])
 def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(kind):
     """On the parent's own list, whatever the plan of the iteration."""
-    salt = {**BOTH, "step_counts": [8], "probs": [1.0], "sc_steps": [8], "sc_weight": 1.0}
-    salt |= {"align_weight": 1.0, "align_reference": {8: 16}} if kind == "self_forcing" else {}
+    salt = merged(
+        BOTH, {"step_counts": [8], "probs": [1.0], "sc": {"step_counts": [8], "weight": 1.0}}
+    )
+    salt |= {"align": {"weight": 1.0, "reference": {8: 16}}} if kind == "self_forcing" else {}
     for iteration in (1, 2):
         theirs, ours = fw.build(kind, None), fw.build(kind, salt)
         ours._salt.begin(7)

@@ -18,6 +18,7 @@ import fastvideo_stand_in
 import pytest
 import torch
 from fastvideo_oracle import literal_reference, watched
+from tools import merged, reference, sc_loss
 from torch import Tensor
 
 from salt_losses import SaltConfig, SettingError, step_schedule
@@ -38,9 +39,12 @@ from salt_losses.trainers.rules import LACKING
 
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list
-    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2,
-    "align_reference": {4: 8}, "align_prob": 1.0, "align_warmup": 0, "align_margin": 0.0,
-}  # fmt: skip
+    "step_counts": [4],
+    "probs": [1.0],
+    "sc": {"step_counts": [4]},
+    "inference_steps": 2,
+    "align": {"weight": 0.0, "reference": {4: 8}, "prob": 1.0, "warmup": 0, "margin": 0.0},
+}
 
 
 @pytest.fixture(scope="module", params=["stand_in", "real"])
@@ -123,56 +127,14 @@ def prepared(method: Any, fw: Any, iteration: int = 1) -> Any:
 # Neutral
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_with_every_weight_0_a_step_is_the_parents_bit_for_bit(fw, kind, seed, tmp_path):
-    results = []
-    for salt in (None, {**BOTH, "sc_weight": 0, "align_weight": 0}):
-        method = fw.build(kind, salt, tmp_path, seed=seed)
-        results.append((*step(method, fw, seed=seed), streams(method)))
-    (theirs, their_metrics, *their_gradients, their_streams) = results[0]
-    (ours, metrics, *our_gradients, our_streams) = results[1]
-    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
-    assert their_metrics.items() <= metrics.items()
-    assert all(map(equal, their_gradients, our_gradients))
-    assert equal(their_streams, our_streams)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("stop_grad", [None, "composed"])
-def test_with_vanishing_weights_the_gradients_are_the_parents(fw, kind, seed, stop_grad, tmp_path):
-    salt = {**BOTH, "sc_weight": 1e-38, "align_weight": 1e-38, "sc_stop_grad": stop_grad}
-    theirs, ours = (fw.build(kind, s, tmp_path, seed=seed) for s in (None, salt))
-    torch.manual_seed(seed)
-    _, _, *their_gradients = step(theirs, fw, seed=seed)
-    torch.manual_seed(seed)
-    _, metrics, *our_gradients = step(ours, fw, seed=seed)
-    assert "salt/sc_loss" in metrics
-    assert "salt/align_loss" in metrics
-    assert all(map(equal, their_gradients, our_gradients))
-    assert equal(streams(theirs)[1:], streams(ours)[1:])
-
-
-def test_vanishing_weights_vanish_for_they_are_small_and_not_for_the_terms_are(fw, kind, tmp_path):
-    def trained(sc: float, align: float, seed: int) -> tuple[Any, ...]:
-        salt = {**BOTH, "sc_weight": sc, "align_weight": align, "align_at": "end"}
-        return step(fw.build(kind, salt, tmp_path, seed=seed), fw)
-
-    for seed in range(9):  # until the student leaves where there is a triple
-        found = [trained(1e-38, 1e-38, seed)]
-        if found[0][1]["salt/sc_loss"] > 0:
-            break
-    assert found[0][1]["salt/align_loss"] > 0
-    found += [trained(1.0, 1e-38, seed), trained(1e-38, 1.0, seed)]
-    assert not equal(found[0][2], found[1][2])
-    assert not equal(found[0][2], found[2][2])
-    assert equal(found[0][3], found[1][3])  # the critic feels neither
-    assert equal(found[0][3], found[2][3])
-
-
 def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(fw, kind, tmp_path):
     """On the parent's own list, whatever the plan of the iteration."""
-    salt = {"step_counts": [8], "probs": [1.0], "sc_weight": 1, "align_weight": 1,
-            "align_reference": {8: 16}, "align_warmup": 0, "align_prob": 1.0}  # fmt: skip
+    salt = {
+        "step_counts": [8],
+        "probs": [1.0],
+        "sc": {"weight": 1},
+        "align": {"weight": 1, "reference": {8: 16}, "warmup": 0, "prob": 1.0},
+    }
     salt |= {"first_chunk_steps": 16} if kind == "self_forcing" else {}
     theirs, ours = (fw.build(kind, s, tmp_path) for s in (None, salt))
     ours._salt.begin(7)
@@ -221,13 +183,13 @@ def test_a_list_that_counts_in_thousandths_stays_one(fw, kind, tmp_path):
 
 def test_the_frameworks_own_list_is_the_list_of_its_length(fw, kind, tmp_path):
     own = {"dmd_denoising_steps": [1000, 757, 522], "warp_denoising_step": False}
-    salt = {"step_counts": [3], "probs": [1.0], "sc_steps": []}
+    salt = {"step_counts": [3], "probs": [1.0], "sc": {"step_counts": []}}
     method = fw.build(kind, salt, tmp_path, **own)
     assert method._get_denoising_step_list(torch.device("cpu")).tolist() == [1000, 757, 522]
 
 
 def test_student_and_critic_see_the_same_plan(fw, kind, tmp_path):
-    method = fw.build(kind, {"sc_weight": 0}, tmp_path)
+    method = fw.build(kind, {"sc": None}, tmp_path)
     for iteration in (1, 2, 3, 4):
         seen = []
         original = method._student_rollout
@@ -245,11 +207,11 @@ def test_student_and_critic_see_the_same_plan(fw, kind, tmp_path):
 # The defect term
 
 
-@pytest.mark.parametrize("released", [{}, {"sc_nearest": 1, "sc_time_weight": "clean"}])
+@pytest.mark.parametrize("released", [{}, {"sc": {"nearest": 1, "time_weight": "clean"}}])
 def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cache(
     fw, kind, released, tmp_path, monkeypatch
 ):
-    from salt_losses.training import defect as term
+    from salt_losses.terms import self_consistency as term
 
     triples = []
     sampler = term.shortcut_triple_sampler
@@ -259,9 +221,12 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         lambda *a, **k: triples.append(sampler(*a, **k)) or triples[-1],
     )
     # At the finest of 8 steps more than one end is admissible.
-    more = {"step_counts": [8], "sc_steps": [8], "inference_steps": 4} if released else {}
-    salt = {**BOTH, "align_weight": 0, **more, **released}
+    more = (
+        {"step_counts": [8], "sc": {"step_counts": [8]}, "inference_steps": 4} if released else {}
+    )
+    salt = merged(BOTH, {"align": None}, more, released)
     method = fw.build(kind, salt, tmp_path, seed=4)
+    triples.clear()  # those of the settings' check
     calls, original = [], fw.predictor(method.student)
 
     def spied(x, timestep, batch, **kwargs):
@@ -273,7 +238,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     batch = prepared(method, fw)
     method._student_rollout(batch, with_grad=True)
     context = (batch.timesteps, batch.attn_metadata_vsa)
-    method.student.backward(method._defect.loss(), context, grad_accum_rounds=1)
+    method.student.backward(sc_loss(method._salt), context, grad_accum_rounds=1)
     fast = [g.clone() for g in gradients(method.student) if g is not None]
 
     method.student.transformer.zero_grad()
@@ -317,9 +282,9 @@ def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(fw, k
         counts = {}
         for name, salt in {
             "parent": None,
-            "off": {**BOTH, "sc_weight": 0},
+            "off": merged(BOTH, {"sc": None}),
             "on": BOTH,
-            "composed": {**BOTH, "sc_stop_grad": "composed"},
+            "composed": merged(BOTH, {"sc": {"stop_grad": "composed"}}),
         }.items():
             method = fw.build(kind, salt, tmp_path, seed=iteration)
             calls = Calls(method.student)
@@ -349,7 +314,7 @@ def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_fo
     at_first = 0
     for iteration in range(1, 7):
         method = fw.build(
-            "self_forcing", {**BOTH, "sc_time_weight": "clean"}, tmp_path, seed=iteration
+            "self_forcing", merged(BOTH, {"sc": {"time_weight": "clean"}}), tmp_path, seed=iteration
         )
         calls = Calls(method.student)
         step(method, fw, iteration)
@@ -370,12 +335,12 @@ def test_the_defect_term_works_on_a_prediction_from_data(fw, tmp_path):
 
 
 def test_steps_of_one_iteration_share_the_plan_and_draw_triples_of_their_own(fw, kind, tmp_path):
-    method = fw.build(kind, {"sc_weight": 1}, tmp_path)
+    method = fw.build(kind, {"sc": {"weight": 1}}, tmp_path)
     plans, draws = [], []
     for iteration in (5, 5, 6, 5):
         method._salt.begin(iteration)
         plans.append(method._salt.plan)
-        draws.append(torch.rand((), generator=method._salt.generator("triples")).item())
+        draws.append(method._salt.key("triples"))
     assert plans[0] == plans[1] == plans[3] != plans[2]
     assert draws[0] == draws[3]
     assert len({*draws[:3]}) == 3
@@ -390,8 +355,8 @@ def test_the_matched_reference_is_a_literal_one(fw, kind, align_at, first, tmp_p
     """The oracle is the framework's own rollout on the denser list, with its noise exchanged."""
     if kind == "dmd2" and (align_at == "input" or first):
         pytest.skip("a student without a cache, and without chunks")
-    salt = {**BOTH, "sc_weight": 0, "align_weight": 1, "align_at": align_at}
-    salt |= {"first_chunk_steps": first, "align_reference": {4: 8}}
+    salt = merged(BOTH, {"sc": None, "align": {"weight": 1, "to": align_at}})
+    salt = merged(salt, {"first_chunk_steps": first, "align": {"reference": {4: 8}}})
     for seed in range(4):
         noisy_context = {"context_noise": 20.0 * seed} if kind == "self_forcing" else {}
         method = fw.build(kind, salt, tmp_path, seed=seed, **noisy_context)
@@ -399,7 +364,7 @@ def test_the_matched_reference_is_a_literal_one(fw, kind, align_at, first, tmp_p
         before = streams(method)
         with watched(method, kind) as student:
             method._student_rollout(batch, with_grad=True)
-        target, aligned = method._target
+        target, aligned = reference(method._salt)
         torch.set_rng_state(before[0])
         method.cuda_generator.set_state(before[1])
         literal, literally_aligned = literal_reference(method, kind, batch, student, align_at)
@@ -412,7 +377,7 @@ def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(fw, same, tmp_pa
     salt = {
         "step_counts": [2],
         "probs": [1.0],
-        "sc_steps": [],
+        "sc": {"step_counts": []},
         "inference_steps": 1,
         "first_chunk_steps": 4,
     }
@@ -449,7 +414,7 @@ def test_a_rollout_that_keeps_to_its_first_list_is_an_error():
 
 def test_a_first_chunk_of_as_many_steps_changes_nothing(fw, tmp_path):
     one, other = (
-        step(fw.build("self_forcing", {**BOTH, **first}, tmp_path, seed=1), fw)
+        step(fw.build("self_forcing", merged(BOTH, first), tmp_path, seed=1), fw)
         for first in ({}, {"first_chunk_steps": 4})
     )
     assert equal(one[2], other[2])
@@ -458,28 +423,28 @@ def test_a_first_chunk_of_as_many_steps_changes_nothing(fw, tmp_path):
 def test_the_references_own_noise_makes_another_reference(fw, kind, tmp_path):
     targets = []
     for noise in ("own", "shared"):
-        salt = {**BOTH, "align_weight": 1, "align_noise": noise, "align_at": "end"}
+        salt = merged(BOTH, {"align": {"weight": 1, "reference_noise": noise, "to": "end"}})
         method = fw.build(kind, salt, tmp_path, seed=1)
         method._student_rollout(prepared(method, fw), with_grad=True)
-        targets.append((method._target[0], streams(method)))
+        targets.append((reference(method._salt).output, streams(method)))
     assert not torch.allclose(targets[0][0], targets[1][0])
     assert equal(targets[0][1], targets[1][1])  # drawn from no stream of the framework's
 
 
 def test_an_ode_rollouts_reference_draws_no_noise(fw, tmp_path):
-    salt = {**BOTH, "align_weight": 1, "align_at": "end", "align_noise": "own"}
+    salt = merged(BOTH, {"align": {"weight": 1, "to": "end", "reference_noise": "own"}})
     targets = []
     for seed in (0, 1):
         method = fw.build(
-            "self_forcing", {**salt, "seed": seed}, tmp_path, student_sample_type="ode"
+            "self_forcing", merged(salt, {"seed": seed}), tmp_path, student_sample_type="ode"
         )
         method._student_rollout(prepared(method, fw), with_grad=True)
-        targets.append(method._target[0])
+        targets.append(reference(method._salt).output)
     assert torch.equal(*targets)
 
 
 def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_path, monkeypatch):
-    from salt_losses.integrations.fastvideo import alignment as ours
+    from salt_losses.terms import alignment as ours
 
     seen = []
     align = ours.rollout_align_loss
@@ -487,7 +452,7 @@ def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_pa
         ours, "rollout_align_loss", lambda *a, **k: seen.append((a, k)) or align(*a, **k)
     )
     for features in ("fake_score", "real_score"):
-        salt = {**BOTH, "align_weight": 1, "align_at": "end", "align_features": features}
+        salt = merged(BOTH, {"align": {"weight": 1, "to": "end", "features": features}})
         method = fw.build(kind, salt, tmp_path, seed=2)
         _, metrics, *_ = step(method, fw)
         (_, blocks, low, ref, t), _ = seen.pop()
@@ -508,14 +473,26 @@ def test_the_alignment_is_between_the_rollout_and_its_reference(fw, kind, tmp_pa
 @pytest.mark.parametrize(
     ("salt", "method", "message"),
     [
-        ({"sc_wieght": 1}, {}, "unknown setting 'sc_wieght'; did you mean 'sc_weight'?"),
+        ({"sc_wieght": 1}, {}, "unknown setting 'sc_wieght'"),
         ({"step_counts": [0]}, {}, "step_counts"),
-        ({"step_counts": [2, 2000], "probs": [0.5, 0.5], "sc_steps": []}, {}, "too fine"),
-        ({"align_weight": 1, "align_block": 99}, {}, "index into the 3 blocks"),
-        ({"align_weight": 1, "align_reference": {3: 6}, "step_counts": [3], "probs": [1.0],
-          "sc_steps": []}, {"dmd_denoising_steps": [1000, 757, 522]}, "lists that nest"),
+        (
+            {"step_counts": [2, 2000], "probs": [0.5, 0.5], "sc": {"step_counts": []}},
+            {},
+            "too fine",
+        ),
+        ({"align": {"weight": 1, "block": 99}}, {}, "index into the 3 blocks"),
+        (
+            {
+                "align": {"weight": 1, "reference": {3: 6}},
+                "step_counts": [3],
+                "probs": [1.0],
+                "sc": {"step_counts": []},
+            },
+            {"dmd_denoising_steps": [1000, 757, 522]},
+            "lists that nest",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused(fw, kind, salt, method, message, tmp_path):
     with pytest.raises(ValueError, match=None) as error:
         fw.build(kind, salt, tmp_path, **method)
@@ -525,22 +502,22 @@ def test_bad_settings_are_refused(fw, kind, salt, method, message, tmp_path):
 def test_a_list_and_a_term_that_are_never_used_are_said(fw, kind, tmp_path):
     own = {"dmd_denoising_steps": [1000, 757, 522], "warp_denoising_step": False}
     with pytest.warns(UserWarning, match=r"of length 3, is never used.* set step_counts to \[3\]"):
-        fw.build(kind, {"sc_weight": 1.0}, tmp_path, **own)
+        fw.build(kind, {"sc": {"weight": 1.0}}, tmp_path, **own)
     salt = {"step_counts": [1, 2], "probs": [0.5, 0.5], "inference_steps": 1}
-    with pytest.warns(UserWarning, match=r"defect term never comes on.* set sc_steps to some of"):
+    with pytest.warns(UserWarning, match=r"sc never turns on.* set sc.step_counts to some of"):
         fw.build(kind, salt, tmp_path)
-    with pytest.warns(UserWarning, match="align_warmup is 600: .* the run's 100 iterations"):
-        fw.build(kind, {"align_weight": 1}, tmp_path)
+    with pytest.warns(UserWarning, match="align.warmup is 600: .* the run's 100 iterations"):
+        fw.build(kind, {"align": {"weight": 1}}, tmp_path)
     if kind == "self_forcing":
-        with pytest.warns(UserWarning, match="leave at their last step alone"):
+        with pytest.warns(UserWarning, match="leave only at their last step"):
             fw.build(kind, {}, tmp_path, last_step_only=True)
 
 
 def test_dmd2_refuses_alignments_that_it_has_no_rollout_for(fw, tmp_path):
     with pytest.raises(ValueError, match="whose student has no cache"):
-        fw.build("dmd2", {"align_weight": 1, "align_at": "input"}, tmp_path)
-    with pytest.raises(ValueError, match="a prediction from data has no rollout"):
-        fw.build("dmd2", {"align_weight": 1}, tmp_path, rollout_mode="data_latent")
+        fw.build("dmd2", {"align": {"weight": 1, "to": "input"}}, tmp_path)
+    with pytest.raises(ValueError, match=r"reference rollout.* with rollout_mode"):
+        fw.build("dmd2", {"align": {"weight": 1}}, tmp_path, rollout_mode="data_latent")
 
 
 def test_dmd2_has_no_first_chunk(fw, tmp_path):
@@ -558,6 +535,9 @@ def test_the_checkpoint_state_holds_the_settings_and_refuses_others(fw, kind, tm
     fw.build(kind, {}, tmp_path).checkpoint_state()["salt"].load_state_dict(state)
     other = fw.build(kind, {"seed": 1}, tmp_path)
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
+        other.checkpoint_state()["salt"].load_state_dict(state)
+    other = fw.build(kind, {"sc": {"weight": 30, "stop_grad": "direct"}}, tmp_path)
+    with pytest.warns(UserWarning, match="sc.weight 1 -> 30, sc.stop_grad None -> 'direct'$"):
         other.checkpoint_state()["salt"].load_state_dict(state)
 
 
@@ -627,7 +607,7 @@ def test_the_stand_in_has_the_real_signatures(real):
 
 def test_the_cache_has_no_autograd_history_when_the_extra_call_comes(real, tmp_path):
     """Under checkpointing, without which FastVideo's own backward pass fails, it never has any."""
-    method = real.build("self_forcing", {**BOTH, "align_weight": 0}, tmp_path, seed=4)
+    method = real.build("self_forcing", merged(BOTH, {"align": None}), tmp_path, seed=4)
     with_grad = []
     original = method.student.predict_noise_streaming
 
@@ -683,7 +663,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(real, kind, tmp_path, mo
     """By the framework's own checkpoints; a CPU has no CUDA stream for it to save."""
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(1, dtype=torch.uint8))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
-    salt = {"sc_weight": 1, "step_counts": [4, 8], "probs": [0.5, 0.5]}
+    salt = {"sc": {"weight": 1}, "step_counts": [4, 8], "probs": [0.5, 0.5]}
 
     def steps(method: Any, iterations: range) -> list[float]:
         numbers = []
@@ -706,7 +686,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(real, kind, tmp_path, mo
     checkpoints.load_rng_snapshot(str(tmp_path))
     assert steps(resumed, range(3, 7)) == expected
 
-    other = real.build(kind, {**salt, "seed": 1}, tmp_path)
+    other = real.build(kind, merged(salt, {"seed": 1}), tmp_path)
     other.seed_optimizer_state_for_resume()
     with pytest.raises(Exception, match=r"seed \(state: 0, here: 1\)"):
         manager(other, tmp_path).maybe_resume(resume_from_checkpoint=str(tmp_path))
@@ -777,7 +757,7 @@ def counted_calls(method: Any, fw: Any, *, with_grad: bool) -> Counted:
 def test_a_plans_grids_are_the_methods_step_lists(fw, kind, count, tmp_path):
     own = [1000, 757, 522]  # not the grid's
     for steps in ([1000, 750, 500, 250], own):
-        method = fw.build(kind, {**BOTH, "align_weight": 0}, tmp_path, dmd_denoising_steps=steps)
+        method = fw.build(kind, merged(BOTH, {"align": None}), tmp_path, dmd_denoising_steps=steps)
         foreseen = step_lists(
             dataclasses.replace(
                 planned(kind),
@@ -795,7 +775,7 @@ def test_a_plans_grids_are_the_methods_step_lists(fw, kind, count, tmp_path):
 
 @pytest.mark.parametrize("align_at", ["exit", "end"])
 def test_a_plans_calls_are_those_that_are_counted(fw, kind, align_at, tmp_path):
-    salt = {**BOTH, "sc_weight": 1.0, "align_weight": 0.1, "align_at": align_at}
+    salt = merged(BOTH, {"sc": {"weight": 1.0}, "align": {"weight": 0.1, "to": align_at}})
     rollout = planned(kind).rollout
     generator, critic = NONE, NONE
     for leaves in range(4):
@@ -817,7 +797,7 @@ def test_a_plans_calls_are_those_that_are_counted(fw, kind, align_at, tmp_path):
 
 
 def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
-    salt = {**BOTH, "sc_weight": 1.0, "align_weight": 0}
+    salt = merged(BOTH, {"sc": {"weight": 1.0}, "align": None})
     rollout = Rollout(cache=False, before_exit="none", lockstep=True, skips=False)
     for with_grad in (True, False):
         method = fw.build("dmd2", salt, tmp_path, rollout_mode="data_latent")
@@ -831,17 +811,33 @@ def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
 
 def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
     others = {
-        "adv_weight": 0.1, "adv_against": "more_steps", "adv_step_counts": (4,),
-        "adv_kind": "hinge", "adv_features": "real_score", "adv_blocks": (1,),
-        "adv_levels": (0.1, 0.4), "adv_lr": 1e-4, "adv_penalty": 0.1, "adv_sigma": 0.2,
-        "adv_warmup": 5, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a",),
-    }  # fmt: skip
-    assert set(others) == {*LACKING["adversary"], *LACKING["sweeps"]}
-    for name, value in {**others, "first_chunk_steps": 8, "seed": 3, "align_at": "end"}.items():
-        settings = {**BOTH, "align_weight": 0, name: value}
-        problems = planned(kind).description.problems(SaltConfig.from_mapping(settings), Facts())
-        if problems:
-            with pytest.raises(SettingError, match=name) as refused:
+        "adv": {
+            "weight": 0.1,
+            "against": "more_steps",
+            "step_counts": (2,),
+            "kind": "hinge",
+            "features": "real_score",
+            "blocks": (1,),
+            "noise_range": (0.1, 0.4),
+            "lr": 1e-4,
+            "warmup": 5,
+        },
+        "adv_penalty": 0.1,
+        "adv_sigma": 0.2,
+        "adv_updates": 2,
+        "sweep_every": 5,
+        "sweep_prompts": ("a",),
+    }
+    assert set(others) == {*ADVERSARY, *SWEEPS}
+    for name, value in {
+        **others,
+        "first_chunk_steps": 8,
+        "seed": 3,
+        "align": {"to": "end"},
+    }.items():
+        settings = merged(BOTH, {"align": None, name: value})
+        if name in planned(kind).refuses:
+            with pytest.raises(ValueError, match=name):
                 fw.build(kind, settings, tmp_path)
             assert (refused.value.setting, str(refused.value)) == problems[0]
         else:

@@ -16,13 +16,21 @@ pytestmark = pytest.mark.skipif(
     reason=f"set {fw.VARIABLE} to a checkout of FastVideo, and install wandb, to run this",
 )
 OFF = {
-    "step_counts": [4], "probs": [1.0], "sc_steps": [4], "inference_steps": 2, "sc_weight": 0,
+    "step_counts": [4], "probs": [1.0], "sc": None, "inference_steps": 2
 }  # fmt: skip
 ON = {
-    "step_counts": [4, 8], "probs": [0.5, 0.5], "sc_steps": [4, 8], "align_reference": {4: 8},
-    "align_warmup": 0, "align_prob": 1.0, "align_margin": 0.0, "align_weight": 1.0,
-    "align_at": "end", "sc_weight": 1.0,
-}  # fmt: skip
+    "step_counts": [4, 8],
+    "probs": [0.5, 0.5],
+    "sc": {"step_counts": [4, 8], "weight": 1.0},
+    "align": {
+        "reference": {4: 8},
+        "warmup": 0,
+        "prob": 1.0,
+        "margin": 0.0,
+        "weight": 1.0,
+        "to": "end",
+    },
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

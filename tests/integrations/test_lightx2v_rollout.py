@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from unittest import mock
 
 import lightx2v_real as fw
 import pytest
 import torch
 from lightx2v_oracle import Calls, equal, followed, literal_reference, settings, step
+from tools import reference
 
 KINDS = ("ar", "dmd")
 
@@ -32,8 +34,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_first_chunk_has_a_list_and_an_exit_step_of_its_own(same, tmp_path):
-    salt = {"step_counts": [2], "probs": [1.0], "sc_steps": [], "inference_steps": 1,
-            "first_chunk_steps": 4}  # fmt: skip
+    salt = {
+        "step_counts": [2],
+        "probs": [1.0],
+        "sc": {"step_counts": []},
+        "inference_steps": 1,
+        "first_chunk_steps": 4,
+    }
     more = {"training__dmd__same_step_across_blocks": same, "training__dmd__ts_schedule": True}
     lengths = set()
     for seed in range(8):
@@ -78,25 +85,26 @@ def test_a_first_chunk_of_as_many_steps_changes_nothing(tmp_path):
 @pytest.mark.parametrize("first", [None, 8])
 def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, tmp_path):
     """The oracle is the framework's own rollout on the denser list, its noise exchanged."""
+    from salt_losses.integrations.lightx2v import trainers
+
+    later = partial(partial, trainers.reference_rollout)
     more = {
         "training__dmd__same_step_across_blocks": False,
         "training__dmd__context_noise": context_noise,
     }
     for seed in range(3):
-        salt = settings(0, 1, align_at=align_at, seed=seed, first_chunk_steps=first)
+        salt = settings(0, 1, align={"to": align_at}, seed=seed, first_chunk_steps=first)
         trainer = fw.build("ar", salt, tmp_path, seed=seed, **more)
         trainer._salt.begin(0)
         shape = trainer._latent_shape(fw.batch(seed))
         noise = trainer.sample_initial_latents(shape)
         condition, _ = trainer._encode_conditions(fw.batch(seed))
-        reference = trainer._reference
-        with followed() as seen, trainer._planned():
-            # The reference's own calls are not the rollout's.
-            with mock.patch.object(trainer, "_reference", lambda blocks: blocks):
-                trainer.run_back_simulation(condition, shape, True, xt=noise)
-            blocks = trainer._target
-        with torch.no_grad():
-            target, aligned = reference(blocks)
+        # The reference's own calls are not the rollout's.
+        wait = mock.patch.object(trainers, "reference_rollout", later)
+        with followed() as seen, trainer._planned(), wait:
+            trainer.run_back_simulation(condition, shape, True, xt=noise)
+        output, aligned = reference(trainer._salt)()
+        target = output.transpose(1, 2)
         literal, parts = literal_reference(trainer, noise, condition, seen, align_at)
         assert aligned == parts
         assert torch.allclose(target, literal, atol=1e-5, rtol=1e-5)
@@ -106,7 +114,7 @@ def test_the_matched_reference_is_a_literal_one(align_at, context_noise, first, 
 def test_the_matched_reference_of_a_bidirectional_rollout_is_a_literal_one(align_at, tmp_path):
     tried = set()
     for seed in range(6):
-        trainer = fw.build("dmd", settings(0, 1, align_at=align_at), tmp_path, seed=seed)
+        trainer = fw.build("dmd", settings(0, 1, align={"to": align_at}), tmp_path, seed=seed)
         trainer._salt.begin(0)
         shape = trainer._latent_shape(fw.batch(seed))
         noise = trainer.sample_initial_latents(shape)
@@ -115,7 +123,8 @@ def test_the_matched_reference_of_a_bidirectional_rollout_is_a_literal_one(align
         with trainer._planned():
             trainer.run_back_simulation(condition, shape, True, xt=noise)
         calls.end()
-        target, aligned = trainer._target
+        output, aligned = reference(trainer._salt)
+        target = output.transpose(1, 2)
         exit_step = [call["grad"] for call in calls.made].index(True)
         leaf = 7 if align_at == "end" else 2 * exit_step
         tried.add(exit_step)

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 import torch
 import yaml
 from lightx2v_oracle import kept_triples, settings, step
+from tools import merged
 from torch import Tensor
 
 KINDS = ("ar", "dmd")
@@ -103,7 +105,7 @@ def test_a_run_by_the_launcher_logs_salts_numbers_beside_the_frameworks(kind, tm
     with mock.patch.object(
         NoopMonitor, "log_metrics", lambda self, metrics, step=None: noted.append((step, metrics))
     ):
-        log = run(kind, settings(1, 1, align_at="end"), tmp_path, **SHORT)
+        log = run(kind, settings(1, 1, align={"to": "end"}), tmp_path, **SHORT)
     terms = {"salt/num_steps", "salt/dmd_loss", "salt/sc_loss", "salt/align_loss"}
     assert [step for step, _ in noted] == [1, 2, 3]
     for _, metrics in noted:
@@ -135,7 +137,7 @@ def seeded_stages() -> Iterator[None]:
 def test_a_run_resumed_from_the_frameworks_checkpoint_goes_on_as_if_it_had_not_stopped(
     kind, tmp_path
 ):
-    salt = settings(1, 1, step_counts=[4, 8], probs=[0.5, 0.5], sc_steps=[4, 8], seed=1)
+    salt = settings(1, 1, step_counts=[4, 8], probs=[0.5, 0.5], sc={"step_counts": [4, 8]}, seed=1)
     more = {
         **SHORT,
         "training__save_every_iters": 2,
@@ -162,7 +164,14 @@ def test_a_run_resumed_from_the_frameworks_checkpoint_goes_on_as_if_it_had_not_s
 
     more["training__max_train_iters"] = 7
     with pytest.raises(ValueError, match=r"seed \(state: 1, here: 2\)"):
-        run(kind, {**salt, "seed": 2}, tmp_path / "parts", **more)
+        run(kind, merged(salt, {"seed": 2}), tmp_path / "parts", **more)
+    with pytest.warns(UserWarning, match="sc.weight 1 -> 30, align.to 'exit' -> 'end'$"):
+        run(
+            kind,
+            merged(salt, {"sc": {"weight": 30}, "align": {"to": "end"}}),
+            tmp_path / "parts",
+            **more,
+        )
 
 
 def test_a_checkpoint_without_salt_is_resumed_with_a_warning(kind, tmp_path):
@@ -174,7 +183,7 @@ def test_a_checkpoint_without_salt_is_resumed_with_a_warning(kind, tmp_path):
 
 
 def test_accumulated_gradients_are_the_mean_of_batches_with_plans_alike(kind, tmp_path):
-    trainer = fw.build(kind, settings(1, 1, align_at="end"), tmp_path, seed=0)
+    trainer = fw.build(kind, settings(1, 1, align={"to": "end"}), tmp_path, seed=0)
     trainer.diversity_trick.enabled = False  # it has a loss of its own beside ours
     seen: list[dict[str, Tensor]] = []
     forward = trainer.forward_loss
@@ -230,23 +239,48 @@ def test_bad_settings_are_refused(kind, tmp_path):
         with pytest.raises(ValueError, match=pattern):
             fw.build(kind, salt or {}, tmp_path, **more)
 
-    refused("did you mean 'sc_weight'", {"sc_wieght": 1})
-    refused("adv_weight must be 0.0 in LightX2V's Salt", {"adv_weight": 1.0})
+    refused("unknown setting 'sc_wieght'", {"sc_wieght": 1})
+    refused("adv needs real videos, which LightX2V's Salt", {"adv": {"weight": 1.0}})
     refused("num_train_timestep.*must be 1000", training__dmd__num_train_timestep=500)
     refused(
         "time_shift_power must be 1 with Salt",
         scheduler__time_shift_settings__time_shift_power=2.0,
     )
     refused("strictly decreasing and above 0", training__dmd__denoising_step_list=[1000, 500, 0])
-    refused("too fine", {"step_counts": [2000], "probs": [1.0], "sc_steps": []})
-    refused("align_reference.4. needs lists that nest", settings(0, 1),
+    refused("too fine", {"step_counts": [2000], "probs": [1.0], "sc": {"step_counts": []}})
+    refused("align.reference.4. needs lists that nest", settings(0, 1),
             training__dmd__denoising_step_list=[1000, 700, 500, 250])  # fmt: skip
-    refused("index into the 3 blocks of fake_score", settings(0, 1, align_block=3))
+    refused("index into the 3 blocks of fake_score", settings(0, 1, align={"block": 3}))
     if kind == "dmd":
-        refused("align_at must be one of 'exit', 'end'", settings(0, 1, align_at="input"))
+        refused("align.to must be one of 'exit', 'end'", settings(0, 1, align={"to": "input"}))
         refused("first_chunk_steps must be None", {"first_chunk_steps": 8})
-        one = {"step_counts": [1, 2], "probs": [0.5, 0.5], "sc_steps": []}
+        one = {"step_counts": [1, 2], "probs": [0.5, 0.5], "sc": {"step_counts": []}}
         refused("step_counts must be above 1 with div_loss", one)
+
+
+def test_terms_that_never_come_on_are_said_when_the_trainer_is_made(kind, tmp_path):
+    never = merged(
+        settings(1, 0),
+        {
+            "step_counts": [4, 6],
+            "probs": [0.5, 0.5],
+            "inference_steps": 2,
+            "sc": {"step_counts": [8]},
+        },
+    )
+    where = rf"LightX2V's {type(fw.build(kind, {}, tmp_path)).__name__}"
+    with pytest.warns(UserWarning, match=f"{where}: .*sc never turns on: none of sc.st"):
+        fw.build(kind, never, tmp_path)
+    late = settings(1, 0, sc={"warmup": 600})
+    with pytest.warns(UserWarning, match=f"{where}: sc.warmup is 600: .* in the run's 3 iter"):
+        fw.build(kind, late, tmp_path, **SHORT)
+    unused = {"training__dmd__denoising_step_list": [1000, 700, 300]}
+    with pytest.warns(UserWarning, match=f"{where}: the trainer's own list, of length 3, is nev"):
+        fw.build(kind, {}, tmp_path, **unused)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fw.build(kind, settings(1, 0), tmp_path, **SHORT)
+        fw.build(kind, {"shift": 5.0}, tmp_path, **unused)
 
 
 def test_ranks_that_share_a_sample_are_refused(kind, tmp_path):

@@ -3,88 +3,27 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from modelopt_real import SHAPE, T_LIST, Toy, batch, build, wan
 from torch import Tensor, nn
+from torch.optim import optimizer
 
 from salt_losses import add_noise
 
 fastgen = pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
 
 from salt_losses.integrations.modelopt import SaltDMDPipeline  # noqa: E402
-from salt_losses.training import defect as term  # noqa: E402
+from salt_losses.terms import self_consistency as term  # noqa: E402
 
 KINDS = ("flow", "v", "x0", "eps")
-T_LIST = [0.98, 0.9, 0.8, 0.6, 0.0]
-SHAPE = (3, 4, 3, 4, 4)  # [B, C, F, H, W]
-
-
-class Toy(nn.Module):
-    """The call of a diffusers transformer; the time matters, and a random stream where asked."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mix = nn.Conv3d(SHAPE[1] + 1, SHAPE[1], 1)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, hidden_states, timestep, encoder_hidden_states=None, **_: Any):
-        t = timestep.to(hidden_states)[:, None, None, None, None]
-        x = torch.cat([hidden_states, t.expand_as(hidden_states[:, :1])], dim=1)
-        out = self.drop(torch.tanh(self.mix(x)))
-        if hasattr(self, "_fastgen_captured"):
-            self._fastgen_captured.append(out)
-        return out
-
-
-class Discriminator(nn.Module):
-    def forward(self, features: list[Tensor]) -> Tensor:
-        return features[0].flatten(1).mean(1, keepdim=True)
-
-
-def wan() -> nn.Module:
-    diffusers = pytest.importorskip("diffusers")
-    return diffusers.WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
-        freq_dim=256, ffn_dim=32, num_layers=2,
-    )  # fmt: skip
-
-
-def build(
-    salt: dict[str, Any] | None,
-    *,
-    seed: int = 0,
-    network: Any = Toy,
-    dtype: torch.dtype = torch.float32,
-    base: type = SaltDMDPipeline,
-    **config: Any,
-) -> Any:
-    """Theirs where `salt` is None."""
-    torch.manual_seed(seed)
-    student, teacher, fake_score = (network().to(dtype) for _ in range(3))
-    times = {"t_list": T_LIST, "time_dist_type": "uniform"}
-    settings = {"pred_type": "flow", "student_sample_steps": 4, "sample_t_cfg": times, **config}
-    if network is wan:
-        settings.setdefault("num_train_timesteps", 1000)
-    more = {}
-    if settings.get("gan_loss_weight_gen"):
-        teacher._fastgen_captured = []
-        more["discriminator"] = Discriminator()
-    roles = (student, teacher, fake_score, fastgen.DMDConfig(**settings))
-    if salt is None:
-        return fastgen.DMDPipeline(*roles, **more)
-    return base(*roles, **more, salt=salt)
-
-
-def batch(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, noise and text; from here on the global stream is the trainer's."""
-    torch.manual_seed(seed)
-    latents, noise = torch.randn(2, *SHAPE)
-    return latents.to(dtype), noise.to(dtype), torch.randn(SHAPE[0], 5, 16).to(dtype)
 
 
 def student_step(pipeline: Any, seed: int = 0) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
@@ -92,6 +31,13 @@ def student_step(pipeline: Any, seed: int = 0) -> tuple[dict[str, Tensor], list[
     losses = pipeline.compute_student_loss(*batch(seed))
     losses["total"].backward()
     return losses, [p.grad for p in pipeline.student.parameters()], torch.get_rng_state()
+
+
+def student_update(pipeline: Any, seed: int = 0, micro_batches: int = 1) -> list[dict[str, Tensor]]:
+    """The losses of its micro-batches, and a step of the student's optimizer."""
+    losses = [student_step(pipeline, 10 * seed + i)[0] for i in range(micro_batches)]
+    torch.optim.SGD(pipeline.student.parameters(), 1e-3).step()
+    return losses
 
 
 def equal(a: list[Tensor | None], b: list[Tensor | None]) -> bool:
@@ -122,7 +68,7 @@ SETTINGS = [
 @pytest.mark.parametrize("config", SETTINGS, ids=str)
 def test_at_weight_0_all_losses_gradients_and_streams_are_theirs_bit_for_bit(config):
     for seed in range(3):
-        theirs, ours = (build(salt, seed=seed, **config) for salt in (None, {"sc_weight": 0.0}))
+        theirs, ours = (build(salt, seed=seed, **config) for salt in (None, {"sc": None}))
         a, b = student_step(theirs, seed), student_step(ours, seed)
         assert a[0].keys() == b[0].keys()
         assert equal([*a[0].values(), *a[1], a[2]], [*b[0].values(), *b[1], b[2]])
@@ -143,7 +89,7 @@ def test_at_a_vanishing_weight_the_gradients_and_streams_are_theirs(network, sim
     for seed in range(3):
         more = {"seed": seed, "network": network, "backward_simulation": simulate}
         a = student_step(build(None, **more), seed)
-        b = student_step(build({"sc_weight": 1e-38}, **more), seed)
+        b = student_step(build({"sc": {"weight": 1e-38}}, **more), seed)
         assert simulate or b[0]["sc"] > 0  # a simulation may leave where no triple is
         assert equal([a[0]["total"], *a[1], a[2]], [b[0]["total"], *b[1], b[2]])
 
@@ -153,7 +99,7 @@ def test_at_a_vanishing_weight_the_gradients_and_streams_are_theirs(network, sim
 def test_the_term_costs_one_call_of_the_student_and_none_at_weight_0(network, simulate):
     for seed in range(3):
         made = []
-        for salt in (None, {"sc_weight": 0.0}, {"sc_weight": 1.0}):
+        for salt in (None, {"sc": None}, {"sc": {"weight": 1.0}}):
             more = {"seed": seed, "network": network, "backward_simulation": simulate}
             pipeline = build(salt, **more)
             calls = Calls(pipeline)
@@ -215,7 +161,7 @@ def test_the_terms_gradient_is_that_of_a_slow_literal_computation(network, kind,
     tried = 0
     for seed in range(2):
         pipeline = build(
-            {"sc_weight": 0.7},
+            {"sc": {"weight": 0.7}},
             seed=seed,
             network=network,
             dtype=torch.float64,
@@ -237,7 +183,7 @@ def test_the_terms_gradient_is_that_of_a_slow_literal_computation(network, kind,
         parameters = list(pipeline.student.parameters())
         a, b = (
             torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-            for term in (losses["sc"], slow)
+            for term in (losses["total"] - losses["vsd"], 0.7 * slow)
         )
         pairs = [(x, y) for x, y in zip(a, b, strict=True) if y is not None]
         scale = max(y.abs().max() for _, y in pairs)
@@ -247,7 +193,8 @@ def test_the_terms_gradient_is_that_of_a_slow_literal_computation(network, kind,
 
 
 def test_middle_times_are_from_their_list_and_ends_from_every_second_of_it(triples):
-    pipeline = build({"sc_weight": 1.0, "inference_steps": 2})
+    pipeline = build({"sc": {"weight": 1.0}, "inference_steps": 2})
+    triples.clear()  # those of the settings' check
     for seed in range(20):
         student_step(pipeline, seed)
     drawn = [torch.cat([t[i][t.feasible] for t in triples]) for i in range(3)]
@@ -258,7 +205,7 @@ def test_middle_times_are_from_their_list_and_ends_from_every_second_of_it(tripl
 
 
 def test_beside_a_discriminator_the_total_has_all_three_parts():
-    losses, *_ = student_step(build({"sc_weight": 2.0}, gan_loss_weight_gen=0.03))
+    losses, *_ = student_step(build({"sc": {"weight": 2.0}}, gan_loss_weight_gen=0.03))
     total = losses["vsd"] + 0.03 * losses["gan_gen"] + 2.0 * losses["sc"]
     assert torch.allclose(losses["total"], total)
     assert losses["sc"] > 0
@@ -266,7 +213,7 @@ def test_beside_a_discriminator_the_total_has_all_three_parts():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_the_networks_outputs_are_rounded_and_nothing_after_them(kind, triples):
-    pipeline = build({"sc_weight": 1.0}, dtype=torch.bfloat16, pred_type=kind)
+    pipeline = build({"sc": {"weight": 1.0}}, dtype=torch.bfloat16, pred_type=kind)
     calls = Calls(pipeline)
     sc = pipeline.compute_student_loss(*batch(1, torch.bfloat16))["sc"].detach()
 
@@ -287,35 +234,95 @@ def test_in_bfloat16_the_networks_outputs_are_rounded_and_nothing_after_them(kin
 
 
 def test_without_gradient_the_losses_are_theirs_and_no_update_is_counted():
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     with torch.no_grad():
         assert set(pipeline.compute_student_loss(*batch(0))) == {"vsd", "total"}
     assert pipeline.state_dict()["iteration"] == 0
 
 
-def test_a_warm_up_counts_the_students_updates():
-    pipeline = build({"sc_weight": 1.0, "sc_warmup": 2})
-    found = ["sc" in student_step(pipeline, seed)[0] for seed in range(4)]
-    assert found == [False, False, True, True]
+@pytest.mark.parametrize("micro_batches", [1, 2, 4, 8])
+def test_a_warm_up_counts_the_students_updates_and_not_micro_batches(micro_batches):
+    pipeline = build({"sc": {"weight": 1.0, "warmup": 2}})
+    critic = torch.optim.SGD(pipeline.fake_score.parameters(), 1e-3)
+    found = []
+    for seed in range(4):
+        found.append(["sc" in losses for losses in student_update(pipeline, seed, micro_batches)])
+        for _ in range(2):  # updates of another network, and a second step without a loss
+            pipeline.compute_fake_score_loss(*batch(seed))["total"].backward()
+            critic.step()
+            torch.optim.SGD(pipeline.student.parameters(), 0.0).step()
+    assert found == [[on] * micro_batches for on in (False, False, True, True)]
+    assert pipeline.state_dict()["iteration"] == 4
+
+
+def test_micro_batches_of_one_update_draw_triples_of_their_own(triples):
+    pipeline = build({"sc": {"weight": 1.0}})
+    for _ in range(2):
+        student_update(pipeline, micro_batches=8)
+    drawn = [tuple(triple.t_m.tolist()) for triple in triples]
+    assert len(set(drawn[:8])) > 1
+    assert drawn[:8] != drawn[8:]
+
+
+def test_updates_are_counted_at_weight_0_too():
+    pipeline = build({"sc": None})
+    for seed in range(3):
+        student_update(pipeline, seed, 2)
+    assert pipeline.state_dict()["iteration"] == 3
+
+
+def test_a_student_that_no_optimizer_of_pytorchs_updates_is_said(monkeypatch):
+    monkeypatch.setattr("salt_losses.training.optimizer_steps.MANY_CALLS", 3)
+    pipeline = build({"sc": {"weight": 1.0, "warmup": 1}})
+    for seed in range(2):
+        student_step(pipeline, seed)
+    with pytest.warns(UserWarning, match="3 calls of compute_student_loss, and no torch.optim"):
+        student_step(pipeline)
+    monkeypatch.setattr("salt_losses.training.optimizer_steps.MANY_CALLS", 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(9):
+            student_update(pipeline, seed, 2)
+
+
+def test_a_pipeline_that_is_gone_watches_no_optimizer():
+    hooks = optimizer._global_optimizer_post_hooks
+    gc.collect()
+    before = len(hooks)
+    pipeline = build({"sc": {"weight": 1.0}})
+    assert len(hooks) == before + 1
+    del pipeline
+    gc.collect()
+    assert len(hooks) == before
 
 
 def test_a_resumed_run_draws_the_triples_that_it_would_have_drawn(triples):
-    whole = build({"sc_weight": 1.0})
+    whole = build({"sc": {"weight": 1.0}})
+    triples.clear()  # those of the settings' check
     for seed in range(4):
-        student_step(whole, seed)
+        student_update(whole, seed, 2)
     drawn = list(triples)
-    first = build({"sc_weight": 1.0})
+    first = build({"sc": {"weight": 1.0}})
     for seed in range(2):
-        student_step(first, seed)
-    resumed = build({"sc_weight": 1.0})
+        student_update(first, seed, 2)
+    resumed = build({"sc": {"weight": 1.0}})
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     triples.clear()
     for seed in range(2, 4):
-        student_step(resumed, seed)
-    assert equal([t.t_m for t in drawn[2:]], [t.t_m for t in triples])
-    assert not equal([t.t_m for t in drawn[:2]], [t.t_m for t in triples])
+        student_update(resumed, seed, 2)
+    assert equal([t.t_m for t in drawn[4:]], [t.t_m for t in triples])
+    assert not equal([t.t_m for t in drawn[:4]], [t.t_m for t in triples])
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
-        build({"sc_weight": 1.0, "seed": 1}).load_state_dict(first.state_dict())
+        build({"sc": {"weight": 1.0}, "seed": 1}).load_state_dict(first.state_dict())
+
+
+def test_other_settings_after_a_resume_are_taken_and_named():
+    state = build({"sc": {"weight": 1.0}}).state_dict()
+    other = build({"sc": {"weight": 30.0, "stop_grad": "direct"}})
+    with pytest.warns(
+        UserWarning, match="other settings .*: sc.weight 1 -> 30, sc.stop_grad None -> 'direct'$"
+    ):
+        other.load_state_dict(state)
 
 
 class Packed(nn.Module):
@@ -349,7 +356,7 @@ def qwen(salt: dict[str, Any] | None, **more: Any) -> Any:
 def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
     latents, noise, text = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 16)
     for more in ({}, {"guidance": 2.5}):
-        pipeline = qwen({"sc_weight": 1.0}, **more)
+        pipeline = qwen({"sc": {"weight": 1.0}}, **more)
         calls = Calls(pipeline)
         losses = pipeline.compute_student_loss(latents, noise, text)
         losses["total"].backward()
@@ -361,7 +368,7 @@ def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
         theirs = qwen(None, **more)
         torch.manual_seed(1)
         vsd = theirs.compute_student_loss(latents, noise, text)["vsd"]
-        ours = qwen({"sc_weight": 1.0}, **more)
+        ours = qwen({"sc": {"weight": 1.0}}, **more)
         torch.manual_seed(1)
         assert torch.equal(ours.compute_student_loss(latents, noise, text)["vsd"], vsd)
 
@@ -369,14 +376,14 @@ def test_their_plugins_pipeline_comes_second_with_its_own_arguments():
 def test_an_argument_that_nobody_takes_is_theirs_to_refuse():
     roles = (Toy(), Toy(), Toy(), fastgen.DMDConfig())
     with pytest.raises(TypeError, match="guidance"):
-        SaltDMDPipeline(*roles, salt={"sc_weight": 0}, guidance=1.0)
+        SaltDMDPipeline(*roles, salt={"sc": None}, guidance=1.0)
 
 
 def test_a_term_that_counts_for_nothing_is_said_where_the_pipeline_is_made():
     times = {"t_list": [1.0, 0.5, 0.0]}
     settings = {"student_sample_steps": 2, "sample_t_cfg": times}
-    with pytest.warns(UserWarning, match="sc_time_weight 'clean' leaves out the level 1"):
-        build({"sc_weight": 1.0, "sc_time_weight": "clean"}, **settings)
+    with pytest.warns(UserWarning, match="sc.time_weight 'clean' leaves out the level 1"):
+        build({"sc": {"weight": 1.0, "time_weight": "clean"}}, **settings)
 
 
 BAD = {
@@ -387,13 +394,17 @@ BAD = {
         {"pred_type": "eps", "sample_t_cfg": {"t_list": [1.0, 0.5, 0.0]}},
         "must begin below 1 where pred_type is 'eps'",
     ),
-    "a typing error": ({"sc_wieght": 1}, {}, "did you mean 'sc_weight'"),
+    "a typing error": ({"sc_wieght": 1}, {}, "unknown setting 'sc_wieght'"),
     "mixed steps": (
         {"step_counts": [2, 4], "probs": [0.5, 0.5]},
         {},
         "mixed steps are not supported there",
     ),
-    "an alignment": ({"align_weight": 0.1}, {}, "align_weight must be 0.0 in Model-Optimizer"),
+    "an alignment": (
+        {"align": {"weight": 0.1}},
+        {},
+        "align needs .* which Model-Optimizer does not offer",
+    ),
     "a shift": ({"shift": 5.0}, {}, "shift must be None in Model-Optimizer"),
     "a coarse grid": ({"inference_steps": 3}, {}, "inference_steps must divide"),
 }
@@ -409,7 +420,7 @@ def test_what_cannot_be_is_refused(case):
 @pytest.mark.parametrize("steps", [2, 3, 4, 6, 8])
 def test_a_list_of_any_length_has_a_grid_of_ends(steps):
     times = {"t_list": [0.99 * (1 - i / steps) for i in range(steps)] + [0.0]}
-    pipeline = build({"sc_weight": 1.0}, student_sample_steps=steps, sample_t_cfg=times)
+    pipeline = build({"sc": {"weight": 1.0}}, student_sample_steps=steps, sample_t_cfg=times)
     assert any(student_step(pipeline, seed)[0]["sc"] > 0 for seed in range(5))
 
 
@@ -431,13 +442,13 @@ def test_without_theirs_the_import_says_what_is_missing(monkeypatch):
 
 def test_the_student_learns_to_compose_where_the_term_is_all_that_moves_it():
     """The defect falls over some updates: the gradient points the right way."""
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     optimizer = torch.optim.Adam(pipeline.student.parameters(), lr=1e-2)
     values = []
     for seed in range(40):
         optimizer.zero_grad()
         losses = pipeline.compute_student_loss(*batch(seed % 4))
-        losses["salt"].backward()
+        (losses["total"] - losses["vsd"]).backward()
         optimizer.step()
         values.append(float(losses["sc"].detach()))
     assert sum(values[-8:]) < 0.5 * sum(values[:8])
@@ -445,7 +456,7 @@ def test_the_student_learns_to_compose_where_the_term_is_all_that_moves_it():
 
 def test_the_state_where_the_term_is_made_is_theirs():
     """`x_s` of the extra call's base is data noised to the drawn level, as their step has it."""
-    pipeline = build({"sc_weight": 1.0})
+    pipeline = build({"sc": {"weight": 1.0}})
     calls = Calls(pipeline)
     latents, noise, text = batch(0)
     pipeline.compute_student_loss(latents, noise, text)

@@ -113,7 +113,7 @@ def trained(
 
 def test_at_weight_0_the_examples_run_is_theirs_bit_for_bit(recipe):
     theirs, their_log, _ = trained(recipe, None)
-    ours, our_log, _ = trained(recipe, {"sc_weight": 0.0})
+    ours, our_log, _ = trained(recipe, {"sc": None})
     assert their_log == our_log
     assert len(our_log) == 8
     for name in ("student", "fake_score"):
@@ -124,17 +124,17 @@ def test_at_weight_0_the_examples_run_is_theirs_bit_for_bit(recipe):
 
 
 def test_the_term_trains_the_student_and_is_in_the_loss_that_is_logged(recipe):
-    ours, log, _ = trained(recipe, {"sc_weight": 1.0})
+    ours, log, _ = trained(recipe, {"sc": {"weight": 1.0}})
     students = [numbers for numbers in log if numbers["is_student_phase"]]
     assert any(numbers["group_loss"] > numbers["vsd_loss"] for numbers in students)
-    assert ours.state_dict()["iteration"] == 2 * len(students)  # each micro-batch draws its own
+    assert ours.state_dict()["iteration"] == len(students)  # of two micro-batches each
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(recipe):
-    whole, log, saved = trained(recipe, {"sc_weight": 1.0})
-    resumed, rest, _ = trained(recipe, {"sc_weight": 1.0}, first=4, state=saved[0])
+    whole, log, saved = trained(recipe, {"sc": {"weight": 1.0}})
+    resumed, rest, _ = trained(recipe, {"sc": {"weight": 1.0}}, first=4, state=saved[0])
     assert rest == log[4:]
     pairs = zip(whole.student.parameters(), resumed.student.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     with pytest.raises(ValueError, match=r"seed \(state: 0, here: 1\)"):
-        trained(recipe, {"sc_weight": 1.0, "seed": 1}, first=4, state=saved[0])
+        trained(recipe, {"sc": {"weight": 1.0}, "seed": 1}, first=4, state=saved[0])

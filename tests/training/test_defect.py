@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from salt_losses.terms import SelfConsistency
 from salt_losses import SaltConfig, ShortcutTriple, step_schedule
 from salt_losses.training import defect as term
 from salt_losses.training.defect import Defect
@@ -82,7 +83,7 @@ EXITS = [levels(1.0, 1.0), levels(0.75, 0.125), levels(0.125, 0.125), levels(0.5
 def test_the_term_is_that_of_a_naive_computation(
     lockstep: bool, nearest: int | None, clean: bool
 ) -> None:
-    settings = {"sc_nearest": nearest, "sc_time_weight": "clean" if clean else None}
+    settings = {"sc": {"nearest": nearest, "time_weight": "clean" if clean else None}}
     loss, _, triples, states = collected(EXITS, lockstep=lockstep, **settings)
     torch.testing.assert_close(loss, naive(triples, states, clean=clean))
 
@@ -90,7 +91,7 @@ def test_the_term_is_that_of_a_naive_computation(
 @pytest.mark.parametrize(("nearest", "ends"), [(None, {0.5, 0.25, 0.0}), (1, {0.5}),
                                                (2, {0.5, 0.25})])  # fmt: skip
 def test_sc_nearest_bounds_where_a_triple_ends(nearest: int | None, ends: set[float]) -> None:
-    _, _, triples, _ = collected([levels(*[0.75] * 64)], sc_nearest=nearest)
+    _, _, triples, _ = collected([levels(*[0.75] * 64)], sc=SelfConsistency(nearest=nearest))
     assert {*triples[0].t_e.tolist()} == ends
 
 
@@ -98,10 +99,10 @@ def test_sc_nearest_bounds_where_a_triple_ends(nearest: int | None, ends: set[fl
     ("settings", "lockstep", "made"),
     [
         ({}, False, 3),  # not where no triple is feasible
-        ({"sc_time_weight": "clean"}, False, 2),  # nor where 1 - t_s is 0
+        ({"sc": {"time_weight": "clean"}}, False, 2),  # nor where 1 - t_s is 0
         # Ranks leave at steps of their own, and must make the same calls.
         ({}, True, 4),
-        ({"sc_time_weight": "clean"}, True, 4),
+        ({"sc": {"time_weight": "clean"}}, True, 4),
     ],
 )
 def test_calls_are_spared_only_where_all_ranks_spare_them(
@@ -112,7 +113,9 @@ def test_calls_are_spared_only_where_all_ranks_spare_them(
 
 
 def test_a_level_1_in_a_batch_of_others_is_called_and_counts_as_0() -> None:
-    loss, calls, triples, states = collected([levels(1.0, 0.75)], sc_time_weight="clean")
+    loss, calls, triples, states = collected(
+        [levels(1.0, 0.75)], sc=SelfConsistency(time_weight="clean")
+    )
     assert len(calls) == 1
     torch.testing.assert_close(loss, naive(triples, states, clean=True))
 

@@ -14,12 +14,18 @@ import tiny
 import torch
 from torch import Tensor
 
+from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 from salt_losses import SaltConfig
 from salt_losses.adapters import self_forcing
 from salt_losses.training import defect as term
 from salt_losses.training.health import FIRST, Health, Vitals
 
-SALT = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1, sc_weight=3.0)
+SALT = SaltConfig(
+    step_counts=(4,),
+    probs=(1.0,),
+    sc=SelfConsistency(step_counts=(4,), weight=3.0),
+    inference_steps=1,
+)
 ALWAYS = {"exit_step", "latent_mean_shift", "latent_std_ratio", "motion"}
 SCORES = {"dmd_norm", "dmd_zeroed", "critic_loss", "critic_lag"}
 OF_DEFECT = {"sc_norm", "sc_ratio", "sc_cosine"}
@@ -73,8 +79,8 @@ class Oracle:
     "settings",
     [
         {},
-        {"sc_stop_grad": "direct"},
-        {"sc_stop_grad": "composed", "sc_time_weight": "clean"},
+        {"sc": {"stop_grad": "direct"}},
+        {"sc": {"stop_grad": "composed", "time_weight": "clean"}},
     ],
 )
 def test_the_numbers_are_those_of_the_gradients_at_the_rollouts_output(
@@ -104,7 +110,7 @@ def test_the_numbers_are_those_of_the_gradients_at_the_rollouts_output(
             assert not OF_DEFECT & set(found)
             continue
         # The term is a mean over blocks; DMD's gradient is its direction by the element count.
-        weighted = config.sc_weight / len(oracle.defects) * torch.cat(oracle.defects, dim=1)
+        weighted = config.sc.weight / len(oracle.defects) * torch.cat(oracle.defects, dim=1)
         weighted = weighted * direction.numel()
         assert found["triples"] == len(oracle.defects)
         assert found["sc_norm"] == pytest.approx(float(weighted.square().mean().sqrt()), rel=1e-4)
@@ -142,10 +148,7 @@ def test_watching_changes_no_bit_of_loss_gradients_and_random_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(
-        SALT, step_counts=(2, 4), probs=(0.5, 0.5), sc_steps=(2, 4), align_weight=0.1,
-        align_reference={2: 4}, align_warmup=0, align_prob=1.0, adv_weight=0.1, adv_blocks=(0,),
-        adv_against="more_steps",
-    )  # fmt: skip
+        SALT, step_counts=(2, 4), probs=(0.5, 0.5), sc=SelfConsistency(step_counts=(2, 4)), align=Alignment(weight=0.1, reference={2: 4}, warmup=0, prob=1.0), adv=Adversarial(weight=0.1, blocks=(0,), against="more_steps"))  # fmt: skip
 
     def run() -> tuple[list[Tensor], list[dict[str, float]]]:
         trainer, seen = tiny.build_trainer(dfake_gen_update_ratio=2), list[dict[str, float]]()

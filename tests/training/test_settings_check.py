@@ -12,13 +12,13 @@ from salt_losses.training.settings_check import no_effect, warn_of_no_effect
 
 TWO = {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1}
 FOUR = {"step_counts": (4,), "probs": (1.0,)}
-ONE_TO_FOUR = {"step_counts": (1,), "probs": (1.0,), "align_reference": {1: 4}, "align_weight": 0.1}
+ONE_TO_FOUR = {"step_counts": (1,), "probs": (1.0,), "align": {"reference": {1: 4}, "weight": 0.1}}
 
 IDLE = {
     "no step count of sc_steps": (TWO, {}, "set sc_steps to some of [2]"),
     "four steps, and sc_steps of eight": (FOUR, {}, "set sc_steps to some of [4]"),
     "one step alone": (
-        {"step_counts": (1,), "probs": (1.0,), "sc_steps": (1,)},
+        {"step_counts": (1,), "probs": (1.0,), "sc": {"step_counts": (1,)}},
         {},
         "set sc_weight to 0",
     ),
@@ -28,8 +28,7 @@ IDLE = {
         "set sc_steps to some of [2, 4]",
     ),
     "two steps, and no level 1": (
-        {"step_counts": (2,), "probs": (1.0,), "sc_steps": (2,), "inference_steps": 1,
-         "sc_time_weight": "clean"},
+        {"step_counts": (2,), "probs": (1.0,), "sc": {"step_counts": (2,), "time_weight": "clean"}, "inference_steps": 1},
         {},
         "sc_time_weight 'clean' leaves out the level 1",
     ),
@@ -38,22 +37,22 @@ IDLE = {
         {"last_step_only": True},
         "set sc_steps to fewer steps than max(step_counts)",
     ),
-    "no reference": ({**FOUR, "sc_weight": 0, "align_weight": 1, "align_reference": {2: 4}}, {},
+    "no reference": ({**FOUR, "sc": None, "align": {"weight": 1, "reference": {2: 4}}}, {},
                      "give it one, or set align_weight to 0"),
-    "never drawn": ({"align_weight": 1, "align_prob": 0}, {}, "align_prob is 0; set it above 0"),
-    "a margin above all": ({"align_weight": 1, "align_margin": 2}, {}, "always 0; lower it"),
+    "never drawn": ({"align": {"weight": 1, "prob": 0}}, {}, "align_prob is 0; set it above 0"),
+    "a margin above all": ({"align": {"weight": 1, "margin": 2}}, {}, "always 0; lower it"),
     "one step at the same level": (
-        {**ONE_TO_FOUR, "sc_weight": 0},
+        {**ONE_TO_FOUR, "sc": None},
         {},
         "set align_at to 'end'",
     ),
     "a short run": (
-        {"align_weight": 1},
+        {"align": {"weight": 1}},
         {"iterations": 600},
         "align_warmup is 600: the alignment never comes on in the run's 600 iterations",
     ),
     "a discriminator at no count": (
-        {"probs": (0.5, 0.5, 0.0), "sc_weight": 0, "adv_weight": 1, "adv_step_counts": (8,)},
+        {"probs": (0.5, 0.5, 0.0), "sc": None, "adv": {"weight": 1, "step_counts": (8,)}},
         {},
         "adv_step_counts [8] never occur",
     ),
@@ -75,17 +74,17 @@ def test_what_never_happens_is_said_with_the_setting_to_change(case):
 
 EFFECTIVE = {
     "the defaults": ({}, {"own_steps": 4, "iterations": 3000}),
-    "no term": ({"sc_weight": 0}, {}),
-    "no step count with the term": ({"sc_steps": ()}, {}),
+    "no term": ({"sc": None}, {}),
+    "no step count with the term": ({"sc": {"step_counts": ()}}, {}),
     "the default sc_steps and eight among others": (
         {"step_counts": (2, 8), "probs": (0.5, 0.5)},
         {"own_steps": 2},
     ),
-    "last steps with one below": ({"sc_steps": (4,)}, {"last_step_only": True}),
-    "clean and eight": ({"sc_time_weight": "clean"}, {}),
-    "one step aligned to an end": ({**ONE_TO_FOUR, "sc_weight": 0, "align_at": "end"}, {}),
+    "last steps with one below": ({"sc": {"step_counts": (4,)}}, {"last_step_only": True}),
+    "clean and eight": ({"sc": {"time_weight": "clean"}}, {}),
+    "one step aligned to an end": ({**ONE_TO_FOUR, "sc": None, "align": {"to": "end"}}, {}),
     "a list that is the reference's": (
-        {"step_counts": (2,), "probs": (1.0,), "sc_weight": 0, "align_weight": 1},
+        {"step_counts": (2,), "probs": (1.0,), "sc": None, "align": {"weight": 1}},
         {"own_steps": 4},
     ),
     "a list that was left behind": (
@@ -93,8 +92,8 @@ EFFECTIVE = {
         {"own_steps": 4},
     ),
     "a first chunk of its own": ({"first_chunk_steps": 8}, {}),
-    "a warm-up that ends": ({"align_weight": 1}, {"iterations": 601}),
-    "a discriminator": ({"adv_weight": 1, "adv_step_counts": (2,)}, {}),
+    "a warm-up that ends": ({"align": {"weight": 1}}, {"iterations": 601}),
+    "a discriminator": ({"adv": {"weight": 1, "step_counts": (2,)}}, {}),
     **{name: ({"preset": name}, {"own_steps": 4}) for name in PRESETS},
 }
 

@@ -66,8 +66,8 @@ def test_a_list_that_is_none_of_decreasing_steps_is_named_unless_a_shift_replace
 
 # What does not nest.
 
-PAPER = {"align_weight": 0.1}
-HALF = {"step_counts": (2,), "probs": (1.0,), "sc_steps": (2,), "inference_steps": 2}
+PAPER = {"align": {"weight": 0.1}}
+HALF = {"step_counts": (2,), "probs": (1.0,), "sc": {"step_counts": (2,)}, "inference_steps": 2}
 
 
 def named(made: StepLists, **settings: Any) -> list[str]:
@@ -94,7 +94,7 @@ def test_a_list_that_nests_or_is_not_used_is_passed_over(
 
 
 def test_a_list_that_does_not_nest_is_named_with_what_does_not_hold() -> None:
-    (message,) = named(lists(1000, 357), sc_weight=0.0)
+    (message,) = named(lists(1000, 357), sc=None)
     assert message.startswith(
         "the trainer's own list of 2 steps, [1000, 357], is trained as it is and does not nest "
         "with the lists of [4, 8] steps. What does not hold then: the step counts do not share "
@@ -102,23 +102,22 @@ def test_a_list_that_does_not_nest_is_named_with_what_does_not_hold() -> None:
     )
     assert message.endswith("set shift, which replaces it")
     assert "defect" not in message
-    assert named(lists(1000, 357, shift=5.0), sc_weight=0.0) == []
+    assert named(lists(1000, 357, shift=5.0), sc=None) == []
 
 
 @pytest.mark.parametrize(
     ("own", "settings", "off"),
     [
         ((1000, 357), {}, None),  # the term is on at 8 steps, where no list of 2 has a part
-        ((1000, 357), {"sc_steps": (2, 8)}, "at [2] steps"),
+        ((1000, 357), {"sc": {"step_counts": (2, 8)}}, "at [2] steps"),
         ((1000, 357), {"inference_steps": 2}, "at [8] steps"),
         ((1000, 900, 800, 700), {}, "at [8] steps"),  # t_e is from it
         ((1000, 900, 800, 700, 600, 500, 400, 300), {}, "at [8] steps"),
-        ((1000, 900, 800, 700), {"sc_steps": ()}, None),
-        ((1000, 900, 800, 700), {"inference_steps": 2, "sc_steps": (4,)}, "at [4] steps"),
+        ((1000, 900, 800, 700), {"sc": {"step_counts": ()}}, None),
+        ((1000, 900, 800, 700), {"inference_steps": 2, "sc": {"step_counts": (4,)}}, "at [4] steps"),
         (
             (1000, 900, 800, 700),
-            {"step_counts": (2, 8), "probs": (0.5, 0.5), "inference_steps": 2, "sc_steps": (2,),
-             "first_chunk_steps": 4},
+            {"step_counts": (2, 8), "probs": (0.5, 0.5), "inference_steps": 2, "sc": {"step_counts": (2,)}, "first_chunk_steps": 4},
             "at [2] steps",
         ),
     ],
@@ -136,10 +135,14 @@ def test_the_defect_terms_part_is_said_where_the_list_has_one(
     [
         ((1000, 357), {}, (2, 2, 4)),
         ((1000, 900, 800, 700), {}, (2, 2, 4)),
-        ((1000, 900, 800, 700), {"align_reference": {4: 8}}, (4, 4, 8)),
-        ((1000, 900, 800, 700), {"align_reference": {2: 8}, "first_chunk_steps": 4}, (2, 4, 8)),
-        ((1000, 357), {"align_at": "end", "align_noise": "shared"}, (2, 2, 4)),
-        ((1000, 357), {"align_at": "exit", "align_noise": "own"}, (2, 2, 4)),
+        ((1000, 900, 800, 700), {"align": {"reference": {4: 8}}}, (4, 4, 8)),
+        (
+            (1000, 900, 800, 700),
+            {"align": {"reference": {2: 8}}, "first_chunk_steps": 4},
+            (2, 4, 8),
+        ),
+        ((1000, 357), {"align": {"to": "end", "reference_noise": "shared"}}, (2, 2, 4)),
+        ((1000, 357), {"align": {"to": "exit", "reference_noise": "own"}}, (2, 2, 4)),
     ],
 )
 def test_an_alignment_between_lists_that_do_not_nest_is_refused(
@@ -155,11 +158,11 @@ def test_an_alignment_between_lists_that_do_not_nest_is_refused(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"align_weight": 0.0},
-        {"align_prob": 0.0},
-        {"align_at": "end", "align_noise": "own"},  # from and to its own end
+        {"align": None},
+        {"align": {"prob": 0.0}},
+        {"align": {"to": "end", "reference_noise": "own"}},  # from and to its own end
         {"probs": (0.0, 0.5, 0.5)},
-        {"align_reference": {4: 8}},
+        {"align": {"reference": {4: 8}}},
     ],
 )
 def test_an_alignment_that_needs_no_nesting_is_let_be(settings: dict[str, Any]) -> None:

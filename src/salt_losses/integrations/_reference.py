@@ -14,6 +14,7 @@ from ..terms.alignment import Alignment
 from ..terms.trace import Reference
 from ..training import streams
 from ..training.blocks import Block
+from ._layout import frames_first
 from ._salt import Salt
 
 
@@ -53,6 +54,7 @@ class Student(Protocol):
         """Write the reference's chunk into its cache."""
 
 
+@torch.no_grad()
 def reference_rollout(
     salt: Salt,
     recorded: Sequence[Recorded],
@@ -65,13 +67,14 @@ def reference_rollout(
     """What the student's rollout is aligned to.
 
     Args:
-        recorded: the student's chunks.
+        recorded: the student's chunks; one without calls is left out.
         levels: the levels at which the trainer asks on a grid, without the 0 at its end.
         frame_dim: that of the frames, in the student's layout.
         every_step: make all steps wherever the student left, as ranks leave at steps of their own.
     """
     align = salt.config.align
     assert isinstance(align, Alignment)
+    recorded = [chunk for chunk in recorded if chunk.inputs]
     device = recorded[0].inputs[0].device
     generator = torch.Generator(device).manual_seed(streams.seed_of(salt.key("reference")))
     own_noise = align.reference_noise == "own"
@@ -104,4 +107,4 @@ def reference_rollout(
         targets.append(target)
         aligned += [block.takes_part] * target.shape[frame_dim]
     output = torch.cat(targets, dim=frame_dim)
-    return Reference(output.transpose(1, 2) if frame_dim == 2 else output, aligned)
+    return Reference(frames_first(output) if frame_dim == 2 else output, aligned)

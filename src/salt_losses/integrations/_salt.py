@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..config import SaltConfig
 from ..mixed_step import StepPlan
-from ..terms.base import Start, Term
-from ..terms.trace import Network, Trace
+from ..terms.base import Term
+from ..terms.trace import Trace
+from ..training import saved_settings
 
 
 class Salt:
@@ -43,13 +44,6 @@ class Salt:
         self._ranks_per_sample = ranks_per_sample
         self._at = (-1, 0)  # iteration, step within it: gradients may be accumulated
 
-    def start(
-        self, network: Callable[[str], Network], level: Callable[[Any], Any], device: Any
-    ) -> None:
-        """Let the terms build what they need, once the networks exist."""
-        start = Start(self.config, network, level, device)
-        self.terms = tuple(term.start(start) for term in self.config.all_terms)
-
     def begin(self, iteration: int) -> None:
         """The next training step, of the trainer's `iteration`."""
         last, step = self._at
@@ -74,16 +68,52 @@ class Salt:
         self.trace = trace if trace.on else None
         return self.trace
 
-    def objective(self, dmd: Tensor, offers: Mapping[str, Any]) -> Tensor:
-        """eq. 13, of the rollout that was watched; notes the terms' numbers."""
+    def wants(self, offer: str) -> bool:
+        """True if a term that is on uses `offer` in the present rollout."""
+        return self.trace is not None and self.trace.wants(offer)
+
+    def objective(
+        self, loss: Tensor, offers: Mapping[str, Any], dmd: Tensor | None = None
+    ) -> Tensor:
+        """eq. 13, of the rollout that was watched; notes the terms' numbers.
+
+        Args:
+            loss: the framework's loss of the student.
+            offers: what it has to give to terms, by the names of `OFFERS`.
+            dmd: the DMD loss in it, if there may be more (a discriminator's).
+        """
         if self.trace is None:
-            self.metrics["salt/dmd_loss"] = dmd.detach()
-            return dmd
+            self.metrics["salt/dmd_loss"] = loss.detach()
+            return loss
         trace, self.trace = self.trace, None
         trace.offers.update(offers)
-        loss, numbers = trace.objective(dmd)
+        total, numbers = trace.objective(loss)
+        if dmd is not None and any(term.replaces_dmd for term in trace.on):
+            total = total + (loss - dmd)
         self.metrics |= {name: n for name, n in numbers.items() if name != "salt/num_steps"}
-        return loss
+        return total
+
+    # The state.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next iteration and all settings, plain values; and the `"terms"` that have a state,
+        for `torch.save`."""
+        state = saved_settings.save(self.scheduler, self.config)
+        of_terms = {term.name: term.state_dict() for term in self.terms}
+        of_terms = {name: of_term for name, of_term in of_terms.items() if of_term}
+        return {**state, "terms": of_terms} if of_terms else state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuses a state whose plans are others, or that a term cannot load; warns of other
+        settings. What it has of a term that the run does not is left out."""
+        state = dict(state_dict)
+        of_terms = state.pop("terms", {})
+        loaded = [(term, of_terms[term.name]) for term in self.terms if term.name in of_terms]
+        for term, of_term in loaded:
+            term.check_state(of_term)
+        saved_settings.load(self.scheduler, self.config, state)
+        for term, of_term in loaded:
+            term.load_state_dict(of_term)
 
     # The grids of a rollout's chunks.
 

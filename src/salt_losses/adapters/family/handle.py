@@ -12,6 +12,7 @@ import torch
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
 from ...terms.base import Term
+from ...training import saved_settings
 from ...training.agreement import check_agreement
 from ...training.health import Health
 from ...training.patches import Patches
@@ -87,10 +88,13 @@ class SaltHandle:
                 self.attached = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, the settings that make the plans, and what `metrics` compare with;
-        plain values; and the `"terms"` that have a state, for `torch.save`."""
+        """The present iteration, all settings, and what `metrics` compare with; plain values; and
+        the `"terms"` that have a state, for `torch.save`."""
         scheduler = self._losses.scheduler
-        state = {**scheduler.state_dict(), "iteration": self._clock.iteration}
+        state = {
+            **saved_settings.save(scheduler, self.config),
+            "iteration": self._clock.iteration,
+        }
         state["health"] = self._losses.health.state_dict()
         terms = {term.name: term.state_dict() for term in self.terms}
         state["terms"] = {name: of_term for name, of_term in terms.items() if of_term}
@@ -103,8 +107,10 @@ class SaltHandle:
         of health numbers, is left as it is; what it has of a term that the run does not, too.
         Damaged health numbers are warned of, and start again.
 
+        Other settings than those that make the plans are taken, and named in a warning on rank 0.
+
         Raises:
-            ValueError: it is from other settings, or has what a term cannot load; the message names
+            ValueError: its plans are others, or it has what a term cannot load; the message names
                 what differs, and nothing is changed. Or the ranks got different states: on all of
                 them.
         """
@@ -119,7 +125,7 @@ class SaltHandle:
             term.check_state(state)
         device = next(self._model.generator.parameters()).device
         remembered = None if health is None else _remembered(health, device)
-        self._losses.scheduler.load_state_dict(state_dict)
+        saved_settings.load(self._losses.scheduler, self.config, state_dict)
         self._clock.continue_at(self._losses.scheduler.iteration)
         for term, state in loaded:
             term.load_state_dict(state)

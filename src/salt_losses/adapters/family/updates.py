@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer
 
-# Of losses without an update: nobody accumulates gradients over as many.
-MANY_CALLS = 256
+from ...training import optimizer_steps
+from ...training.optimizer_steps import updates_any
 
 
 class Updates:
@@ -35,33 +34,25 @@ class Updates:
 
     def watch(self) -> None:
         """Registers the hook. It does not keep this object, nor the model, alive."""
-        this = weakref.ref(self)
-
-        def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            updates = this()
-            if updates is not None:
-                updates._stepped(optimizer)
-
-        self.close = weakref.finalize(self, register_optimizer_step_post_hook(stepped).remove)
+        self.close = optimizer_steps.watch(self, Updates._stepped)
 
     def called(self, *, critic: bool) -> None:
         """The critic's loss, or the generator's, is called with gradient."""
         if critic:
             self._critic_called, self._generator_stepped = True, False
         self._calls += 1
-        if self._calls == MANY_CALLS:
+        if self._calls == optimizer_steps.MANY_CALLS:
             self._warn(
-                f"{MANY_CALLS} loss calls, and no torch.optim optimizer has updated the critic"
+                f"{self._calls} loss calls, and no torch.optim optimizer has updated the critic"
             )
 
     def _stepped(self, optimizer: Optimizer) -> None:
-        weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if any(id(p) in weights for p in self._model.generator.parameters()):
+        if updates_any(optimizer, self._model.generator.parameters()):
             if self._generator_stepped:
                 self._warn("critic_loss was not called between two updates of the generator")
             self._generator_stepped = True
         critic = getattr(self._model, "fake_score", None)
-        if critic is not None and any(id(p) in weights for p in critic.parameters()):
+        if critic is not None and updates_any(optimizer, critic.parameters()):
             self.count += self._critic_called
             self._critic_called, self._calls = False, 0
 

@@ -19,6 +19,8 @@ HOOKS: dict[type, dict[str, tuple[str, ...]]] = {
         "single_train_step": ("data", "iteration"),
         "_generate_noise_and_time": ("real_data",),
         "gen_data_from_net": ROLLOUT,
+        "_compute_teacher_prediction_gan_loss": ("perturbed_data", "t", "condition"),
+        "_apply_classifier_free_guidance": ("perturbed_data", "t", "teacher_x0", "neg_condition"),
         "_student_update_step": ("input_student", "t_student", "t", "eps", "data", "condition"),
     },
     SelfForcingModel: {

@@ -8,16 +8,18 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from fastgen.methods.common_loss import variational_score_distillation_loss
 from torch import Tensor
 
 from ...config import SaltConfig
+from ...errors import SettingError
 from ...schedule import shift_time
 from ...terms.base import Run, warn_of_no_effect
 from ...terms.trace import Network, Trace
 from ...training.patches import Patches
 from .._first_chunk import ChunkSteps
+from .._layout import channels_first, frames_first
 from .._reference import reference_rollout
+from .._refuse import OFFERS, check_settings
 from .._salt import Salt
 from .framework import DMD2Model, SelfForcingModel
 from .prediction import Predictions
@@ -39,6 +41,7 @@ class _SaltModel:
     def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
         settings = SaltConfig.from_mapping(salt or {})
         where = f"FastGen's {type(self).__name__}"
+        check_settings(settings, self._offers, where, chunked=self._chunked)
         super().__init__(config)  # type: ignore[call-arg]
         times = config.sample_t_cfg
         shift = 1.0 if times.t_list is None else float(times.shift)
@@ -49,7 +52,13 @@ class _SaltModel:
         self._training = True
         self._updating = False
         self._real_x0: Tensor | None = None  # the teacher's prediction, if a term wants it
-        self._check_settings()
+        self._again: Tensor | None = None  # the student's next video
+        if self.net.schedule_type != "rf":
+            raise SettingError(
+                "net.schedule_type",
+                "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
+                f"got {self.net.schedule_type!r}",
+            )
         run = Run(
             settings,
             own_steps=config.student_sample_steps if settings.shift is None else None,
@@ -105,10 +114,13 @@ class _SaltModel:
     # The student's prediction and its terms.
 
     _lockstep = True  # each rank draws steps of its own
+    _offers, _chunked = OFFERS - {"reference"}, False  # a prediction from data
 
     def gen_data_from_net(
         self, input_student: Tensor, t_student: Tensor, condition: Any = None
     ) -> Tensor:
+        if self._again is not None:
+            return self._again
         salt = self._salt
         generate = super().gen_data_from_net  # type: ignore[misc]
         with self._rolling():
@@ -121,18 +133,17 @@ class _SaltModel:
                 output = cast(Tensor, generate(input_student, t_student, condition=condition))
         if trace.wants("reference"):
             self._add_reference(trace, tap)
-        trace.offers["output"] = output.transpose(1, 2)
+        trace.offers["output"] = frames_first(output)
         return output
 
     def _add_reference(self, trace: Trace, tap: NetTap) -> None:
-        chunks = [chunk for chunk in tap.chunks if chunk.inputs]
         stochastic = self.config.student_sample_type == "sde"
         self.net.clear_caches()
         try:
-            with torch.no_grad(), Predictions(self.net) as predictions:
+            with Predictions(self.net) as predictions:
                 student = ReferenceStudent(self.net, predictions, stochastic)
                 trace.offers["reference"] = reference_rollout(
-                    self._salt, chunks, student, lambda t: self._steps(t)[:-1], frame_dim=2
+                    self._salt, tap.chunks, student, lambda t: self._steps(t)[:-1], frame_dim=2
                 )
         finally:
             self.net.clear_caches()
@@ -154,8 +165,18 @@ class _SaltModel:
         salt, model = self._salt, cast(Any, self)
         fakes: list[Tensor] = []
         hook = model.fake_score.register_forward_hook(
-            lambda *call: fakes.append(call[-1].detach()) if _wants(salt, "fake_x0") else None
+            lambda *call: fakes.append(call[-1].detach()) if salt.wants("fake_x0") else None
         )
+
+        def dmd(video: Tensor) -> Any:
+            """At a level and noise that the framework draws."""
+            _, _, t, eps = super(_SaltModel, self)._generate_noise_and_time(data["real"])  # type: ignore[misc]
+            self._again = channels_first(video)
+            try:
+                return update(*arguments[:2], t, eps, *arguments[4:])[0]["vsd_loss"]
+            finally:
+                self._again = None
+
         self._updating = True
         try:
             loss_map, outputs = update(*arguments)
@@ -163,48 +184,34 @@ class _SaltModel:
             self._updating = False
             hook.remove()
         offers = {
-            "video": outputs["gen_rand_train"].transpose(1, 2),
+            "video": frames_first(outputs["gen_rand_train"]),
             "prompts": condition,
             "network": lambda name: self._network(name, condition),
             "level": self._level,
-            "dmd": lambda video: self._dmd_again(video, data, condition, neg_condition),
+            "dmd": dmd,
         }
         if fakes:
-            offers["fake_x0"] = fakes[0].transpose(1, 2)
+            offers["fake_x0"] = frames_first(fakes[0])
         if self._real_x0 is not None:
-            offers["real_x0"], self._real_x0 = self._real_x0.transpose(1, 2), None
-        dmd = loss_map["total_loss"]
-        loss_map["total_loss"] = salt.objective(dmd, offers)
-        metrics = {k: torch.as_tensor(v, device=dmd.device) for k, v in salt.metrics.items()}
+            offers["real_x0"], self._real_x0 = frames_first(self._real_x0), None
+        total = loss_map["total_loss"]
+        loss_map["total_loss"] = salt.objective(total, offers, loss_map["vsd_loss"])
+        metrics = {k: torch.as_tensor(v, device=total.device) for k, v in salt.metrics.items()}
         return {**loss_map, **metrics}, outputs
 
     # What the framework's own update makes on the way.
 
     def _compute_teacher_prediction_gan_loss(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._compute_teacher_prediction_gan_loss(*args, **kwargs)  # type: ignore[misc]
-        if _wants(self._salt, "real_x0"):
+        if self._salt.wants("real_x0"):
             self._real_x0 = result[0].detach()
         return result
 
     def _apply_classifier_free_guidance(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._apply_classifier_free_guidance(*args, **kwargs)  # type: ignore[misc]
-        if _wants(self._salt, "real_x0"):
+        if self._salt.wants("real_x0"):
             self._real_x0 = result.detach()
         return result
-
-    def _dmd_again(self, video: Tensor, data: Any, condition: Any, neg_condition: Any) -> Tensor:
-        """The framework's DMD loss on another video, at a level and noise that it draws."""
-        model, video = cast(Any, self), video.transpose(1, 2)
-        _, _, t, eps = super()._generate_noise_and_time(data["real"])  # type: ignore[misc]
-        perturbed = self.net.noise_scheduler.forward_process(video, eps, t)
-        with torch.no_grad():
-            fake = model.fake_score(perturbed, t, condition=condition, fwd_pred_type="x0")
-            real = model.teacher(perturbed, t, condition=condition, fwd_pred_type="x0")
-            if self.config.guidance_scale is not None:
-                real = super()._apply_classifier_free_guidance(  # type: ignore[misc]
-                    perturbed, t, real, neg_condition=neg_condition
-                )
-        return cast(Tensor, variational_score_distillation_loss(video, real, fake))
 
     def _network(self, name: str, condition: Any) -> Network:
         model = cast(Any, self)
@@ -212,12 +219,12 @@ class _SaltModel:
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             v = network(
-                x.transpose(1, 2),
+                channels_first(x),
                 t.to(network.noise_scheduler.t_precision),
                 condition=condition,
                 fwd_pred_type="flow",
             )
-            return cast(Tensor, v.transpose(1, 2))
+            return frames_first(v)
 
         transformer = network.transformer
         checkpoint = not getattr(transformer, "gradient_checkpointing", False)
@@ -229,15 +236,6 @@ class _SaltModel:
         t = shift_time(float(uniform), float(times.shift))
         return min(max(t, float(times.min_t)), float(times.max_t))
 
-    def _check_settings(self) -> None:
-        if self.net.schedule_type != "rf":
-            raise ValueError(
-                "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
-                f"got {self.net.schedule_type!r}"
-            )
-
-    _rolls_out = False
-
 
 class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
     """`DMD2Model` with mixed steps and the defect term. Its student predicts from noised data, so
@@ -248,7 +246,7 @@ class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
     """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
     alignment. The reference has its turn after the student's rollout, on the same cache."""
 
-    _rolls_out = True
+    _offers, _chunked = OFFERS, True
     _lockstep = False  # the exit steps are rank 0's
 
     @contextmanager
@@ -281,7 +279,3 @@ class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
         finally:
             config.student_sample_steps = steps
         return exits
-
-
-def _wants(salt: Salt, offer: str) -> bool:
-    return salt.trace is not None and salt.trace.wants(offer)

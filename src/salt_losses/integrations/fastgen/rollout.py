@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ...terms.trace import Trace
+from .._layout import channels_first, frames_first
 from .._reference import Recorded
 from .prediction import Predictions
 
@@ -60,18 +61,18 @@ class NetTap:
         at_exit = self._predictions.of(x, t, x0)
 
         def velocity(x_m: Tensor, t_m: Tensor) -> Tensor:
-            self._own_call, x_m, t_m = True, x_m.transpose(1, 2), t_m.to(t)
+            self._own_call, x_m, t_m = True, channels_first(x_m), t_m.to(t)
             try:
                 v = self._predictions.of(x_m, t_m, net(x_m, t_m, **kwargs)).v
             finally:
                 self._own_call = False
-            return v.transpose(1, 2)
+            return frames_first(v)
 
         # The cache needs no alias: the network writes constants into it, and not in this call.
-        mask = None if at_exit.written is None else ~at_exit.written.transpose(1, 2)
+        mask = None if at_exit.written is None else ~frames_first(at_exit.written)
         self._trace.exit_step(
-            x.transpose(1, 2),
-            at_exit.v.transpose(1, 2),
+            frames_first(x),
+            frames_first(at_exit.v),
             t.cpu().double(),
             velocity,
             first_frame=self._frames,

@@ -22,7 +22,7 @@ def carry(lr_scheduler: Any, salt: Salt) -> None:
 
     class Carrying(type(lr_scheduler)):  # type: ignore[misc]
         def state_dict(self) -> dict[str, Any]:
-            return {**super().state_dict(), KEY: salt.scheduler.state_dict()}
+            return {**super().state_dict(), KEY: salt.state_dict()}
 
         def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
             own = dict(state_dict)
@@ -34,7 +34,7 @@ def carry(lr_scheduler: Any, salt: Salt) -> None:
                     stacklevel=2,
                 )
             else:
-                salt.scheduler.load_state_dict(theirs)  # refuses others before anything changes
+                salt.load_state_dict(theirs)  # refuses others before anything changes
             super().load_state_dict(own)
 
     Carrying.__name__ = Carrying.__qualname__ = type(lr_scheduler).__name__

@@ -5,7 +5,7 @@ the method's own:
 
     method:
       _target_: salt_losses.integrations.fastvideo.SaltSelfForcingMethod
-      salt: {sc_weight: 1.0}
+      salt: {sc: {weight: 1.0}}
       ... # as before
 
 `dmd_denoising_steps` is the step list of as many steps as it holds; the lists of other step counts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping
 from typing import Any, cast
@@ -11,8 +13,6 @@ from fastvideo.forward_context import set_forward_context
 from torch import Tensor
 
 from ...config import SaltConfig
-from ...mixed_step import first_chunk_count
-from ...schedule import step_schedule
 from ...terms.base import Run, warn_of_no_effect
 from ...terms.nesting import check_nesting
 from ...terms.trace import Network
@@ -20,6 +20,7 @@ from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
 from .._first_chunk import ChunkSteps
 from .._reference import reference_rollout
+from .._refuse import OFFERS, check_blocks, check_grids, check_settings
 from .._salt import Salt
 from .framework import DMD2Method, SelfForcingMethod
 from .rollout import ReferenceStudent, StudentTap
@@ -33,6 +34,7 @@ class _SaltMethod:
     method_config: dict[str, Any]
 
     _lockstep = True  # each rank leaves its rollout at a step of its own
+    _chunked = False
 
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]) -> None:
         super().__init__(cfg=cfg, role_models=role_models)  # type: ignore[call-arg]
@@ -44,7 +46,7 @@ class _SaltMethod:
         self._salt = Salt(config, where, self._lists.shift, ranks_per_sample=sp_size)
         self._tap: StudentTap | None = None
         self._training = True
-        self._check_settings()
+        self._check_settings(where, sp_size)
         check_nesting(config, self._lists.of, self._lists.own_steps, where)
         run = Run(
             config,
@@ -64,7 +66,7 @@ class _SaltMethod:
         return loss_map, outputs, {**metrics, **self._salt.metrics}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """The framework's, and under "salt" the settings that make the plans."""
+        """The framework's, and under "salt" the settings."""
         return {**super().checkpoint_state(), "salt": _State(self._salt)}  # type: ignore[misc]
 
     # The step lists.
@@ -100,13 +102,11 @@ class _SaltMethod:
             self._tap, self.student = None, student
         if trace.wants("reference"):
             again = ReferenceStudent(self, batch)
-            chunks = [chunk for chunk in tap.chunks if chunk.inputs]
             again.clear()
             try:
-                with torch.no_grad():
-                    trace.offers["reference"] = reference_rollout(
-                        salt, chunks, again, self._levels, frame_dim=1, every_step=self._lockstep
-                    )
+                trace.offers["reference"] = reference_rollout(
+                    salt, tap.chunks, again, self._levels, frame_dim=1, every_step=self._lockstep
+                )
             finally:
                 again.clear()
         trace.offers["output"] = output
@@ -119,12 +119,15 @@ class _SaltMethod:
             dmd = score(generator_pred_x0, batch)
             return cast(Tensor, self._salt.objective(dmd, {}) if self._training else dmd)
         method = cast(Any, self)
-        predictions: dict[str, list[Tensor]] = {}
+        predictions: dict[int, list[Tensor]] = {id(method.critic): [], id(method.teacher): []}
+
+        def keep(role: Any, x0: Tensor) -> Tensor:
+            predictions[id(role)].append(x0.detach())
+            return x0
+
         with Patches() as patches:
-            for name, role in (("fake_x0", method.critic), ("real_x0", method.teacher)):
-                if trace.wants(name):
-                    predictions[name] = []
-                    patches.set(role, "predict_x0", _keep(role.predict_x0, predictions[name]))
+            if trace.wants("fake_x0") or trace.wants("real_x0"):
+                patch_predictions(patches, method, keep)
             dmd = score(generator_pred_x0, batch)
         offers = {
             "video": generator_pred_x0,
@@ -133,9 +136,11 @@ class _SaltMethod:
             "level": self._level,
             "dmd": lambda video: self._dmd_again(video, batch),
         }
-        for name, x0s in predictions.items():
-            scale = float(self.method_config.get("real_score_guidance_scale") or 1.0)
-            offers[name] = x0s[0] if len(x0s) == 1 else x0s[1] + (x0s[0] - x0s[1]) * scale
+        for name, x0s in zip(("fake_x0", "real_x0"), predictions.values()):
+            scale = self.method_config.get("real_score_guidance_scale")
+            scale = 1.0 if scale is None else float(scale)
+            if x0s:  # with the prompt first, then without
+                offers[name] = x0s[0] if len(x0s) == 1 else x0s[1] + (x0s[0] - x0s[1]) * scale
         # Blocks are computed again in a backward pass, where attention asks for its context.
         with set_forward_context(
             current_timestep=batch.timesteps, attn_metadata=batch.attn_metadata
@@ -173,13 +178,27 @@ class _SaltMethod:
         level = level.clamp(method._score_min_timestep, method._score_max_timestep)
         return float(level) / 1000
 
-    def _check_settings(self) -> None:
-        """Settings that only this method can refuse."""
-        config = self._salt.config
-        shift = self._salt.scheduler.shift
-        first = {first_chunk_count(config.first_chunk_steps, k) for k in config.step_counts}
-        for count in {*config.step_counts, config.inference_steps} | first:
-            self._step_list(step_schedule(count, shift))  # refuses one that is too fine
+    def _check_settings(self, where: str, sp_size: int) -> None:
+        """Refuse what this method cannot follow."""
+        config, method = self._salt.config, cast(Any, self)
+        offers = OFFERS
+        if method._rollout_mode != "simulate":  # a prediction from data has no rollout to compare
+            offers, where = offers - {"reference"}, f"{where} with rollout_mode 'data_latent'"
+        if sp_size > 1:  # each rank holds only some tokens of a frame
+            offers, where = offers - {"features", "network"}, f"{where} with sp_size above 1"
+        check_settings(config, offers, where, chunked=self._chunked)
+        blocks = {
+            name: getattr(role.transformer, "blocks", None)
+            for name, role in (("fake_score", method.critic), ("real_score", method.teacher))
+        }
+        check_blocks(
+            config,
+            {
+                name: len(found) if isinstance(found, torch.nn.ModuleList) else None
+                for name, found in blocks.items()
+            },
+        )
+        check_grids(config, self._step_list, self._lists.shift)
 
 
 class SaltDMD2Method(_SaltMethod, DMD2Method):  # type: ignore[misc]
@@ -191,6 +210,7 @@ class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[mis
     each chunk's exit step."""
 
     _lockstep = False  # the exit steps are rank 0's
+    _chunked = True
     _chunks: ChunkSteps | None = None  # of the present rollout
 
     def _get_denoising_step_list(self, device: torch.device) -> Any:
@@ -230,13 +250,26 @@ class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[mis
         return cast(Tensor, super()._sf_add_noise(clean_latents, noise, timestep))
 
 
-def _keep(call: Any, kept: list[Tensor]) -> Any:
-    def predict_x0(*args: Any, **kwargs: Any) -> Any:
-        x0 = call(*args, **kwargs)
-        kept.append(x0.detach())
-        return x0
-
-    return predict_x0
+def patch_predictions(patches: Patches, method: Any, keep: Any) -> None:
+    """`keep(role, x0)` gets each x0 that a score network predicts. Self Forcing converts by its own
+    scheduler, DMD2 by the role's."""
+    convert = getattr(method, "_predict_x0_with_scheduler", None)
+    if convert is not None:
+        patches.set(
+            method,
+            "_predict_x0_with_scheduler",
+            lambda role, *args, **kwargs: keep(role, convert(role, *args, **kwargs)),
+        )
+        return
+    for role in (method.critic, method.teacher):
+        predict = role.predict_x0
+        patches.set(
+            role,
+            "predict_x0",
+            lambda *args, role=role, predict=predict, **kwargs: keep(
+                role, predict(*args, **kwargs)
+            ),
+        )
 
 
 class _State:
@@ -247,7 +280,16 @@ class _State:
         self._salt = salt
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scheduler": json.dumps(self._salt.scheduler.state_dict())}
+        state = self._salt.state_dict()
+        if "terms" in state:
+            file = io.BytesIO()
+            torch.save(state["terms"], file)
+            state["terms"] = base64.b64encode(file.getvalue()).decode()
+        return {"scheduler": json.dumps(state)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._salt.scheduler.load_state_dict(json.loads(state_dict["scheduler"]))
+        state = json.loads(state_dict["scheduler"])
+        if "terms" in state:
+            file = io.BytesIO(base64.b64decode(state["terms"]))
+            state["terms"] = torch.load(file, map_location="cpu", weights_only=True)
+        self._salt.load_state_dict(state)

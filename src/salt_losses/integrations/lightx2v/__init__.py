@@ -10,7 +10,7 @@ Name one in the config, with Salt's settings, those of `SaltConfig.from_mapping`
     training:
         method: salt_video_ar_dmd    # or salt_video_dmd
         dmd:
-            salt: {sc_weight: 1.0}
+            salt: {sc: {weight: 1.0}}
             ... # as before
 
 `denoising_step_list` is the list of as many steps as it holds; the lists of other step counts are

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...mixed_step import MixedStepScheduler
+from .._salt import Salt
 from .framework import DmdCheckpointManager, logger
 
 
 class SaltCheckpointManager(DmdCheckpointManager):  # type: ignore[misc]
-    """The plans themselves follow the trainer's iteration; a run that resumes with other settings
-    is refused."""
+    """The plans themselves follow the trainer's iteration; a run that resumes with other
+    plans is refused, and other settings are warned of."""
 
-    def __init__(self, owner: Any, scheduler: MixedStepScheduler) -> None:
+    def __init__(self, owner: Any, salt: Salt) -> None:
         super().__init__(owner)
-        object.__setattr__(self, "_salt_scheduler", scheduler)  # its own sets the owner's
+        object.__setattr__(self, "_salt", salt)  # its own sets the owner's
 
     def _trick_checkpoint_metadata(self) -> dict[str, Any]:
-        return {**super()._trick_checkpoint_metadata(), "salt": self._salt_scheduler.state_dict()}
+        return {**super()._trick_checkpoint_metadata(), "salt": self._salt.state_dict()}
 
     def _validate_optional_trick_metadata(self, state: dict[str, Any], state_path: str) -> None:
         super()._validate_optional_trick_metadata(state, state_path)
         if "salt" in state:
-            self._salt_scheduler.load_state_dict(state["salt"])
+            self._salt.load_state_dict(state["salt"])
         else:
             logger.warning("Checkpoint was saved without Salt, which joins now: {}", state_path)

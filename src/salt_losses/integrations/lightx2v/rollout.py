@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...terms.trace import Trace, Velocity
 from .._first_chunk import ChunkSteps
+from .._layout import channels_first, frames_first
 from .._reference import Recorded
 
 
@@ -61,10 +62,10 @@ class RolloutTap:
         chunk.exit_level = level = self._levels(len(self.chunks) - 1)[step]
         if self._trace.wants_exit_steps:
             self._trace.exit_step(
-                x.transpose(1, 2),
-                v.transpose(1, 2),
+                frames_first(x),
+                frames_first(v),
                 torch.full((x.shape[0],), level, dtype=torch.float64),
-                lambda x_m, t_m: velocity(x_m.transpose(1, 2), t_m).transpose(1, 2),
+                lambda x_m, t_m: frames_first(velocity(channels_first(x_m), t_m)),
                 first_frame=self._frames,
             )
 
@@ -98,7 +99,7 @@ class CausalStudent:
 
     def __init__(self, trainer: Any, chunks: list[Recorded]) -> None:
         x = chunks[0].inputs[0]
-        frames = sum(chunk.inputs[0].shape[2] for chunk in chunks)
+        frames = sum(chunk.inputs[0].shape[2] for chunk in chunks if chunk.inputs)
         length = trainer._frame_seq_length(x)
         self._trainer = trainer
         self._caches = trainer._new_caches(x.shape[0], x.dtype, x.device, frames, length)

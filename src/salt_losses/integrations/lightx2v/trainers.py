@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...kv_cache import detached_alias
-from ...mixed_step import first_chunk_count
-from ...schedule import shift_time, step_schedule
+from ...schedule import shift_time
 from ...terms.base import Run, warn_of_no_effect
 from ...terms.nesting import check_nesting
 from ...terms.trace import Network
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
+from .._layout import channels_first, frames_first
 from .._reference import Recorded, Student, reference_rollout
+from .._refuse import OFFERS, check_blocks, check_grids, check_settings
 from .._salt import Salt
 from .checkpoint import SaltCheckpointManager
 from .framework import (
@@ -39,25 +40,25 @@ class _SaltTrainer:
     # The framework's, named for the type checker.
     model: Any
 
+    _chunked = False
+
     def __init__(self, config: dict[str, Any]) -> None:
         settings = SaltConfig.from_mapping(config["training"]["dmd"].get("salt") or {})
         where = f"LightX2V's {type(self).__name__}"
+        check_settings(settings, OFFERS, where, chunked=self._chunked)
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
         check_trainer(self, settings, own, scheduler)
         self._lists = StepLists(own, scheduler, settings.shift)
         self._salt = Salt(settings, where, self._lists.shift)
-        self.checkpoint_manager = SaltCheckpointManager(self, self._salt.scheduler)
+        self.checkpoint_manager = SaltCheckpointManager(self, self._salt)
         self._iteration = -1  # of the present student update
         self._numbers: dict[str, float] = {}
         self._tap: RolloutTap | None = None
         self._rollout: tuple[Any, ...] | None = None  # what the last one with gradient returned
         self._again: tuple[Any, ...] | None = None  # what the next one is to return
         self._predictions: tuple[Tensor, Tensor] | None = None  # the scores', of the present update
-        shift = self._salt.scheduler.shift
-        first = {first_chunk_count(settings.first_chunk_steps, k) for k in settings.step_counts}
-        for count in {*settings.step_counts, settings.inference_steps} | first:
-            self._step_list(step_schedule(count, shift))  # refuses one that is too fine
+        check_grids(settings, self._step_list, self._lists.shift)
         check_nesting(settings, self._lists.of, self._lists.own_steps, where)
         run = Run(
             settings,
@@ -65,6 +66,13 @@ class _SaltTrainer:
             iterations=int(cast(Any, self).max_train_iters),
         )
         warn_of_no_effect(run, where)
+
+    def setup(self, resume_ckpt_path: str | None = None) -> None:
+        super().setup(resume_ckpt_path=resume_ckpt_path)  # type: ignore[misc]
+        trainer = cast(Any, self)  # its networks are there now
+        networks = {"fake_score": trainer.fake_model, "real_score": trainer.teacher_model}
+        counts = {name: len(model.transformer.blocks) for name, model in networks.items()}
+        check_blocks(self._salt.config, counts)
 
     # The iteration, and what is logged of it.
 
@@ -128,12 +136,11 @@ class _SaltTrainer:
         finally:
             self._tap = None
         if trace.wants("reference"):
-            chunks = [chunk for chunk in tap.chunks if chunk.inputs]
-            with torch.no_grad():
-                trace.offers["reference"] = reference_rollout(
-                    salt, chunks, self._reference_student(chunks), self._levels, frame_dim=2
-                )
-        trace.offers["output"] = output[0].transpose(1, 2)
+            again = self._reference_student(tap.chunks)
+            trace.offers["reference"] = reference_rollout(
+                salt, tap.chunks, again, self._levels, frame_dim=2
+            )
+        trace.offers["output"] = frames_first(output[0])
         return output
 
     def _reference_student(self, chunks: list[Recorded]) -> Student:
@@ -159,7 +166,7 @@ class _SaltTrainer:
         if salt.trace is not None and rollout is not None:
 
             def dmd(video: Tensor) -> Any:
-                self._again = (video.transpose(1, 2), *rollout[1:])
+                self._again = (channels_first(video), *rollout[1:])
                 try:
                     return forward(latent_shape, conditions, stage)["loss"]
                 finally:
@@ -173,7 +180,7 @@ class _SaltTrainer:
                 return found
 
             offers = {
-                "video": rollout[0].transpose(1, 2),
+                "video": frames_first(rollout[0]),
                 "prompts": conditions[0],
                 "network": network,
                 "level": self._level,
@@ -181,7 +188,7 @@ class _SaltTrainer:
             }
             if predictions is not None:
                 offers |= dict(
-                    zip(("fake_x0", "real_x0"), (p.detach().transpose(1, 2) for p in predictions))
+                    zip(("fake_x0", "real_x0"), (frames_first(p.detach()) for p in predictions))
                 )
         try:
             loss = salt.objective(result["loss"], offers)
@@ -195,8 +202,8 @@ class _SaltTrainer:
         model = trainer.fake_model if name == "fake_score" else trainer.teacher_model
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            v = trainer._predict_velocity(model, x.transpose(1, 2), t.to(x.dtype), condition)
-            return cast(Tensor, v.transpose(1, 2))
+            v = trainer._predict_velocity(model, channels_first(x), t.to(x.dtype), condition)
+            return frames_first(v)
 
         transformer = model.transformer
         checkpoint = not getattr(transformer, "gradient_checkpointing", False)
@@ -232,6 +239,7 @@ class SaltVideoArDmdTrainer(_SaltTrainer, VideoArDmdTrainer):  # type: ignore[mi
     """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
     block's exit step, and the alignment."""
 
+    _chunked = True
     _chunks: Chunks | None = None  # of the present rollout
 
     def _rollout_steps(self, steps: Tensor) -> Any:
