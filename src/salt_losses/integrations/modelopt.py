@@ -28,11 +28,10 @@ from ..config import SaltConfig
 from ..errors import SettingError
 from ..flow import to_velocity
 from ..terms import SelfConsistency
-from ..terms.base import Run, warn_of_no_effect
+from ..trainers import TRAINERS, Facts
 from ..training import optimizer_steps
 from ._hooks import check_hooks
 from ._layout import channels_first, frames_first
-from ._refuse import OFFERS, check_settings
 from ._salt import Salt
 
 KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
@@ -102,7 +101,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
             _check(config)
         super().__init__(student, teacher, fake_score, config, discriminator=discriminator, **more)
         self._salt = Salt(settings, "Model-Optimizer", shift=1.0)
-        warn_of_no_effect(Run(settings), "Model-Optimizer")
+        TRAINERS["model_optimizer"].warn(settings, Facts())
         self._predictions: dict[nn.Module, list[Tensor]] | None = None  # of the present update
         self._again: Tensor | None = None  # what the student is to have predicted
         self._updates = 0  # of the student that have ended
@@ -272,13 +271,7 @@ def _settings(salt: Mapping[str, Any], grid: list[float]) -> SaltConfig:
     elif sc is not None:
         own["sc.step_counts"] = [steps]
     config = SaltConfig.from_mapping({"inference_steps": math.gcd(4, steps), **salt, **own})
-    offers = OFFERS - {"reference", "features", "network"}
-    check_settings(config, offers, "Model-Optimizer", chunked=False)
-    if config.shift is not None:
-        raise SettingError(
-            "shift",
-            f"shift must be None in Model-Optimizer: it is not supported there; got {config.shift}",
-        )
+    TRAINERS["model_optimizer"].check(config, Facts())
     return config
 
 

@@ -98,10 +98,10 @@ class Trainer:
         module: of Salt, that is used with it.
         commit: that Salt's tests were last run with.
         offers: what it has of what terms may need: `"cache"` (a KV cache that blocks are written
-            into), `"chunks"`, `"rollout"` (one to compare with a denser one), `"alignment"`,
-            `"adversary"`, `"sweeps"`, `"shift"` (grids of another shift than its own).
+            into), `"chunks"`, `"sweeps"`, `"shift"` (grids of another shift than its own).
         ways: rules about the trainer's own settings, whatever Salt's are.
         rules: those about Salt's.
+        lacks: what it does not give to terms, names of `terms.base.OFFERS`.
         folders: of its checkout, by any of which it is known, where it has no seams.
     """
 
@@ -113,6 +113,7 @@ class Trainer:
     ways: tuple[Rule, ...] = ()
     rules: tuple[Rule, ...] = ()
     folders: tuple[str, ...] = ()
+    lacks: frozenset[str] = frozenset()
 
     def problems(self, config: SaltConfig, facts: Facts) -> list[Problem]:
         """All that cannot be followed; `attach` and the constructors raise the first one."""

@@ -9,6 +9,7 @@ from .rules import (
     elsewhere,
     family,
     grids,
+    needs,
     nesting,
     of_fastgen,
     of_lightx2v,
@@ -21,11 +22,13 @@ from .rules import (
     with_solver,
 )
 
-EVERYTHING = frozenset({"cache", "chunks", "rollout", "alignment", "adversary", "sweeps", "shift"})
+EVERYTHING = frozenset({"cache", "chunks", "sweeps", "shift"})
 # A student with a KV cache, and one that sees a whole video at once.
-CHUNKED = frozenset({"cache", "chunks", "rollout", "alignment", "shift"})
-WHOLE = frozenset({"rollout", "alignment", "shift"})
-TERMS = (self_consistency, alignment, adversarial)
+CHUNKED = frozenset({"cache", "chunks", "shift"})
+WHOLE = frozenset({"shift"})
+TERMS = (needs, self_consistency, alignment, adversarial)
+# Real videos and a second rollout, which the frameworks do not give to terms.
+NO_DATA = frozenset({"data", "extra"})
 
 _FAMILY = [
     Trainer(name, title, f"salt_losses.adapters.{name}", commit, EVERYTHING, (family,),
@@ -57,40 +60,45 @@ TRAINERS: dict[str, Trainer] = {
         Trainer(
             "fastvideo", "FastVideo's SaltSelfForcingMethod", f"{_FRAMEWORK}fastvideo",
             _FASTVIDEO, CHUNKED, (),
-            (unsupported, grids, alignment, simulated_alignment,
+            (unsupported, needs, grids, alignment, simulated_alignment,
              nesting),
-            ("fastvideo/train",),
+            ("fastvideo/train",), NO_DATA,
         ),
         Trainer(
             "fastvideo_dmd2", "FastVideo's SaltDMD2Method", f"{_FRAMEWORK}fastvideo",
             _FASTVIDEO, WHOLE, (),
-            (unsupported, grids, alignment, simulated_alignment,
+            (unsupported, needs, grids, alignment, simulated_alignment,
              nesting),
+            lacks=NO_DATA,
         ),
         Trainer(
             "fastgen", "FastGen's SaltSelfForcingModel", f"{_FRAMEWORK}fastgen",
-            _FASTGEN, CHUNKED, (of_fastgen,), (unsupported, alignment), ("fastgen/methods",),
+            _FASTGEN, CHUNKED, (of_fastgen,), (unsupported, needs, alignment), ("fastgen/methods",),
+            NO_DATA,
         ),
         Trainer(
             "fastgen_dmd2", "FastGen's SaltDMD2Model", f"{_FRAMEWORK}fastgen",
-            _FASTGEN, WHOLE - {"rollout"}, (of_fastgen,), (unsupported, alignment),
+            _FASTGEN, WHOLE, (of_fastgen,), (unsupported, needs, alignment),
+            lacks=NO_DATA | {"reference"},  # it predicts from data
         ),
         Trainer(
             "lightx2v", "LightX2V's SaltVideoArDmdTrainer", f"{_FRAMEWORK}lightx2v",
             _LIGHTX2V, CHUNKED, (of_lightx2v,),
-            (unsupported, with_div_loss, grids, alignment,
+            (unsupported, needs, with_div_loss, grids, alignment,
              nesting),
-            _LIGHTX2V_FOLDERS,
+            _LIGHTX2V_FOLDERS, NO_DATA,
         ),
         Trainer(
             "lightx2v_dmd", "LightX2V's SaltVideoDmdTrainer", f"{_FRAMEWORK}lightx2v",
             _LIGHTX2V, WHOLE, (of_lightx2v,),
-            (unsupported, with_div_loss, grids, alignment,
+            (unsupported, needs, with_div_loss, grids, alignment,
              nesting),
+            lacks=NO_DATA,
         ),
         Trainer(
             "model_optimizer", "Model-Optimizer", f"{_FRAMEWORK}modelopt",
-            "0.47.0", frozenset(), (), (unsupported,), ("modelopt/torch/fastgen",),
+            "0.47.0", frozenset(), (), (unsupported, needs, alignment), ("modelopt/torch/fastgen",),
+            NO_DATA | {"reference", "features", "network"},
         ),
         Trainer(
             "wan", "the Wan recipe", "examples.wan", "", WHOLE, (),

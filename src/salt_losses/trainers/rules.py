@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from ..errors import SettingError
 from .description import Facts, Problem, Rule, Trainer
 
 if TYPE_CHECKING:  # needs torch, which reading a description does not
@@ -15,8 +16,6 @@ if TYPE_CHECKING:  # needs torch, which reading a description does not
 
 # Settings that are refused if a trainer does not offer what they are for.
 LACKING = {
-    "alignment": ("align",),
-    "adversary": ("adv",),
     "chunks": ("first_chunk_steps",),
     "shift": ("shift",),
 }
@@ -31,6 +30,17 @@ def unsupported(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[
                 yield Problem(
                     name, f"{name} must be null in {trainer.title}: it is not supported there"
                 )
+
+
+def needs(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
+    """Terms that need what the trainer does not give to terms."""
+    from ..terms.base import OFFERS, check_needs
+
+    for term in config.all_terms:
+        try:
+            check_needs([term], OFFERS.keys() - trainer.lacks, trainer.title)
+        except SettingError as error:
+            yield Problem(error.setting, str(error))
 
 
 def elsewhere(instead: Mapping[str, str]) -> Rule:
@@ -91,12 +101,6 @@ def alignment(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Pr
     align = config.align
     if align is None or align.weight == 0:
         return
-    if "rollout" not in trainer.offers:
-        yield Problem(
-            "align",
-            f"align must be null in {trainer.title}: a prediction from data has no rollout to "
-            "compare",
-        )
     if align.to == "input" and "cache" not in trainer.offers:
         yield Problem(
             "align.to",

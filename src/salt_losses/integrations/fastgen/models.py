@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from ...config import SaltConfig
-from ...errors import SettingError
 from ...schedule import shift_time
-from ...terms.base import Run, warn_of_no_effect
 from ...terms.trace import Network, Trace
+from ...trainers import TRAINERS, Facts
 from ...training.patches import Patches
 from .._first_chunk import ChunkSteps
 from .._layout import channels_first, frames_first
 from .._reference import reference_rollout
-from .._refuse import OFFERS, check_settings
 from .._salt import Salt
 from .framework import DMD2Model, SelfForcingModel
 from .prediction import Predictions
@@ -41,7 +39,6 @@ class _SaltModel:
     def __init__(self, config: Any, salt: Mapping[str, Any] | None = None) -> None:
         settings = SaltConfig.from_mapping(salt or {})
         where = f"FastGen's {type(self).__name__}"
-        check_settings(settings, self._offers, where, chunked=self._chunked)
         super().__init__(config)  # type: ignore[call-arg]
         times = config.sample_t_cfg
         shift = 1.0 if times.t_list is None else float(times.shift)
@@ -53,18 +50,14 @@ class _SaltModel:
         self._updating = False
         self._real_x0: Tensor | None = None  # the teacher's prediction, if a term wants it
         self._again: Tensor | None = None  # the student's next video
-        if self.net.schedule_type != "rf":
-            raise SettingError(
-                "net.schedule_type",
-                "net.schedule_type must be 'rf', as Salt's times are levels of a rectified flow; "
-                f"got {self.net.schedule_type!r}",
-            )
-        run = Run(
-            settings,
+        known = TRAINERS[self._description]
+        self._facts = Facts(
+            schedule_type=self.net.schedule_type,
             own_steps=config.student_sample_steps if settings.shift is None else None,
             last_step_only=bool(getattr(config, "last_step_only", False)),
         )
-        warn_of_no_effect(run, where)
+        known.check(settings, self._facts)
+        known.warn(settings, self._facts)
 
     def single_train_step(self, data: dict[str, Any], iteration: int) -> Any:
         train = super().single_train_step  # type: ignore[misc]
@@ -114,7 +107,7 @@ class _SaltModel:
     # The student's prediction and its terms.
 
     _lockstep = True  # each rank draws steps of its own
-    _offers, _chunked = OFFERS - {"reference"}, False  # a prediction from data
+    _description = "fastgen_dmd2"
 
     def gen_data_from_net(
         self, input_student: Tensor, t_student: Tensor, condition: Any = None
@@ -246,7 +239,7 @@ class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
     """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
     alignment. The reference has its turn after the student's rollout, on the same cache."""
 
-    _offers, _chunked = OFFERS, True
+    _description = "fastgen"
     _lockstep = False  # the exit steps are rank 0's
 
     @contextmanager

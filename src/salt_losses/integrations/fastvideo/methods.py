@@ -13,14 +13,12 @@ from fastvideo.forward_context import set_forward_context
 from torch import Tensor
 
 from ...config import SaltConfig
-from ...terms.base import Run, warn_of_no_effect
-from ...terms.nesting import check_nesting
 from ...terms.trace import Network
+from ...trainers import TRAINERS, Facts
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
 from .._first_chunk import ChunkSteps
 from .._reference import reference_rollout
-from .._refuse import OFFERS, check_blocks, check_grids, check_settings
 from .._salt import Salt
 from .framework import DMD2Method, SelfForcingMethod
 from .rollout import ReferenceStudent, StudentTap
@@ -34,7 +32,7 @@ class _SaltMethod:
     method_config: dict[str, Any]
 
     _lockstep = True  # each rank leaves its rollout at a step of its own
-    _chunked = False
+    _description: str  # of `salt_losses.trainers`
 
     def __init__(self, *, cfg: Any, role_models: dict[str, Any]) -> None:
         super().__init__(cfg=cfg, role_models=role_models)  # type: ignore[call-arg]
@@ -46,15 +44,9 @@ class _SaltMethod:
         self._salt = Salt(config, where, self._lists.shift, ranks_per_sample=sp_size)
         self._tap: StudentTap | None = None
         self._training = True
-        self._check_settings(where, sp_size)
-        check_nesting(config, self._lists.of, self._lists.own_steps, where)
-        run = Run(
-            config,
-            own_steps=self._lists.own_steps,
-            last_step_only=bool(getattr(self, "_last_step_only", False)),
-            iterations=int(cast(Any, self).training_config.loop.max_train_steps),
-        )
-        warn_of_no_effect(run, where)
+        known, facts = TRAINERS[self._description], self._facts(sp_size)
+        known.check(config, facts)
+        known.warn(config, facts)
 
     def single_train_step(self, batch: dict[str, Any], iteration: int) -> Any:
         train = super().single_train_step  # type: ignore[misc]
@@ -178,31 +170,28 @@ class _SaltMethod:
         level = level.clamp(method._score_min_timestep, method._score_max_timestep)
         return float(level) / 1000
 
-    def _check_settings(self, where: str, sp_size: int) -> None:
-        """Refuse what this method cannot follow."""
-        config, method = self._salt.config, cast(Any, self)
-        offers = OFFERS
-        if method._rollout_mode != "simulate":  # a prediction from data has no rollout to compare
-            offers, where = offers - {"reference"}, f"{where} with rollout_mode 'data_latent'"
-        if sp_size > 1:  # each rank holds only some tokens of a frame
-            offers, where = offers - {"features", "network"}, f"{where} with sp_size above 1"
-        check_settings(config, offers, where, chunked=self._chunked)
-        blocks = {
-            name: getattr(role.transformer, "blocks", None)
-            for name, role in (("fake_score", method.critic), ("real_score", method.teacher))
-        }
-        check_blocks(
-            config,
-            {
-                name: len(found) if isinstance(found, torch.nn.ModuleList) else None
-                for name, found in blocks.items()
+    def _facts(self, sp_size: int) -> Facts:
+        method = cast(Any, self)
+        return Facts(
+            timesteps=self._step_list,
+            shift=self._lists.shift,
+            own_steps=self._lists.own_steps,
+            iterations=int(method.training_config.loop.max_train_steps),
+            blocks={
+                name: len(blocks) if isinstance(blocks, torch.nn.ModuleList) else 0
+                for name, role in (("fake_score", method.critic), ("real_score", method.teacher))
+                for blocks in [getattr(role.transformer, "blocks", None)]
             },
+            last_step_only=bool(getattr(self, "_last_step_only", False)),
+            simulates=method._rollout_mode == "simulate",
+            sp_size=sp_size,
         )
-        check_grids(config, self._step_list, self._lists.shift)
 
 
 class SaltDMD2Method(_SaltMethod, DMD2Method):  # type: ignore[misc]
     """`DMD2Method` with mixed steps and terms; the alignment where it simulates."""
+
+    _description = "fastvideo_dmd2"
 
 
 class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[misc]
@@ -210,7 +199,7 @@ class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[mis
     each chunk's exit step."""
 
     _lockstep = False  # the exit steps are rank 0's
-    _chunked = True
+    _description = "fastvideo"
     _chunks: ChunkSteps | None = None  # of the present rollout
 
     def _get_denoising_step_list(self, device: torch.device) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,14 +13,12 @@ from torch import Tensor
 from ...config import SaltConfig
 from ...kv_cache import detached_alias
 from ...schedule import shift_time
-from ...terms.base import Run, warn_of_no_effect
-from ...terms.nesting import check_nesting
 from ...terms.trace import Network
+from ...trainers import TRAINERS
 from ...training.patches import Patches
 from ...training.step_lists import StepLists, noise_levels
 from .._layout import channels_first, frames_first
 from .._reference import Recorded, Student, reference_rollout
-from .._refuse import OFFERS, check_blocks, check_grids, check_settings
 from .._salt import Salt
 from .checkpoint import SaltCheckpointManager
 from .framework import (
@@ -31,7 +30,7 @@ from .framework import (
     set_ddp_gradient_sync,
 )
 from .rollout import CausalStudent, Chunks, RolloutTap, WholeStudent
-from .settings import check_trainer, own_steps
+from .settings import facts_of, own_steps
 
 
 class _SaltTrainer:
@@ -40,15 +39,15 @@ class _SaltTrainer:
     # The framework's, named for the type checker.
     model: Any
 
-    _chunked = False
+    _description: str  # of `salt_losses.trainers`
 
     def __init__(self, config: dict[str, Any]) -> None:
         settings = SaltConfig.from_mapping(config["training"]["dmd"].get("salt") or {})
         where = f"LightX2V's {type(self).__name__}"
-        check_settings(settings, OFFERS, where, chunked=self._chunked)
         super().__init__(config)  # type: ignore[call-arg]
         own, scheduler = own_steps(self)
-        check_trainer(self, settings, own, scheduler)
+        known, facts = TRAINERS[self._description], facts_of(self, own, scheduler)
+        known.check(settings, facts)  # without its table, which may be one that Salt cannot follow
         self._lists = StepLists(own, scheduler, settings.shift)
         self._salt = Salt(settings, where, self._lists.shift)
         self.checkpoint_manager = SaltCheckpointManager(self, self._salt)
@@ -58,21 +57,22 @@ class _SaltTrainer:
         self._rollout: tuple[Any, ...] | None = None  # what the last one with gradient returned
         self._again: tuple[Any, ...] | None = None  # what the next one is to return
         self._predictions: tuple[Tensor, Tensor] | None = None  # the scores', of the present update
-        check_grids(settings, self._step_list, self._lists.shift)
-        check_nesting(settings, self._lists.of, self._lists.own_steps, where)
-        run = Run(
-            settings,
+        self._facts = dataclasses.replace(
+            facts,
+            timesteps=self._step_list,
+            shift=self._lists.shift,
             own_steps=self._lists.own_steps,
-            iterations=int(cast(Any, self).max_train_iters),
         )
-        warn_of_no_effect(run, where)
+        known.check(settings, self._facts)
+        known.warn(settings, self._facts)
 
     def setup(self, resume_ckpt_path: str | None = None) -> None:
         super().setup(resume_ckpt_path=resume_ckpt_path)  # type: ignore[misc]
         trainer = cast(Any, self)  # its networks are there now
         networks = {"fake_score": trainer.fake_model, "real_score": trainer.teacher_model}
-        counts = {name: len(model.transformer.blocks) for name, model in networks.items()}
-        check_blocks(self._salt.config, counts)
+        blocks = {name: len(model.transformer.blocks) for name, model in networks.items()}
+        facts = dataclasses.replace(self._facts, blocks=blocks)
+        TRAINERS[self._description].check(self._salt.config, facts)
 
     # The iteration, and what is logged of it.
 
@@ -222,6 +222,8 @@ class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
     """`VideoDmdTrainer` with mixed steps, the defect term at the rollout's exit step, and the
     alignment."""
 
+    _description = "lightx2v_dmd"
+
     def _predict_velocity(self, model: Any, latents: Tensor, sigma: Tensor, condition: Any) -> Any:
         predict = super()._predict_velocity
         v = predict(model, latents, sigma, condition)
@@ -239,7 +241,7 @@ class SaltVideoArDmdTrainer(_SaltTrainer, VideoArDmdTrainer):  # type: ignore[mi
     """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
     block's exit step, and the alignment."""
 
-    _chunked = True
+    _description = "lightx2v"
     _chunks: Chunks | None = None  # of the present rollout
 
     def _rollout_steps(self, steps: Tensor) -> Any:
