@@ -22,8 +22,8 @@ or framework, subclass `Subject`, implement what raises `NotImplementedError`, a
                               test added to its loss
 
 Class attributes say what the trainer cannot do: a term that needs it must then be refused, and a
-test that needs it is skipped with the reason. `refuses` names these terms. A subject may offer fewer
-updates than the others; `lacks` names the tests that it skips, each with a reason.
+test that needs it is skipped with the reason. `refuses` names these terms. A subject may offer
+fewer updates than the others; `lacks` names the tests that it skips, each with a reason.
 """
 
 from __future__ import annotations
