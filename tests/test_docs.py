@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from salt_losses import SaltConfig, step_schedule, velocity_to_x0
+from salt_losses.terms import SelfConsistency
 from salt_losses.trainers import TRAINERS, Facts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,7 +288,7 @@ def _(names: Names) -> Iterator[None]:
             pred_type="flow", num_train_timesteps=1000, student_sample_steps=8, sample_t_cfg=levels
         )
         yield
-        assert names["pipeline"]._salt.config.sc_weight == 1.0
+        assert names["pipeline"]._salt.config.sc.weight == 1.0
         return
     yield
     assert set(names["losses"]) >= {"vsd", "sc", "salt", "total"}
@@ -311,7 +312,9 @@ def _(names: Names) -> Iterator[None]:
 @runs("Recipes")
 def _(names: Names) -> Iterator[None]:
     yield
-    assert names["config"] == dataclasses.replace(SaltConfig.preset("paper"), sc_weight=0.3)
+    assert names["config"] == dataclasses.replace(
+        SaltConfig.preset("paper"), sc=SelfConsistency(weight=0.3)
+    )
 
 
 @runs("The shortest adapter")

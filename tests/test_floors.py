@@ -15,7 +15,8 @@ PACKAGE = Path(salt_losses.__file__).parent
 ROOMS = ("training", "terms", "trainers", "adapters", "integrations", "cli")
 FORBIDDEN = {
     "pure": ROOMS,
-    "training": ("trainers", "adapters", "integrations", "cli"),
+    "training": ("terms", "trainers", "adapters", "integrations", "cli"),
+    "terms": ("trainers", "adapters", "integrations", "cli"),
     "trainers": ("adapters", "integrations", "cli"),
     "adapters": ("integrations", "cli"),
     "integrations": ("adapters", "cli"),
@@ -24,8 +25,12 @@ FORBIDDEN = {
 
 
 def room(module: str) -> str:
-    """`salt_losses.training.defect` -> `training`; `pure` for what stands in no room."""
+    """`salt_losses.training.health` -> `training`; `pure` for what stands in no room."""
     parts = [*module.split("."), ""]
+    if parts[1] == "":  # the package itself, which shows the public names of all
+        return "top"
+    if parts[1] == "config":  # the settings are made of terms
+        return "terms"
     return parts[1] if parts[1] in ROOMS else "pure"
 
 

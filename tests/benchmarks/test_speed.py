@@ -41,7 +41,7 @@ def test_every_subject_runs_at_toy_size_and_writes_its_results(
 def test_the_release_s_reference_costs_0_4_calls_for_each_block_of_a_generator_update() -> None:
     def reference(salt: SaltConfig) -> float:
         with_it = iteration.expected_calls(salt, 4, update_ratio=1)["no_grad"]
-        without = iteration.expected_calls(replace(salt, align_weight=0.0), 4, update_ratio=1)
+        without = iteration.expected_calls(replace(salt, align=None), 4, update_ratio=1)
         return with_it - without["no_grad"]
 
     assert reference(iteration.VARIANTS["the release"]) == pytest.approx(0.4)

@@ -59,10 +59,10 @@ def salts() -> dict[str, Any]:
 def test_students_differ_in_what_their_names_say() -> None:
     plans = salts()
     assert plans["dmd-4"] is None
-    assert (plans["mixed"].sc_weight, plans["mixed"].align_weight) == (0.0, 0.0)
-    assert (plans["mixed-sc"].sc_weight, plans["mixed-sc"].align_weight) == (1.0, 0.0)
-    assert not any(plans[n].adv_weight for n in ("mixed", "mixed-sc", "few", "few first"))
-    assert {n: plans[n].adv_against for n in plans if plans[n] and plans[n].adv_weight} == {
+    assert (plans["mixed"].sc.weight, plans["mixed"].align.weight) == (0.0, 0.0)
+    assert (plans["mixed-sc"].sc.weight, plans["mixed-sc"].align.weight) == (1.0, 0.0)
+    assert not any(plans[n].adv.weight for n in ("mixed", "mixed-sc", "few", "few first"))
+    assert {n: plans[n].adv.against for n in plans if plans[n] and plans[n].adv.weight} == {
         name: "more_steps" if "asd" in name else "data"
         for name in plans
         if "asd" in name or " data" in name
@@ -70,8 +70,8 @@ def test_students_differ_in_what_their_names_say() -> None:
     assert {n for n in plans if plans[n] and plans[n].first_chunk_steps} == {
         n for n in plans if n.endswith(" first")
     }
-    assert plans["released"].align_weight > 0
-    assert plans["released"].align_warmup < PRESETS["cpu"].distill_steps
+    assert plans["released"].align.weight > 0
+    assert plans["released"].align.warmup < PRESETS["cpu"].distill_steps
     for name in (n for n in STUDENTS if n.endswith(" x3")):
         assert STUDENTS[name] == replace(STUDENTS[name.removesuffix(" x3")], length=3)
         assert plans[name] == plans[name.removesuffix(" x3")]
@@ -100,7 +100,7 @@ def test_every_group_compares_students_that_are_trained(group: str) -> None:
 def test_the_alignment_has_updates_after_its_warm_up_wherever_it_is_on() -> None:
     for name, salt in salts().items():
         updates = aligned_updates(STUDENTS[name].config(PRESETS["cpu"], 0), salt)
-        assert (updates > 5) == (salt is not None and salt.align_weight > 0), name
+        assert (updates > 5) == (salt is not None and salt.align.weight > 0), name
 
 
 def whole_video_trainer(weight: float | None, train_steps: int = 8) -> Trainer:

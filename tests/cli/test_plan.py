@@ -27,6 +27,7 @@ from salt_losses.cli.networks import Network
 from salt_losses.cli.settings import read_file
 from salt_losses.cli.trainers import TRAINERS, replaced
 from salt_losses.presets import PRESETS
+from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SELF_FORCING = TRAINERS["self_forcing"]
@@ -38,7 +39,9 @@ def plan_of(salt: SaltConfig, iterations: int = 300, trainer: Any = SELF_FORCING
 
 def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
     salt = SaltConfig(
-        sc_warmup=150, align_weight=0.1, align_warmup=100, adv_weight=0.03, adv_step_counts=(2,)
+        sc=SelfConsistency(warmup=150),
+        align=Alignment(weight=0.1, warmup=100),
+        adv=Adversarial(weight=0.03, step_counts=(2,)),
     )
     found = plan_of(salt)
     plans = list(map(salt.scheduler().plan, range(300)))
@@ -57,7 +60,9 @@ def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_calls_are_the_mean_over_all_exit_steps_of_what_was_counted(name: str) -> None:
-    salt = replace(SaltConfig.preset(name), align_warmup=20, sc_warmup=30)
+    salt = replace(
+        SaltConfig.preset(name), align=Alignment(warmup=20), sc=SelfConsistency(warmup=30)
+    )
     found = plan_of(salt, 60)["calls"]["per_iteration"]
     blocks, total = SELF_FORCING.blocks, NONE
     plain = NONE
@@ -68,7 +73,7 @@ def test_the_calls_are_the_mean_over_all_exit_steps_of_what_was_counted(name: st
             exits, share = [e] * blocks, 1 / plan.num_steps
             total = total.plus(critic_update(exits), share)
             if generator:
-                now = salt if iteration >= 30 else replace(salt, sc_weight=0.0)
+                now = salt if iteration >= 30 else replace(salt, sc=None)
                 update = generator_update(now, plan.num_steps, reference, exits)
                 total = total.plus(update, share)
         for e in range(4):
@@ -116,7 +121,7 @@ def test_a_plain_list_counts_in_thousandths_and_a_warped_one_goes_through_the_ta
 
 
 def test_the_memory_is_that_of_the_documented_arithmetic() -> None:
-    salt = SaltConfig(align_weight=0.1, align_at="input", adv_weight=0.03)
+    salt = SaltConfig(align=Alignment(weight=0.1, to="input"), adv=Adversarial(weight=0.03))
     items = {item["what"]: item for item in plan_of(salt, 5)["memory"]}
     gigabytes = {what: item["bytes"] / 1e9 for what, item in items.items()}
     # docs/cost.md: 6.04 GB and 0.09 GB of prompts; 3.0 GB; 35 M parameters, 0.56 GB.
@@ -131,7 +136,7 @@ def test_the_memory_is_that_of_the_documented_arithmetic() -> None:
 
 
 def test_the_heads_size_is_counted_from_a_real_one() -> None:
-    salt = SaltConfig(adv_weight=0.03, adv_against="more_steps")
+    salt = SaltConfig(adv=Adversarial(weight=0.03, against="more_steps"))
     head = DiscriminatorHead(24, (2, 3), num_classes=3)
     expected = sum(p.numel() for p in head.parameters())
     assert head_parameters(salt, Network(4, 24)) == expected
@@ -214,20 +219,20 @@ def test_what_rests_on_a_refused_setting_is_not_blamed_on_others(
             {
                 "step_counts": [700],
                 "probs": [1.0],
-                "sc_steps": [],
-                "align_reference": {"700": 1400},
+                "sc": {"step_counts": []},
+                "align": {"reference": {"700": 1400}},
             },
             "self_forcing",
             "a grid of 1400 steps is too fine",
         ),
-        ({"adv_weight": 0.1}, "longlive_streaming", "adv_against must be 'more_steps'"),
+        ({"adv": {"weight": 0.1}}, "longlive_streaming", "adv_against must be 'more_steps'"),
         (
-            {"align_weight": 0.1, "align_block": 30},
+            {"align": {"weight": 0.1, "block": 30}},
             "self_forcing",
             "align_block must be an index into the 30 blocks of fake_score; got 30",
         ),
         (
-            {"adv_weight": 0.1, "adv_blocks": [3, 40], "adv_features": "real_score"},
+            {"adv": {"weight": 0.1, "blocks": [3, 40], "features": "real_score"}},
             "self_forcing",
             "adv_blocks must be indices into the 40 blocks of real_score; got [3, 40]",
         ),
@@ -249,20 +254,20 @@ def test_settings_that_the_trainer_cannot_follow_are_wrong(
 @pytest.mark.parametrize(
     ("settings", "note"),
     [
-        ({"align_weight": 0.1}, "the alignment never comes on in the run's 100 iterations"),
-        ({"align_weight": 0.1, "align_warmup": 75}, "25 % of the run is after it"),
-        ({"sc_steps": (16,)}, "the defect term never comes on"),
-        ({"sc_warmup": 100}, "the defect term never comes on in the run's 100 iterations"),
-        ({"sc_warmup": 75}, "sc_warmup is 75: 25 % of the run is after it"),
+        ({"align": {"weight": 0.1}}, "the alignment never comes on in the run's 100 iterations"),
+        ({"align": {"weight": 0.1, "warmup": 75}}, "25 % of the run is after it"),
+        ({"sc": {"step_counts": (16,)}}, "the defect term never comes on"),
+        ({"sc": {"warmup": 100}}, "the defect term never comes on in the run's 100 iterations"),
+        ({"sc": {"warmup": 75}}, "sc_warmup is 75: 25 % of the run is after it"),
         ({"probs": (0.0, 0.5, 0.5)}, "K = 2 has probability 0"),
         ({"shift": 3.0}, "the trainer's table has 5"),
         ({"step_counts": (3, 4, 8)}, "[3, 4, 8] do not nest: 8 is no multiple of 3, whose"),
         ({"step_counts": (3, 5, 8)}, "do not nest: 8 is no multiple of 3 or 5, whose"),
         (
-            {"adv_weight": 0.1, "adv_warmup": 100},
+            {"adv": {"weight": 0.1, "warmup": 100}},
             "adv_warmup is 100: the discriminator's term never comes on",
         ),
-        ({"adv_weight": 0.1}, "hands None"),
+        ({"adv": {"weight": 0.1}}, "hands None"),
         ({"sweep_every": 50}, "2 sweeps, of at least 15 generator calls"),
     ],
 )
@@ -356,7 +361,7 @@ def test_in_lightx2v_an_iteration_has_one_update_of_the_generator_and_several_of
 def test_a_yaml_file_is_read_as_the_trainers_read_it(tmp_path: Path) -> None:
     path = tmp_path / "salt.yaml"
     path.write_text("adv_lr: 1e-5\nsc_weight: .5\nalign_reference: {2: 4}\n")
-    expected = {"adv_lr": 1e-5, "sc_weight": 0.5, "align_reference": {2: 4}}
+    expected = {"adv": {"lr": 1e-5}, "sc": {"weight": 0.5}, "align": {"reference": {2: 4}}}
     assert read_file(path)[0] == expected
 
 

@@ -21,7 +21,7 @@ NEW = ("fastvideo", "fastvideo_dmd2", "fastgen", "fastgen_dmd2", "wan")
 FASTVIDEO: dict[str, Any] = {
     "method": {
         "_target_": "salt_losses.integrations.fastvideo.SaltSelfForcingMethod",
-        "salt": {"sc_weight": 0.5, "first_chunk_steps": 8},
+        "salt": {"sc": {"weight": 0.5}, "first_chunk_steps": 8},
         "rollout_mode": "simulate",
         "generator_update_interval": 2,
         "dmd_denoising_steps": [1000, 757, 522],
@@ -136,7 +136,12 @@ def test_a_fastvideo_configuration_is_followed(
     # Its own list is left as it is where the grid has as many steps.
     salt = tmp_path / "salt.json"
     for shift, changed in ((None, False), (7.0, True)):
-        settings = {"step_counts": [3], "probs": [1.0], "sc_steps": [], "align_reference": {}}
+        settings = {
+            "step_counts": [3],
+            "probs": [1.0],
+            "sc": {"step_counts": []},
+            "align": {"reference": {}},
+        }
         salt.write_text(json.dumps({**settings, "shift": shift}))
         other = plan(capsys, salt, "--trainer", "fastvideo", "--trainer-config", path)
         levels = [1.0, 2 / 3, 1 / 3] if changed else [1.0, 0.757, 0.522]
@@ -186,8 +191,8 @@ def test_an_alignment_that_a_student_cannot_have_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     salt = tmp_path / "salt.json"
-    aligned = {"align_weight": 0.1, "align_warmup": 0}
-    salt.write_text(json.dumps({**aligned, "align_at": "input"}))
+    aligned = {"align": {"weight": 0.1, "warmup": 0}}
+    salt.write_text(json.dumps({**aligned, "align": {"to": "input"}}))
     told = refusal(capsys, salt, "--trainer", "fastvideo_dmd2")
     assert told.startswith("align_at must be one of 'exit', 'end' in FastVideo's SaltDMD2")
     plan(capsys, salt, "--trainer", "fastvideo", "--iterations", 9)

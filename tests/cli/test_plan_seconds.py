@@ -16,6 +16,7 @@ from salt_losses.cli.cards import CARDS, Card, cards_named
 from salt_losses.cli.foresight import foresee
 from salt_losses.cli.seconds import seconds_of
 from salt_losses.cli.trainers import TRAINERS
+from salt_losses.terms import Alignment
 
 ROOT = Path(__file__).parents[2]
 SELF_FORCING = TRAINERS["self_forcing"]
@@ -60,7 +61,7 @@ def test_the_measured_peak_is_foreseen_to_10_percent(card: Card, row: dict[str, 
     subject = subject_of(row)
     if subject.kind == "critic":  # whose peak is below the generator's
         return
-    salt = subject.salt or SaltConfig(sc_weight=0.0)
+    salt = subject.salt or SaltConfig(sc=None)
     peak = plan_of(salt, teacher=row["teacher"], card=card.name)["peak_gib"]
     assert peak["with Salt"] == pytest.approx(row["peak_gib"], rel=0.005)
 
@@ -73,7 +74,7 @@ def test_a_cards_coefficients_are_the_fit_to_its_results(card: Card) -> None:
 
 
 def test_the_seconds_of_an_iteration_are_those_of_its_updates_in_the_mean() -> None:
-    entries = plan_of(SaltConfig(align_weight=0.1, align_warmup=0))["calls"]["per_iteration"]
+    entries = plan_of(SaltConfig(align=Alignment(weight=0.1, warmup=0)))["calls"]["per_iteration"]
     c = CARDS[0].seconds
     generator = 7 * 2.5 * c["call"] + c["generator_update 1.3B"]
     critic = 7 * 3.5 * c["call"] + c["critic_update"]
@@ -102,7 +103,7 @@ def test_a_larger_teacher_takes_longer_and_more_memory() -> None:
 
 def test_feature_passes_take_as_long_as_they_have_blocks() -> None:
     def added(block: int) -> float:
-        salt = SaltConfig(align_weight=0.1, align_warmup=0, sc_weight=0.0, align_block=block)
+        salt = SaltConfig(align=Alignment(weight=0.1, warmup=0, block=block), sc=None)
         entries = plan_of(salt)["calls"]["per_iteration"]
         return float(entries["alignment"]["seconds"])
 

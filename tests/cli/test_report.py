@@ -248,7 +248,7 @@ def test_several_runs_share_a_figure_for_each_step_count_and_one_value_axis(
 def test_settings_that_differ_between_runs_come_first(tmp_path: Path) -> None:
     logs = [write_log(tmp_path / name) for name in ("a", "b")]
     for log, weight in zip(logs, (0.3, 1.0)):
-        record = {"settings": {"sc_weight": weight, "seed": 0}, "trainer": "Self Forcing"}
+        record = {"settings": {"sc": {"weight": weight}, "seed": 0}, "trainer": "Self Forcing"}
         (log / "salt_run.json").write_text(json.dumps(record | {"versions": {"torch": "2.13"}}))
     text = page_of(*logs)
     differ, same = text[text.index("What differs") :].split("What is the same")

@@ -299,7 +299,7 @@ def test_a_run_without_the_term_shows_its_effect(tmp_path: Path) -> None:
 
 def test_a_term_that_changes_nothing_does_not_work_as_intended(tmp_path: Path) -> None:
     runs = [write(tmp_path / name) for name in ("salt", "plain")]
-    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc_weight": 0}}))
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc": None}}))
     for log in runs:
         sweeps(log, lambda i: {"agreement": {"4-8": 0.5}, "defect": {"per_interval": [0.2]}})
     found = verdict(*runs)
@@ -313,7 +313,7 @@ def test_the_term_is_judged_by_four_sweeps_or_not_at_all(
     tmp_path: Path, count: int, judged: bool
 ) -> None:
     runs = [write(tmp_path / name) for name in ("salt", "plain")]
-    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc_weight": 0}}))
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc": None}}))
     for log in runs:
         sweeps(log, lambda i: {"agreement": {"4-8": 0.5}}, count=count)
     told = of(verdict(*runs), "The self-consistency term")
@@ -325,7 +325,7 @@ def test_the_term_is_judged_by_four_sweeps_or_not_at_all(
 
 def test_one_sweep_that_differs_decides_nothing_of_the_term(tmp_path: Path) -> None:
     runs = [write(tmp_path / name) for name in ("salt", "plain")]
-    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc_weight": 0}}))
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc": None}}))
     sweeps(runs[0], lambda i: {"agreement": {"4-8": 0.9 if i == 7 else 0.5}})
     sweeps(runs[1], lambda i: {"agreement": {"4-8": 0.5}})
     found = verdict(*runs).term
@@ -529,7 +529,7 @@ def test_changes_that_are_too_small_to_count_are_not_judged(tmp_path: Path) -> N
     sweeps(log, lambda i: {"agreement": {"4-8": 0.7 if i < 5 else 0.695}})
     assert of(verdict(log), "More steps against fewer").mark == "undecided"
     runs = [write(tmp_path / name) for name in ("salt", "plain")]
-    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc_weight": 0}}))
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc": None}}))
     for run, defect in zip(runs, (0.19, 0.2)):
         value = {"defect": {"per_interval": [defect]}}
         sweeps(run, lambda i: value)  # noqa: B023

@@ -21,7 +21,7 @@ from fastvideo_oracle import literal_reference, watched
 from tools import merged, reference, sc_loss
 from torch import Tensor
 
-from salt_losses import SaltConfig, SettingError, step_schedule
+from salt_losses import step_schedule
 from salt_losses.cli.calls import (
     NONE,
     expected_critic_update,
@@ -34,8 +34,6 @@ from salt_losses.cli.grids import step_lists
 from salt_losses.cli.settings import read_file
 from salt_losses.cli.trainer_configs import with_config
 from salt_losses.cli.trainers import TRAINERS, Rollout, Trainer
-from salt_losses.trainers import Facts
-from salt_losses.trainers.rules import LACKING
 
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from salt_losses.integrations._refuse import OFFERS, check_blocks, check_settings
 
 from salt_losses import SaltConfig
 from salt_losses.errors import SettingError
-from salt_losses.integrations._refuse import OFFERS, check_blocks, check_settings
 from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 
 DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"

@@ -38,10 +38,11 @@ from salt_losses import (
     velocity_to_x0,
     x0_to_velocity,
 )
+from salt_losses.terms import Alignment, SelfConsistency
 
 COARSE, FINE = (1.0, 0.5, 0.0), (1.0, 0.75, 0.5, 0.25, 0.0)
 GRID = torch.tensor(FINE, dtype=torch.float64)
-CONFIG = SaltConfig(sc_weight=0.5, align_weight=2.0)
+CONFIG = SaltConfig(sc=SelfConsistency(weight=0.5), align=Alignment(weight=2.0))
 PLAN = StepPlan(0, 8, GRID, True, True, 16, GRID, GRID, GRID)
 MASK = torch.tensor([[True, False, True], [True, True, True]])
 

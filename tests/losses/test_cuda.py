@@ -9,7 +9,6 @@ from salt_losses import (
     dmd_grad,
     dmd_loss,
     relational_align_loss,
-    rollout_align_loss,
     salt_loss,
     semigroup_defect_loss,
     shortcut_triple_sampler,

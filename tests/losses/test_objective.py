@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from salt_losses import MixedStepScheduler, SaltConfig, salt_loss
+from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 
 
 def plan_with(config, *, sc, align):
@@ -20,7 +21,8 @@ def plan_with(config, *, sc, align):
 
 # The alignment may be on at K = 8 too, so that one plan has both terms.
 CONFIG = SaltConfig(
-    sc_weight=0.5, align_weight=3.0, align_warmup=0, align_reference={2: 4, 4: 8, 8: 16}
+    sc=SelfConsistency(weight=0.5),
+    align=Alignment(weight=3.0, warmup=0, reference={2: 4, 4: 8, 8: 16}),
 )
 DMD, SC, ALIGN = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 5.0, 7.0))
 
@@ -48,7 +50,7 @@ def test_without_terms_salt_loss_is_the_dmd_loss_itself():
 
 
 def test_a_term_of_weight_zero_need_not_be_given_and_is_not_added():
-    config = dataclasses.replace(CONFIG, sc_weight=0.0, align_weight=0.0)
+    config = dataclasses.replace(CONFIG, sc=None, align=None)
     plan = plan_with(config, sc=True, align=True)
     assert salt_loss(DMD, plan, config) is DMD
     assert salt_loss(DMD, plan, config, sc=SC * float("nan"), align=ALIGN).item() == 2.0
@@ -63,9 +65,7 @@ def test_a_term_that_the_plan_wants_is_never_silently_zero(missing, other):
 
 def test_the_adversarial_term_counts_at_its_step_counts_after_its_warmup():
     config = SaltConfig(
-        step_counts=(2, 4), probs=(0.5, 0.5), sc_steps=(), adv_weight=0.5, adv_step_counts=(4,),
-        adv_warmup=10,
-    )  # fmt: skip
+        step_counts=(2, 4), probs=(0.5, 0.5), sc=SelfConsistency(step_counts=()), adv=Adversarial(weight=0.5, step_counts=(4,), warmup=10))  # fmt: skip
     one, three = torch.tensor(1.0), torch.tensor(3.0)
     plans = [config.scheduler().plan(iteration) for iteration in range(30)]
     felt = [plan.num_steps == 4 and plan.iteration >= 10 for plan in plans]
@@ -78,8 +78,8 @@ def test_the_adversarial_term_counts_at_its_step_counts_after_its_warmup():
         else:
             assert salt_loss(one, plan, config) == 1.0
     assert [config.has_adversary(k) for k in (2, 4)] == [False, True]
-    assert dataclasses.replace(config, adv_step_counts=None).has_adversary(2)
-    assert not dataclasses.replace(config, adv_weight=0).has_adversary(4)
+    assert dataclasses.replace(config, adv=Adversarial(step_counts=None)).has_adversary(2)
+    assert not dataclasses.replace(config, adv=None).has_adversary(4)
 
 
 def test_the_config_has_the_schedulers_settings_under_the_same_names_and_defaults():
@@ -96,9 +96,7 @@ def test_the_config_has_the_schedulers_settings_under_the_same_names_and_default
 
 def test_the_configs_scheduler_has_its_settings():
     settings = {
-        "step_counts": (1, 3, 6), "probs": (0.1, 0.2, 0.7), "shift": 2.0, "sc_steps": (6,),
-        "align_reference": {3: 6}, "align_warmup": 4, "align_prob": 0.9, "inference_steps": 3,
-        "seed": 11, "first_chunk_steps": {1: 3, 6: 12}, "sc_warmup": 6,
+        "step_counts": (1, 3, 6), "probs": (0.1, 0.2, 0.7), "shift": 2.0, "sc": {"step_counts": (6,), "warmup": 6}, "align": {"reference": {3: 6}, "warmup": 4, "prob": 0.9}, "inference_steps": 3, "seed": 11, "first_chunk_steps": {1: 3, 6: 12}
     }  # fmt: skip
     expected = MixedStepScheduler(**settings).state_dict()
     assert SaltConfig(**settings).scheduler().state_dict() == expected
@@ -112,11 +110,11 @@ def test_the_trainers_shift_stands_in_for_a_shift_of_none():
 
 def test_from_mapping_reads_what_a_yaml_file_holds():
     config = SaltConfig.from_mapping(
-        {"step_counts": [2, 8], "probs": [0.5, 0.5], "align_reference": {2: 4}, "align_block": 3}
+        {"step_counts": [2, 8], "probs": [0.5, 0.5], "align": {"reference": {2: 4}, "block": 3}}
     )
     assert config.scheduler().step_counts == (2, 8)
-    assert config.align_block == 3
-    assert config.align_margin == SaltConfig().align_margin
+    assert config.align.block == 3
+    assert config.align.margin == SaltConfig().align.margin
 
 
 @pytest.mark.parametrize(
@@ -130,16 +128,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(typo, nearest)
 
 # Every setting away from its default, as Python code has it.
 OTHER = SaltConfig(
-    step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, sc_steps=(3, 6),
-    align_reference={3: 6, 1: 4}, align_warmup=4, align_prob=0.9, inference_steps=3, seed=11,
-    sc_weight=2.0, align_weight=0.3, align_margin=0.2, align_features="real_score", align_block=20,
-    sc_stop_grad="composed", sc_time_weight="clean", sc_nearest=2, sc_warmup=9, align_at="input",
-    align_noise="own", align_levels=(0.1, 0.2), adv_weight=0.03, adv_against="more_steps",
-    adv_step_counts=(1, 3), adv_kind="hinge", adv_features="real_score", adv_blocks=(1, 0),
-    first_chunk_steps={3: 6, 1: 4}, adv_levels=(0.5, 0.6), adv_lr=0.1, adv_penalty=2.0,
-    adv_sigma=0.05, adv_warmup=7,
-    adv_updates=5, sweep_every=500, sweep_prompts=("a cat", "a dog"),
-)  # fmt: skip
+    step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, sc=SelfConsistency(step_counts=(3, 6), weight=2.0, stop_grad="composed", time_weight="clean", nearest=2, warmup=9), align=Alignment(reference={3: 6, 1: 4}, warmup=4, prob=0.9, weight=0.3, margin=0.2, features="real_score", block=20, to="input", reference_noise="own", noise_range=(0.1, 0.2)), adv=Adversarial(weight=0.03, against="more_steps", step_counts=(1, 3), kind="hinge", features="real_score", blocks=(1, 0), noise_range=(0.5, 0.6), lr=0.1, warmup=7), inference_steps=3, seed=11, first_chunk_steps={3: 6, 1: 4}, adv_penalty=2.0, adv_sigma=0.05, adv_updates=5, sweep_every=500, sweep_prompts=("a cat", "a dog"))  # fmt: skip
 
 
 @pytest.mark.parametrize("config", [SaltConfig(), OTHER], ids=["defaults", "others"])
@@ -165,36 +154,34 @@ def test_every_setting_counts_in_a_comparison():
 
 
 def test_equal_configs_are_one_key_of_a_dict_whatever_they_were_made_from():
-    lists = SaltConfig(step_counts=[2, 4, 8], probs=[0.2, 0.4, 0.4], align_reference={4: 8, 2: 4})
-    assert {SaltConfig(): 1, lists: 2, SaltConfig(sc_weight=1, align_levels=[0, 1]): 3} == {
-        SaltConfig(): 3
-    }
+    lists = SaltConfig(
+        step_counts=[2, 4, 8], probs=[0.2, 0.4, 0.4], align=Alignment(reference={4: 8, 2: 4})
+    )
+    assert {
+        SaltConfig(): 1,
+        lists: 2,
+        SaltConfig(sc=SelfConsistency(weight=1), align=Alignment(noise_range=[0, 1])): 3,
+    } == {SaltConfig(): 3}
     assert OTHER not in {SaltConfig(): 1}
 
 
 def test_a_config_does_not_change_with_what_it_was_made_from():
     counts, reference, first = [2, 4, 8], {2: 4}, {2: 4}
-    config = SaltConfig(step_counts=counts, align_reference=reference, first_chunk_steps=first)
+    config = SaltConfig(
+        step_counts=counts, align=Alignment(reference=reference), first_chunk_steps=first
+    )
     before = dataclasses.asdict(config)
     counts[0], reference[4], first[4] = 1, 16, 16
-    config.scheduler().align_reference[2] = config.scheduler().first_chunk_steps[2] = 6
+    config.scheduler().align.reference[2] = config.scheduler().first_chunk_steps[2] = 6
     assert dataclasses.asdict(config) == before
 
 
 def test_numbers_of_numpy_are_numbers():
     np = pytest.importorskip("numpy")
     config = SaltConfig(
-        step_counts=list(np.array([2, 4, 8])), probs=list(np.array([0.25, 0.25, 0.5], np.float32)),
-        shift=np.float32(5), align_reference={np.int64(2): np.int32(4)}, seed=np.uint8(3),
-        sc_weight=np.float16(0.5), align_margin=fractions.Fraction(1, 4), align_block=np.int8(20),
-        align_levels=(np.float32(0), np.float64(0.5)), sc_nearest=np.int16(2),
-        first_chunk_steps=np.int8(8),
-    )  # fmt: skip
+        step_counts=list(np.array([2, 4, 8])), probs=list(np.array([0.25, 0.25, 0.5], np.float32)), shift=np.float32(5), align=Alignment(reference={np.int64(2): np.int32(4)}, margin=fractions.Fraction(1, 4), block=np.int8(20), noise_range=(np.float32(0), np.float64(0.5))), sc=SelfConsistency(weight=np.float16(0.5), nearest=np.int16(2)), seed=np.uint8(3), first_chunk_steps=np.int8(8))  # fmt: skip
     expected = SaltConfig(
-        probs=(0.25, 0.25, 0.5), shift=5.0, align_reference={2: 4}, seed=3, sc_weight=0.5,
-        align_margin=0.25, align_block=20, align_levels=(0.0, 0.5), sc_nearest=2,
-        first_chunk_steps=8,
-    )  # fmt: skip
+        probs=(0.25, 0.25, 0.5), shift=5.0, align=Alignment(reference={2: 4}, margin=0.25, block=20, noise_range=(0.0, 0.5)), sc=SelfConsistency(weight=0.5, nearest=2), seed=3, first_chunk_steps=8)  # fmt: skip
     assert config == expected
     assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(expected))
     assert json.dumps(config.scheduler().state_dict()) == json.dumps(
@@ -202,9 +189,9 @@ def test_numbers_of_numpy_are_numbers():
     )
     for truth in (np.bool_(True), np.array([1.0]), np.complex64(1)):
         with pytest.raises(TypeError, match="sc_weight must be a number"):
-            SaltConfig(sc_weight=truth)
+            SaltConfig(sc=SelfConsistency(weight=truth))
 
 
 def test_the_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        SaltConfig().sc_weight = 2.0
+        SaltConfig().sc.weight = 2.0

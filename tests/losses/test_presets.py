@@ -38,11 +38,9 @@ def test_the_released_recipes_differ_in_start_and_noise_only():
 
 
 def test_a_preset_in_a_mapping_can_be_overridden():
-    mapping = {"preset": "released_longlive", "align_weight": 0, "align_reference": {"2": 8}}
+    mapping = {"preset": "released_longlive", "align": None}
     config = SaltConfig.from_mapping(mapping)
-    expected = dataclasses.replace(
-        SaltConfig.preset("released_longlive"), align_weight=0.0, align_reference={2: 8}
-    )
+    expected = dataclasses.replace(SaltConfig.preset("released_longlive"), align=None)
     assert config == expected
     assert mapping["preset"] == "released_longlive"  # the caller's mapping is as it was
     assert SaltConfig.from_mapping({"preset": "paper"}) == SaltConfig.preset("paper")
@@ -74,15 +72,15 @@ def gradient_on_v_s(config, t_s):
     count = 100_000
     triple = shortcut_triple_sampler(
         t_s.expand(count), step_schedule(8, 5.0), step_schedule(4, 5.0),
-        nearest=config.sc_nearest, generator=torch.Generator().manual_seed(0),
+        nearest=config.sc.nearest, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     v_s = torch.zeros(count, 1, dtype=torch.float64, requires_grad=True)
     loss = semigroup_defect_loss(
         lambda x, t: torch.ones_like(x), torch.zeros_like(v_s), triple, v_s=v_s,
-        weight=1 - triple.t_s if config.sc_time_weight == "clean" else None,
-        stop_grad=config.sc_stop_grad,
+        weight=1 - triple.t_s if config.sc.time_weight == "clean" else None,
+        stop_grad=config.sc.stop_grad,
     )  # fmt: skip
-    (config.sc_weight * loss).backward()
+    (config.sc.weight * loss).backward()
     return -v_s.grad.sum().item() / 2
 
 

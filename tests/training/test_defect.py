@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from salt_losses.training.defect import Defect
 from torch import Tensor
 
-from salt_losses.terms import SelfConsistency
 from salt_losses import SaltConfig, ShortcutTriple, step_schedule
+from salt_losses.terms import SelfConsistency
 from salt_losses.training import defect as term
-from salt_losses.training.defect import Defect
 
 TRAIN, ENDS = step_schedule(8).tolist(), step_schedule(4).tolist()
 

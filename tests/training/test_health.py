@@ -14,9 +14,9 @@ import tiny
 import torch
 from torch import Tensor
 
-from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 from salt_losses import SaltConfig
 from salt_losses.adapters import self_forcing
+from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 from salt_losses.training import defect as term
 from salt_losses.training.health import FIRST, Health, Vitals
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses import SaltConfig
+from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses.training import saved_settings
 
 OTHER = {

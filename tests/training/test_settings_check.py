@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 
 import pytest
+from salt_losses.training.settings_check import no_effect, warn_of_no_effect
 
 from salt_losses import SaltConfig, effects
 from salt_losses.presets import PRESETS
-from salt_losses.training.settings_check import no_effect, warn_of_no_effect
 
 TWO = {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1}
 FOUR = {"step_counts": (4,), "probs": (1.0,)}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from salt_losses.training.settings_check import check_nesting, not_nested, unaligned
 
 from salt_losses import SaltConfig, shift_time, step_schedule
-from salt_losses.training.settings_check import check_nesting, not_nested, unaligned
 from salt_losses.training.step_lists import StepLists
 
 TABLE = 1000 * shift_time(torch.linspace(1.0, 0.0, 1001)[:-1], 5.0)
