@@ -108,7 +108,8 @@ def through_torch(state):
 @pytest.mark.parametrize("carry", [lambda s: s, through_json, through_torch])
 def test_a_resumed_run_gets_the_plans_it_would_have_had(carry):
     settings = {
-        "seed": 2, "align": {"warmup": 5, "reference": {4: 8, 2: 4}}, "shift": 3, "first_chunk_steps": {4: 8, 2: 8}, "sc": {"warmup": 20}
+        "seed": 2, "align_warmup": 5, "shift": 3, "align_reference": {4: 8, 2: 4},
+        "first_chunk_steps": {4: 8, 2: 8}, "sc_warmup": 20,
     }  # fmt: skip
     run = MixedStepScheduler(**settings)
     for _ in range(13):
@@ -131,8 +132,11 @@ OTHER_SETTINGS = {
     "step_counts": (1, 4, 8),
     "probs": (0.4, 0.2, 0.4),
     "shift": 5.0,
-    "sc": {"step_counts": (4, 8), "warmup": 5},
-    "align": {"reference": {2: 8}, "warmup": 0, "prob": 0.25},
+    "sc_steps": (4, 8),
+    "sc_warmup": 5,
+    "align_reference": {2: 8},
+    "align_warmup": 0,
+    "align_prob": 0.25,
     "inference_steps": 2,
     "seed": 1,
     "first_chunk_steps": {4: 16},

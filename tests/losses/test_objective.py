@@ -6,8 +6,20 @@ import pickle
 import pytest
 import torch
 
-from salt_losses import MixedStepScheduler, SaltConfig, salt_loss
-from salt_losses.terms import Adversarial, Alignment, SelfConsistency
+from salt_losses import MixedStepScheduler, SaltConfig, SettingError, salt_loss
+from salt_losses.terms import Adversarial, Alignment, SelfConsistency, Term
+
+# At 0e54e92, with seed 7, no warm-up of the alignment and otherwise the defaults.
+DRAWN = "4a4822a8884a822484a84a4a488488"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(Term):
+    name = "mine"
+    weight: float = 0.1
+
+    def loss(self, rollout):
+        return (rollout.video - rollout.real_x0).square().mean()
 
 
 def plan_with(config, *, sc, align):
@@ -33,74 +45,91 @@ def test_salt_loss_adds_the_terms_that_the_plan_has_on(sc, align):
     plan = plan_with(CONFIG, sc=sc, align=align)
     expected = 2.0 + (0.5 * 5.0 if sc else 0.0) + (3.0 * 7.0 if align else 0.0)
     given = {"sc": SC if sc else None, "align": ALIGN if align else None}
-    assert salt_loss(DMD, plan, CONFIG, **given).item() == expected
-    assert salt_loss(DMD, plan, CONFIG, sc=SC, align=ALIGN).item() == expected
+    assert salt_loss(DMD, plan, **given).item() == expected
+    assert salt_loss(DMD, plan, sc=SC, align=ALIGN).item() == expected
 
 
 def test_the_gradient_of_salt_loss_is_one_and_the_weights():
     terms = [u.clone().requires_grad_() for u in (DMD, SC, ALIGN)]
     plan = plan_with(CONFIG, sc=True, align=True)
-    salt_loss(terms[0], plan, CONFIG, sc=terms[1], align=terms[2]).backward()
+    salt_loss(terms[0], plan, sc=terms[1], align=terms[2]).backward()
     assert [u.grad.item() for u in terms] == [1.0, 0.5, 3.0]
 
 
 def test_without_terms_salt_loss_is_the_dmd_loss_itself():
     plan = plan_with(CONFIG, sc=False, align=False)
-    assert salt_loss(DMD, plan, CONFIG) is DMD
+    assert salt_loss(DMD, plan) is DMD
 
 
-def test_a_term_of_weight_zero_need_not_be_given_and_is_not_added():
-    config = dataclasses.replace(CONFIG, sc=None, align=None)
-    plan = plan_with(config, sc=True, align=True)
-    assert salt_loss(DMD, plan, config) is DMD
-    assert salt_loss(DMD, plan, config, sc=SC * float("nan"), align=ALIGN).item() == 2.0
+@pytest.mark.parametrize(
+    "off", [{"sc": None, "align": None}, {"sc": SelfConsistency(0.0), "align": Alignment(0.0)}]
+)
+def test_a_term_that_is_off_need_not_be_given_and_is_not_added(off):
+    plan = dataclasses.replace(CONFIG, **off).scheduler().plan(0)
+    assert salt_loss(DMD, plan) is DMD
+    assert salt_loss(DMD, plan, sc=SC * float("nan"), align=ALIGN).item() == 2.0
+
+
+def test_terms_of_ones_own_are_added_by_their_names():
+    config = dataclasses.replace(CONFIG, sc=None, align=None, terms=(Mine(0.25),))
+    plan = config.scheduler().plan(0)
+    assert salt_loss(DMD, plan, mine=SC).item() == 2.0 + 0.25 * 5.0
+    with pytest.raises(ValueError, match="yours is not a term of the plan, which has"):
+        salt_loss(DMD, plan, mine=SC, yours=SC)
+    with pytest.raises(ValueError, match="make it with SaltConfig"):
+        salt_loss(DMD, MixedStepScheduler().plan(0), sc=SC)
 
 
 @pytest.mark.parametrize(("missing", "other"), [("sc", "align"), ("align", "sc")])
 def test_a_term_that_the_plan_wants_is_never_silently_zero(missing, other):
     plan = plan_with(CONFIG, sc=True, align=True)
     with pytest.raises(ValueError, match=f"^{missing} must be given"):
-        salt_loss(DMD, plan, CONFIG, **{other: SC})
+        salt_loss(DMD, plan, **{other: SC})
 
 
-def test_the_adversarial_term_counts_at_its_step_counts_after_its_warmup():
+def test_the_plans_weights_say_what_is_on():
     config = SaltConfig(
-        step_counts=(2, 4), probs=(0.5, 0.5), sc=SelfConsistency(step_counts=()), adv=Adversarial(weight=0.5, step_counts=(4,), warmup=10))  # fmt: skip
-    one, three = torch.tensor(1.0), torch.tensor(3.0)
-    plans = [config.scheduler().plan(iteration) for iteration in range(30)]
-    felt = [plan.num_steps == 4 and plan.iteration >= 10 for plan in plans]
-    assert {plan.num_steps for plan in plans[:10]} == {plan.num_steps for plan in plans[10:]}
-    for plan, is_felt in zip(plans, felt):
-        assert salt_loss(one, plan, config, adv=three) == (2.5 if is_felt else 1.0)
-        if is_felt:
-            with pytest.raises(ValueError, match="adv must be given"):
-                salt_loss(one, plan, config)
-        else:
-            assert salt_loss(one, plan, config) == 1.0
-    assert [config.has_adversary(k) for k in (2, 4)] == [False, True]
-    assert dataclasses.replace(config, adv=Adversarial(step_counts=None)).has_adversary(2)
-    assert not dataclasses.replace(config, adv=None).has_adversary(4)
+        step_counts=(2, 4), probs=(0.5, 0.5), sc=SelfConsistency(weight=2.0, step_counts=(4,)),
+        align=Alignment(reference={2: 4}, prob=0.5, warmup=5),
+        adv=Adversarial(step_counts=(4,), warmup=10), terms=(Mine(0.5, warmup=20),),
+    )  # fmt: skip
+    for plan in (config.scheduler().plan(iteration) for iteration in range(30)):
+        late = plan.iteration >= 20
+        assert plan.weights == {
+            "sc": 2.0 if plan.use_sc else 0.0,
+            "align": 0.1 if plan.use_align else 0.0,
+            # Its discriminator is trained in the warm-up, too.
+            "adv": 0.03 if plan.num_steps == 4 else 0.0,
+            "mine": 0.5 if late else 0.0,
+        }
+        assert plan.use_sc == (plan.num_steps == 4)
 
 
-def test_the_config_has_the_schedulers_settings_under_the_same_names_and_defaults():
-    scheduler = MixedStepScheduler()
-    for name, value in scheduler.state_dict()["settings"].items():
-        ours = getattr(SaltConfig(), name)
-        if name == "shift":
-            assert ours is None  # the trainer's own
-        elif name == "align_reference":
-            assert sorted(map(list, ours.items())) == value
-        else:
-            assert (list(ours) if isinstance(value, list) else ours) == value
+def test_plans_of_one_seed_are_those_of_the_first_version():
+    """Draw by draw, so that recorded studies remain comparable."""
+    scheduler = SaltConfig(align=Alignment(warmup=0), seed=7).scheduler()
+    plans = [scheduler.plan(i) for i in range(24)]
+    drawn = "".join(str(plan.num_steps) + "a" * plan.use_align for plan in plans)
+    assert drawn == DRAWN
 
 
 def test_the_configs_scheduler_has_its_settings():
     settings = {
-        "step_counts": (1, 3, 6), "probs": (0.1, 0.2, 0.7), "shift": 2.0, "sc": {"step_counts": (6,), "warmup": 6}, "align": {"reference": {3: 6}, "warmup": 4, "prob": 0.9}, "inference_steps": 3, "seed": 11, "first_chunk_steps": {1: 3, 6: 12}
+        "step_counts": (1, 3, 6), "probs": (0.1, 0.2, 0.7), "shift": 2.0, "inference_steps": 3,
+        "seed": 11, "first_chunk_steps": {1: 3, 6: 12},
     }  # fmt: skip
-    expected = MixedStepScheduler(**settings).state_dict()
-    assert SaltConfig(**settings).scheduler().state_dict() == expected
-    assert SaltConfig(**settings).scheduler(7.0).state_dict() == expected  # its own shift wins
+    terms = {
+        "sc": SelfConsistency(step_counts=(6,), warmup=6),
+        "align": Alignment(reference={3: 6}, warmup=4, prob=0.9),
+    }
+    flat = {
+        "sc_steps": (6,), "sc_warmup": 6, "align_reference": {3: 6}, "align_warmup": 4,
+        "align_prob": 0.9,
+    }  # fmt: skip
+    expected = MixedStepScheduler(**settings, **flat).state_dict()
+    config = SaltConfig(**settings, **terms)
+    assert config.scheduler().state_dict() == expected
+    assert config.scheduler(7.0).state_dict() == expected  # its own shift wins
 
 
 def test_the_trainers_shift_stands_in_for_a_shift_of_none():
@@ -110,32 +139,115 @@ def test_the_trainers_shift_stands_in_for_a_shift_of_none():
 
 def test_from_mapping_reads_what_a_yaml_file_holds():
     config = SaltConfig.from_mapping(
-        {"step_counts": [2, 8], "probs": [0.5, 0.5], "align": {"reference": {2: 4}, "block": 3}}
+        {"step_counts": [2, 8], "probs": [0.5, 0.5], "align": {"reference": {"2": 4}, "block": 3}}
     )
     assert config.scheduler().step_counts == (2, 8)
-    assert config.align.block == 3
-    assert config.align.margin == SaltConfig().align.margin
+    assert config.align == Alignment(reference={2: 4}, block=3)
+    assert config.sc == SelfConsistency()
+    assert SaltConfig.from_mapping({"sc": None}).sc is None
+    assert SaltConfig.from_mapping({"sc.weight": 0.2, "sc.warmup": 3}).sc == SelfConsistency(
+        0.2, warmup=3
+    )
+
+
+def test_a_preset_keeps_what_a_block_leaves_out():
+    config = SaltConfig.from_mapping({"preset": "released_longlive", "align": {"weight": 1}})
+    released = SaltConfig.preset("released_longlive")
+    assert config.align == dataclasses.replace(released.align, weight=1)
+    assert config.sc == released.sc
 
 
 @pytest.mark.parametrize(
     ("typo", "nearest"),
-    [("sc_wieght", "sc_weight"), ("alignmargin", "align_margin"), ("step_count", "step_counts")],
+    [
+        ({"sc": {"wieght": 1}}, "'sc.wieght'; did you mean 'sc.weight'"),
+        ({"align.margni": 1}, "'align.margni'; did you mean 'align.margin'"),
+        ({"step_count": 1}, "'step_count'; did you mean 'step_counts'"),
+    ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_known_one(typo, nearest):
-    with pytest.raises(ValueError, match=f"'{typo}'; did you mean '{nearest}'"):
-        SaltConfig.from_mapping({typo: 1})
+    with pytest.raises(SettingError, match=nearest):
+        SaltConfig.from_mapping(typo)
+
+
+@pytest.mark.parametrize(
+    ("flat", "place"),
+    [
+        ("sc_weight", "it is now sc.weight"), ("sc_steps", "it is now sc.step_counts"),
+        ("align_at", "it is now align.to"), ("align_noise", "it is now align.reference_noise"),
+        ("align_levels", "it is now align.noise_range"), ("adv_kind", "it is now adv.kind"),
+        ("adv_step_counts", "it is now adv.step_counts"), ("adv_penalty", "it is gone"),
+        ("sweep_every", "the argument `sweep_every` of `record`"),
+    ],
+)  # fmt: skip
+def test_a_flat_setting_is_refused_with_its_new_place(flat, place):
+    with pytest.raises(SettingError, match=place) as caught:
+        SaltConfig.from_mapping({flat: 1})
+    assert caught.value.setting == flat
+
+
+def test_terms_from_elsewhere_are_named_by_their_class():
+    target = "examples.own_term.moments.Moments"
+    config = SaltConfig.from_mapping({"terms": [{"_target_": target, "weight": 0.5}]})
+    assert config.terms[0].weight == 0.5
+    assert config.to_mapping()["terms"][0]["_target_"] == target
+    for block, words in (
+        ({"weight": 1}, "must be a block with a _target_"),
+        ({"_target_": "no.such.Term"}, "cannot be imported"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            SaltConfig.from_mapping({"terms": [block]})
+
+
+def test_terms_have_different_names():
+    with pytest.raises(SettingError, match="'mine' twice"):
+        SaltConfig(terms=(Mine(), Mine(2.0)))
+
+
+def test_a_term_is_checked_where_it_is_made():
+    assert (Mine().weight, Mine(0.5).warmup, Mine().step_counts) == (0.1, 0, None)
+    with pytest.raises(SettingError, match=r"mine.weight must be .*; got -1") as caught:
+        Mine(-1)
+    assert caught.value.setting == "mine.weight"
+    assert Mine().needs == {"video", "real_x0"}
+
+    class Plain(Term):
+        name = "plain"
+
+        def __init__(self):
+            super().__init__(weight=2.0)
+            self.seen = []
+
+        def on_exit_step(self, step):
+            self.seen.append(step)
+
+    assert Plain().needs == {"on_exit_step"}
+    assert Plain().weight == 2.0
 
 
 # Every setting away from its default, as Python code has it.
 OTHER = SaltConfig(
-    step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, sc=SelfConsistency(step_counts=(3, 6), weight=2.0, stop_grad="composed", time_weight="clean", nearest=2, warmup=9), align=Alignment(reference={3: 6, 1: 4}, warmup=4, prob=0.9, weight=0.3, margin=0.2, features="real_score", block=20, to="input", reference_noise="own", noise_range=(0.1, 0.2)), adv=Adversarial(weight=0.03, against="more_steps", step_counts=(1, 3), kind="hinge", features="real_score", blocks=(1, 0), noise_range=(0.5, 0.6), lr=0.1, warmup=7), inference_steps=3, seed=11, first_chunk_steps={3: 6, 1: 4}, adv_penalty=2.0, adv_sigma=0.05, adv_updates=5, sweep_every=500, sweep_prompts=("a cat", "a dog"))  # fmt: skip
+    step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, inference_steps=3, seed=11,
+    first_chunk_steps={3: 6, 1: 4},
+    sc=SelfConsistency(
+        step_counts=(3, 6), weight=2.0, stop_grad="composed", time_weight="clean", nearest=2,
+        warmup=9,
+    ),
+    align=Alignment(
+        reference={3: 6, 1: 4}, warmup=4, prob=0.9, weight=0.3, margin=0.2, features="real_score",
+        block=20, to="input", reference_noise="own", noise_range=(0.1, 0.2),
+    ),
+    adv=Adversarial(
+        weight=0.3, against="more_steps", step_counts=(1, 3), kind="hinge", features="real_score",
+        blocks=(1, 0), noise_range=(0.5, 0.6), lr=0.1, warmup=7,
+    ),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("config", [SaltConfig(), OTHER], ids=["defaults", "others"])
-def test_asdict_json_pickle_and_replace_give_the_config_back(config):
-    settings = dataclasses.asdict(config)
+def test_to_mapping_json_pickle_and_replace_give_the_config_back(config):
+    settings = config.to_mapping()
     for same in (
-        SaltConfig(**settings),
         SaltConfig.from_mapping(settings),
         SaltConfig.from_mapping(json.loads(json.dumps(settings))),
         dataclasses.replace(config),
@@ -143,25 +255,26 @@ def test_asdict_json_pickle_and_replace_give_the_config_back(config):
     ):
         assert same == config
         assert hash(same) == hash(config)
-        assert dataclasses.asdict(same) == settings
+        assert same.to_mapping() == settings
 
 
 def test_every_setting_counts_in_a_comparison():
-    for name, value in dataclasses.asdict(OTHER).items():
-        # These go together.
-        if name not in ("step_counts", "probs", "inference_steps", "adv_step_counts"):
-            assert dataclasses.replace(SaltConfig(), **{name: value}) != SaltConfig()
+    for block in ("sc", "align", "adv"):
+        term = getattr(OTHER, block)
+        for field in dataclasses.fields(term):
+            value = getattr(term, field.name)
+            if value is not None:  # align.step_counts
+                default = type(term)()
+                assert dataclasses.replace(default, **{field.name: value}) != default
 
 
 def test_equal_configs_are_one_key_of_a_dict_whatever_they_were_made_from():
+    plain = SaltConfig(align=Alignment())
     lists = SaltConfig(
         step_counts=[2, 4, 8], probs=[0.2, 0.4, 0.4], align=Alignment(reference={4: 8, 2: 4})
     )
-    assert {
-        SaltConfig(): 1,
-        lists: 2,
-        SaltConfig(sc=SelfConsistency(weight=1), align=Alignment(noise_range=[0, 1])): 3,
-    } == {SaltConfig(): 3}
+    same = SaltConfig(sc=SelfConsistency(weight=1), align=Alignment(noise_range=[0, 1]))
+    assert {plain: 1, lists: 2, same: 3} == {plain: 3}
     assert OTHER not in {SaltConfig(): 1}
 
 
@@ -170,25 +283,43 @@ def test_a_config_does_not_change_with_what_it_was_made_from():
     config = SaltConfig(
         step_counts=counts, align=Alignment(reference=reference), first_chunk_steps=first
     )
-    before = dataclasses.asdict(config)
+    before = config.to_mapping()
     counts[0], reference[4], first[4] = 1, 16, 16
-    config.scheduler().align.reference[2] = config.scheduler().first_chunk_steps[2] = 6
-    assert dataclasses.asdict(config) == before
+    config.scheduler().align_reference[2] = config.scheduler().first_chunk_steps[2] = 6
+    assert config.to_mapping() == before
 
 
 def test_numbers_of_numpy_are_numbers():
     np = pytest.importorskip("numpy")
     config = SaltConfig(
-        step_counts=list(np.array([2, 4, 8])), probs=list(np.array([0.25, 0.25, 0.5], np.float32)), shift=np.float32(5), align=Alignment(reference={np.int64(2): np.int32(4)}, margin=fractions.Fraction(1, 4), block=np.int8(20), noise_range=(np.float32(0), np.float64(0.5))), sc=SelfConsistency(weight=np.float16(0.5), nearest=np.int16(2)), seed=np.uint8(3), first_chunk_steps=np.int8(8))  # fmt: skip
+        step_counts=list(np.array([2, 4, 8])),
+        probs=list(np.array([0.25, 0.25, 0.5], np.float32)),
+        shift=np.float32(5),
+        align=Alignment(
+            reference={np.int64(2): np.int32(4)},
+            margin=fractions.Fraction(1, 4),
+            block=np.int8(20),
+            noise_range=(np.float32(0), np.float64(0.5)),
+        ),
+        sc=SelfConsistency(weight=np.float16(0.5), nearest=np.int16(2)),
+        seed=np.uint8(3),
+        first_chunk_steps=np.int8(8),
+    )
     expected = SaltConfig(
-        probs=(0.25, 0.25, 0.5), shift=5.0, align=Alignment(reference={2: 4}, margin=0.25, block=20, noise_range=(0.0, 0.5)), sc=SelfConsistency(weight=0.5, nearest=2), seed=3, first_chunk_steps=8)  # fmt: skip
+        probs=(0.25, 0.25, 0.5),
+        shift=5.0,
+        align=Alignment(reference={2: 4}, margin=0.25, block=20, noise_range=(0.0, 0.5)),
+        sc=SelfConsistency(weight=0.5, nearest=2),
+        seed=3,
+        first_chunk_steps=8,
+    )
     assert config == expected
-    assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(expected))
+    assert json.dumps(config.to_mapping()) == json.dumps(expected.to_mapping())
     assert json.dumps(config.scheduler().state_dict()) == json.dumps(
         expected.scheduler().state_dict()
     )
     for truth in (np.bool_(True), np.array([1.0]), np.complex64(1)):
-        with pytest.raises(TypeError, match="sc_weight must be a number"):
+        with pytest.raises(TypeError, match="sc.weight must be a number"):
             SaltConfig(sc=SelfConsistency(weight=truth))
 
 

@@ -148,7 +148,13 @@ def test_watching_changes_no_bit_of_loss_gradients_and_random_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(
-        SALT, step_counts=(2, 4), probs=(0.5, 0.5), sc=SelfConsistency(step_counts=(2, 4)), align=Alignment(weight=0.1, reference={2: 4}, warmup=0, prob=1.0), adv=Adversarial(weight=0.1, blocks=(0,), against="more_steps"))  # fmt: skip
+        SALT,
+        step_counts=(2, 4),
+        probs=(0.5, 0.5),
+        sc=SelfConsistency(step_counts=(2, 4)),
+        align=Alignment(weight=0.1, reference={2: 4}, warmup=0, prob=1.0),
+        adv=Adversarial(weight=0.1, blocks=(0,), against="more_steps"),
+    )
 
     def run() -> tuple[list[Tensor], list[dict[str, float]]]:
         trainer, seen = tiny.build_trainer(dfake_gen_update_ratio=2), list[dict[str, float]]()

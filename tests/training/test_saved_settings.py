@@ -10,15 +10,34 @@ from typing import Any
 import pytest
 
 from salt_losses import SaltConfig
-from salt_losses.terms import Alignment, SelfConsistency
+from salt_losses.terms import SelfConsistency
 from salt_losses.training import saved_settings
 
 OTHER = {
-    "step_counts": (2, 4), "probs": (0.5, 0.5), "shift": 3.0, "sc": {"step_counts": (4,), "weight": 30.0, "stop_grad": "direct", "time_weight": "clean", "nearest": 2, "warmup": 7}, "align": {"reference": {2: 4}, "warmup": 1, "prob": 0.1, "weight": 0.1, "margin": 0.2, "features": "real_score", "block": 3, "to": "end", "reference_noise": "own", "noise_range": (0.1, 0.9)}, "inference_steps": 2, "seed": 1, "first_chunk_steps": {2: 4}, "adv": {"weight": 0.1, "against": "more_steps", "step_counts": (2,), "kind": "hinge", "features": "real_score", "blocks": (1, 2), "noise_range": (0.1, 0.4), "lr": 1e-4, "warmup": 5}, "adv_penalty": 0.1, "adv_sigma": 0.2, "adv_updates": 2, "sweep_every": 5, "sweep_prompts": ("a", "b")
+    "step_counts": (2, 4), "probs": (0.5, 0.5), "shift": 3.0, "inference_steps": 2, "seed": 1,
+    "first_chunk_steps": {2: 4}, "sc.step_counts": (4,), "sc.weight": 30.0,
+    "sc.stop_grad": "direct", "sc.time_weight": "clean", "sc.nearest": 2, "sc.warmup": 7,
+    "align.reference": {2: 4}, "align.warmup": 1, "align.prob": 0.1, "align.weight": 0.2,
+    "align.margin": 0.2, "align.features": "real_score", "align.block": 3, "align.to": "end",
+    "align.reference_noise": "own", "align.noise_range": (0.1, 0.9), "adv.weight": 0.1,
+    "adv.against": "more_steps", "adv.step_counts": (2,), "adv.kind": "hinge",
+    "adv.features": "real_score", "adv.blocks": (1, 2), "adv.noise_range": (0.1, 0.4),
+    "adv.lr": 1e-4, "adv.warmup": 5,
 }  # fmt: skip
-# Other plans, which the scheduler refuses.
-PLANS = {"step_counts", "probs", "shift", *saved_settings.save(
-    SaltConfig().scheduler(), SaltConfig())["settings"]}  # fmt: skip
+# Plans that differ, which the scheduler refuses; by its own names.
+PLANS = {
+    "sc.step_counts": "sc_steps", "sc.warmup": "sc_warmup", "align.reference": "align_reference",
+    "align.warmup": "align_warmup", "align.prob": "align_prob",
+    **{name: name for name in ("step_counts", "probs", "shift", "inference_steps", "seed",
+                               "first_chunk_steps")},
+}  # fmt: skip
+BASE = {"align": {}, "adv": {}}
+
+
+def config_of(**settings: Any) -> SaltConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SaltConfig.from_mapping({**BASE, **settings})
 
 
 def saved(config: Any) -> dict[str, Any]:
@@ -35,18 +54,21 @@ def resumed(config: SaltConfig, state: dict[str, Any]) -> list[str]:
 
 
 def test_every_setting_is_tried() -> None:
-    assert OTHER.keys() == {field.name for field in dataclasses.fields(SaltConfig)}
+    settings = config_of().to_mapping()
+    names = {name for name in settings if name not in ("sc", "align", "adv", "terms")}
+    for block in ("sc", "align", "adv"):
+        names |= {f"{block}.{field}" for field in settings[block]}
+    assert OTHER.keys() == names - {"align.step_counts"}
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_setting_that_differs_is_refused_or_named(name: str) -> None:
-    before, now = SaltConfig(), OTHER[name]
-    changed = {name: now, "adv": {"step_counts": (2,)}} if name == "step_counts" else {name: now}
+    changed: dict[str, Any] = {name: OTHER[name]}
     if name in ("step_counts", "probs"):
         changed = {"step_counts": (2, 8), "probs": (0.5, 0.5)}
-    config = SaltConfig(**changed)
+    before, config = config_of(), config_of(**changed)
     if name in PLANS:
-        with pytest.raises(ValueError, match=f"from other settings: .*{name} "):
+        with pytest.raises(ValueError, match=f"from other settings: .*{PLANS[name]} "):
             saved_settings.load(config.scheduler(5.0), config, saved(before))
         return
     (message,) = resumed(config, saved(before))
@@ -55,16 +77,15 @@ def test_every_setting_that_differs_is_refused_or_named(name: str) -> None:
     assert message.count("->") == 1
 
 
-@pytest.mark.parametrize("config", [SaltConfig(), SaltConfig(**OTHER)], ids=["default", "other"])
-def test_the_same_settings_are_resumed_without_a_word(config: SaltConfig) -> None:
+@pytest.mark.parametrize("settings", [{}, OTHER], ids=["default", "other"])
+def test_the_same_settings_are_resumed_without_a_word(settings: dict[str, Any]) -> None:
+    config = config_of(**settings)
     assert resumed(config, saved(config)) == []
 
 
 def test_all_changes_are_named_in_one_line() -> None:
-    (message,) = resumed(
-        SaltConfig(sc=SelfConsistency(weight=30), align=Alignment(to="end")), saved(SaltConfig())
-    )
-    assert message.endswith("this run had: sc_weight 1 -> 30, align_at 'exit' -> 'end'")
+    (message,) = resumed(config_of(**{"sc.weight": 30, "align.to": "end"}), saved(config_of()))
+    assert message.endswith("this run had: sc.weight 1 -> 30, align.to 'exit' -> 'end'")
     assert "\n" not in message
 
 
@@ -76,11 +97,11 @@ def test_a_state_from_before_there_were_settings_in_it_is_resumed_without_a_word
 
 def test_a_setting_that_is_newer_than_the_state_had_its_default() -> None:
     state = saved(SaltConfig())
-    del state[saved_settings.KEY]["sc_weight"]
+    del state[saved_settings.KEY]["sc"]["weight"]
     state[saved_settings.KEY]["gone"] = 1
     assert resumed(SaltConfig(), state) == []
     (message,) = resumed(SaltConfig(sc=SelfConsistency(weight=30)), state)
-    assert message.endswith("sc_weight 1 -> 30")
+    assert message.endswith("sc.weight 1 -> 30")
 
 
 @pytest.mark.parametrize("damaged", [3, None, [1], "text"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from salt_losses.training.settings_check import check_nesting, not_nested, unaligned
 
-from salt_losses import SaltConfig, shift_time, step_schedule
+from salt_losses import SaltConfig, SettingError, shift_time, step_schedule
+from salt_losses.terms.nesting import not_nested, unaligned
+from salt_losses.trainers import TRAINERS, Facts
 from salt_losses.training.step_lists import StepLists
 
 TABLE = 1000 * shift_time(torch.linspace(1.0, 0.0, 1001)[:-1], 5.0)
@@ -66,12 +68,17 @@ def test_a_list_that_is_none_of_decreasing_steps_is_named_unless_a_shift_replace
 
 # What does not nest.
 
-PAPER = {"align": {"weight": 0.1}}
 HALF = {"step_counts": (2,), "probs": (1.0,), "sc": {"step_counts": (2,)}, "inference_steps": 2}
 
 
+def config_of(settings: dict[str, Any]) -> SaltConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of terms that never turn on
+        return SaltConfig.from_mapping({"align.weight": 0.1} | settings)
+
+
 def named(made: StepLists, **settings: Any) -> list[str]:
-    return not_nested(SaltConfig(**settings), made.of, made.own_steps)
+    return not_nested(config_of(settings), made.of, made.own_steps)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_a_list_that_does_not_nest_is_named_with_what_does_not_hold() -> None:
         "their levels; an alignment of 2 to 4 steps cannot share the student's noise"
     )
     assert message.endswith("set shift, which replaces it")
-    assert "defect" not in message
+    assert "triples" not in message
     assert named(lists(1000, 357, shift=5.0), sc=None) == []
 
 
@@ -114,20 +121,30 @@ def test_a_list_that_does_not_nest_is_named_with_what_does_not_hold() -> None:
         ((1000, 900, 800, 700), {}, "at [8] steps"),  # t_e is from it
         ((1000, 900, 800, 700, 600, 500, 400, 300), {}, "at [8] steps"),
         ((1000, 900, 800, 700), {"sc": {"step_counts": ()}}, None),
-        ((1000, 900, 800, 700), {"inference_steps": 2, "sc": {"step_counts": (4,)}}, "at [4] steps"),
         (
             (1000, 900, 800, 700),
-            {"step_counts": (2, 8), "probs": (0.5, 0.5), "inference_steps": 2, "sc": {"step_counts": (2,)}, "first_chunk_steps": 4},
+            {"inference_steps": 2, "sc": {"step_counts": (4,)}},
+            "at [4] steps",
+        ),
+        (
+            (1000, 900, 800, 700),
+            {
+                "step_counts": (2, 8),
+                "probs": (0.5, 0.5),
+                "inference_steps": 2,
+                "sc": {"step_counts": (2,)},
+                "first_chunk_steps": 4,
+            },
             "at [2] steps",
         ),
     ],
-)  # fmt: skip
+)
 def test_the_defect_terms_part_is_said_where_the_list_has_one(
     own: tuple[int, ...], settings: dict[str, Any], off: str | None
 ) -> None:
     (message,) = named(lists(*own), **settings)
     assert ("triples" in message) == (off is not None)
-    assert off is None or f"{off} the defect term's triples" in message
+    assert off is None or f"{off} the self-consistency term's triples" in message
 
 
 @pytest.mark.parametrize(
@@ -135,50 +152,43 @@ def test_the_defect_terms_part_is_said_where_the_list_has_one(
     [
         ((1000, 357), {}, (2, 2, 4)),
         ((1000, 900, 800, 700), {}, (2, 2, 4)),
-        ((1000, 900, 800, 700), {"align": {"reference": {4: 8}}}, (4, 4, 8)),
+        ((1000, 900, 800, 700), {"align.reference": {4: 8}}, (4, 4, 8)),
         (
             (1000, 900, 800, 700),
-            {"align": {"reference": {2: 8}}, "first_chunk_steps": 4},
+            {"align.reference": {2: 8}, "first_chunk_steps": 4},
             (2, 4, 8),
         ),
-        ((1000, 357), {"align": {"to": "end", "reference_noise": "shared"}}, (2, 2, 4)),
-        ((1000, 357), {"align": {"to": "exit", "reference_noise": "own"}}, (2, 2, 4)),
+        ((1000, 357), {"align.to": "end", "align.reference_noise": "shared"}, (2, 2, 4)),
+        ((1000, 357), {"align.to": "exit", "align.reference_noise": "own"}, (2, 2, 4)),
     ],
 )
 def test_an_alignment_between_lists_that_do_not_nest_is_refused(
     own: tuple[int, ...], settings: dict[str, Any], pair: tuple[int, int, int]
 ) -> None:
-    made, config = lists(*own), SaltConfig(**(PAPER | settings))
+    made, config = lists(*own), config_of(settings)
     low, coarse, fine = pair
-    message = f"align_reference\\[{low}\\] needs lists that nest: that of {fine} steps does not "
-    with pytest.raises(ValueError, match=f"{message}hold that of {coarse}, "):
-        check_nesting(config, made.of, made.own_steps, "FastVideo")
+    message = f"align.reference\\[{low}\\] needs lists that nest: that of {fine} steps does not "
+    with pytest.raises(SettingError, match=f"{message}hold that of {coarse}, "):
+        TRAINERS["fastvideo"].check(config, Facts(made.timesteps, made.shift))
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {"align": None},
-        {"align": {"prob": 0.0}},
-        {"align": {"to": "end", "reference_noise": "own"}},  # from and to its own end
+        {"align.prob": 0.0},
+        {"align.to": "end", "align.reference_noise": "own"},  # from and to its own end
         {"probs": (0.0, 0.5, 0.5)},
-        {"align": {"reference": {4: 8}}},
+        {"align.reference": {4: 8}},
     ],
 )
 def test_an_alignment_that_needs_no_nesting_is_let_be(settings: dict[str, Any]) -> None:
-    assert unaligned(SaltConfig(**(PAPER | settings)), lists(1000, 357).of) == []
+    assert unaligned(config_of(settings), lists(1000, 357).of) == []
     shifted = lists(1000, 357, shift=3.0)
-    assert unaligned(SaltConfig(**PAPER), shifted.of) == []
+    assert unaligned(config_of({}), shifted.of) == []
 
 
-def test_it_is_a_warning_that_names_the_trainer_on_the_first_rank(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from salt_losses.training import settings_check
-
+def test_it_is_a_warning_that_names_the_trainer() -> None:
     made = lists(1000, 357)
-    with pytest.warns(UserWarning, match="^LongLive: the trainer's own list of 2 steps"):
-        check_nesting(SaltConfig(), made.of, made.own_steps, "LongLive")
-    monkeypatch.setattr(settings_check.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(settings_check.dist, "get_rank", lambda: 1)
-    check_nesting(SaltConfig(), made.of, made.own_steps, "LongLive")
+    with pytest.warns(UserWarning, match="^LongLive v1.0: the trainer's own list of 2 steps"):
+        TRAINERS["longlive"].warn(SaltConfig(), Facts(made.timesteps, made.shift, made.own_steps))

@@ -6,34 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 from ..config import SaltConfig
-from ..errors import SettingError
 from ..mixed_step import first_chunk_count
 from .alignment import Alignment
-from .base import warn
 
 SAME_POINT = 1e-2  # of two lists, in thousandths
 
 StepList = Callable[[int], Sequence[float]]
-
-
-def check_nesting(
-    config: SaltConfig, step_list: StepList, own_steps: int | None, where: str
-) -> None:
-    """Refuse an alignment whose lists do not nest; warn, on rank 0, of `not_nested`'s messages.
-
-    Args:
-        config: the settings.
-        step_list: timesteps of the rollouts of so many steps.
-        own_steps: length of the trainer's own list, which those of that length take; None if a
-            `shift` replaces it.
-        where: names the trainer.
-
-    Raises:
-        ValueError: the first of `unaligned`'s messages.
-    """
-    for message in unaligned(config, step_list):
-        raise SettingError("align.reference", message)
-    warn(not_nested(config, step_list, own_steps), where)
 
 
 def unaligned(config: SaltConfig, step_list: StepList) -> list[str]:
@@ -52,7 +30,13 @@ def unaligned(config: SaltConfig, step_list: StepList) -> list[str]:
 
 def not_nested(config: SaltConfig, step_list: StepList, own_steps: int | None) -> list[str]:
     """Name the trainer's own list if it does not nest with a grid's, and what does not hold then.
-    The arguments are those of `check_nesting`."""
+
+    Args:
+        config: the settings.
+        step_list: timesteps of the trainer's rollouts by their step count.
+        own_steps: length of the trainer's own list, which those of that length take; None if a
+            `shift` replaces it.
+    """
     counts = _occurring(config)
     finest, ends = max(config.step_counts), config.inference_steps
     sc, align = config.sc, config.align

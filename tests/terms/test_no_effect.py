@@ -5,56 +5,59 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from salt_losses.training.settings_check import no_effect, warn_of_no_effect
 
-from salt_losses import SaltConfig, effects
+from salt_losses import SaltConfig
 from salt_losses.presets import PRESETS
+from salt_losses.terms import base
+from salt_losses.terms.base import Run, no_effect
+from salt_losses.trainers import TRAINERS, Facts
 
 TWO = {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1}
 FOUR = {"step_counts": (4,), "probs": (1.0,)}
 ONE_TO_FOUR = {"step_counts": (1,), "probs": (1.0,), "align": {"reference": {1: 4}, "weight": 0.1}}
 
 IDLE = {
-    "no step count of sc_steps": (TWO, {}, "set sc_steps to some of [2]"),
-    "four steps, and sc_steps of eight": (FOUR, {}, "set sc_steps to some of [4]"),
+    "no step count of sc_steps": (TWO, {}, "set sc.step_counts to some of [2]"),
+    "four steps, and sc_steps of eight": (FOUR, {}, "set sc.step_counts to some of [4]"),
     "one step alone": (
         {"step_counts": (1,), "probs": (1.0,), "sc": {"step_counts": (1,)}},
         {},
-        "set sc_weight to 0",
+        "set sc to null",
     ),
     "a step count that never occurs": (
         {"probs": (0.5, 0.5, 0.0)},
         {},
-        "set sc_steps to some of [2, 4]",
+        "set sc.step_counts to some of [2, 4]",
     ),
     "two steps, and no level 1": (
-        {"step_counts": (2,), "probs": (1.0,), "sc": {"step_counts": (2,), "time_weight": "clean"}, "inference_steps": 1},
+        {"step_counts": (2,), "probs": (1.0,), "inference_steps": 1,
+         "sc": {"step_counts": (2,), "time_weight": "clean"}},
         {},
-        "sc_time_weight 'clean' leaves out the level 1",
+        "sc.time_weight 'clean' leaves out the level 1",
     ),
     "students that leave at their last step": (
         {},
         {"last_step_only": True},
-        "set sc_steps to fewer steps than max(step_counts)",
+        "set sc.step_counts to fewer steps than max(step_counts)",
     ),
     "no reference": ({**FOUR, "sc": None, "align": {"weight": 1, "reference": {2: 4}}}, {},
-                     "give it one, or set align_weight to 0"),
-    "never drawn": ({"align": {"weight": 1, "prob": 0}}, {}, "align_prob is 0; set it above 0"),
+                     "give it one, or set align to null"),
+    "never drawn": ({"align": {"weight": 1, "prob": 0}}, {}, "align.prob is 0; set it above 0"),
     "a margin above all": ({"align": {"weight": 1, "margin": 2}}, {}, "always 0; lower it"),
     "one step at the same level": (
         {**ONE_TO_FOUR, "sc": None},
         {},
-        "set align_at to 'end'",
+        "set align.to to 'end'",
     ),
     "a short run": (
         {"align": {"weight": 1}},
         {"iterations": 600},
-        "align_warmup is 600: the alignment never comes on in the run's 600 iterations",
+        "align.warmup is 600: the term never turns on in the run's 600 iterations",
     ),
     "a discriminator at no count": (
         {"probs": (0.5, 0.5, 0.0), "sc": None, "adv": {"weight": 1, "step_counts": (8,)}},
         {},
-        "adv_step_counts [8] never occur",
+        "none of its step_counts [8] is among those that occur",
     ),
     "a list of three": ({}, {"own_steps": 3}, "set step_counts to [3]"),
     "a first chunk like the others": (
@@ -68,7 +71,10 @@ IDLE = {
 @pytest.mark.parametrize("case", IDLE)
 def test_what_never_happens_is_said_with_the_setting_to_change(case):
     settings, trainer, message = IDLE[case]
-    (said,) = no_effect(SaltConfig(**settings), **trainer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = SaltConfig.from_mapping(settings)
+    (said,) = no_effect(Run(config, **trainer))
     assert message in said
 
 
@@ -82,7 +88,7 @@ EFFECTIVE = {
     ),
     "last steps with one below": ({"sc": {"step_counts": (4,)}}, {"last_step_only": True}),
     "clean and eight": ({"sc": {"time_weight": "clean"}}, {}),
-    "one step aligned to an end": ({**ONE_TO_FOUR, "sc": None, "align": {"to": "end"}}, {}),
+    "one step aligned to an end": ({**ONE_TO_FOUR, "sc": None, "align.to": "end"}, {}),
     "a list that is the reference's": (
         {"step_counts": (2,), "probs": (1.0,), "sc": None, "align": {"weight": 1}},
         {"own_steps": 4},
@@ -102,27 +108,28 @@ EFFECTIVE = {
 def test_what_has_an_effect_is_passed_over(case):
     settings, trainer = EFFECTIVE[case]
     config = SaltConfig.from_mapping(settings)
-    assert no_effect(config, **trainer) == []
+    assert no_effect(Run(config, **trainer)) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_no_effect(config, "the trainer", **trainer)
+        TRAINERS["fastgen"].warn(config, Facts(**trainer))
 
 
 def test_what_the_settings_say_of_themselves_is_said_once_where_they_are_made():
-    with pytest.warns(UserWarning, match=r"^SaltConfig: sc_weight is 1") as caught:
+    with pytest.warns(UserWarning, match=r"^SaltConfig: sc never turns on") as caught:
         config = SaltConfig(step_counts=(1, 3, 6))  # the term is at 8 steps
     assert len(caught) == 1
-    with pytest.warns(UserWarning, match=r"^FastVideo: the trainer's own list") as caught:
-        warn_of_no_effect(SaltConfig(), "FastVideo", own_steps=3)
+    known = TRAINERS["fastgen"]
+    with pytest.warns(UserWarning, match=r"^FastGen's .*: the trainer's own list") as caught:
+        known.warn(SaltConfig(), Facts(own_steps=3))
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_no_effect(config, "FastVideo", own_steps=3, last_step_only=True)
+        known.warn(config, Facts(own_steps=3))
 
 
 def test_only_the_first_rank_warns(monkeypatch):
-    monkeypatch.setattr(effects.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(effects.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(base.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(base.dist, "get_rank", lambda: 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_no_effect(SaltConfig(**TWO), "FastVideo", own_steps=3)
+        TRAINERS["fastgen"].warn(SaltConfig(**TWO), Facts(own_steps=3))

@@ -1,4 +1,4 @@
-"""The defect term of a rollout against a naive computation, setting by setting."""
+"""The self-consistency term of a rollout against a naive computation, setting by setting."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from salt_losses.training.defect import Defect
 from torch import Tensor
 
 from salt_losses import SaltConfig, ShortcutTriple, step_schedule
-from salt_losses.terms import SelfConsistency
-from salt_losses.training import defect as term
+from salt_losses.terms import SelfConsistency, Trace
+from salt_losses.terms import self_consistency as term
 
 TRAIN, ENDS = step_schedule(8).tolist(), step_schedule(4).tolist()
 
@@ -23,14 +22,16 @@ def velocity(x: Tensor, t: Tensor) -> Tensor:
 def collected(
     exits: list[Tensor], *, lockstep: bool = False, masks: list[Tensor | None] | None = None,
     **settings: Any,
-) -> tuple[Tensor | None, list[Tensor], list[ShortcutTriple], list[Tensor]]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor], list[ShortcutTriple], list[Tensor]]:  # fmt: skip
     """The loss, where the extra calls were made, the triples, and the states."""
     torch.manual_seed(0)
     triples, calls, states = list[ShortcutTriple](), list[Tensor](), list[Tensor]()
     sampler = term.shortcut_triple_sampler
-    defect = Defect(
-        SaltConfig(**settings), torch.Generator().manual_seed(1), TRAIN, ENDS, lockstep=lockstep
-    )
+    config = SaltConfig(step_counts=(8,), probs=(1.0,), sc=SelfConsistency(**settings))
+    trace = Trace(
+        config.all_terms, config.scheduler().plan(0), str, trainer="a trainer",
+        times=lambda grid: grid.tolist(), lockstep=lockstep,
+    )  # fmt: skip
 
     def counted(x: Tensor, t: Tensor) -> Tensor:
         calls.append(t)
@@ -46,8 +47,9 @@ def collected(
             x = torch.randn(len(t_s), 2, 3, 4, 4, dtype=torch.float64)
             states.append(x)
             mask = None if masks is None else masks[number]
-            defect.exit_step(counted, x, velocity(x, t_s), t_s, mask=mask)
-    return defect.loss(), calls, triples, states
+            trace.exit_step(x, velocity(x, t_s), t_s, counted, mask=mask)
+    loss, _ = trace.objective(torch.zeros((), dtype=torch.float64))
+    return loss, calls, triples, states
 
 
 def naive(triples: list[ShortcutTriple], states: list[Tensor], *, clean: bool) -> Tensor:
@@ -83,15 +85,15 @@ EXITS = [levels(1.0, 1.0), levels(0.75, 0.125), levels(0.125, 0.125), levels(0.5
 def test_the_term_is_that_of_a_naive_computation(
     lockstep: bool, nearest: int | None, clean: bool
 ) -> None:
-    settings = {"sc": {"nearest": nearest, "time_weight": "clean" if clean else None}}
+    settings: dict[str, Any] = {"nearest": nearest, "time_weight": "clean" if clean else None}
     loss, _, triples, states = collected(EXITS, lockstep=lockstep, **settings)
     torch.testing.assert_close(loss, naive(triples, states, clean=clean))
 
 
 @pytest.mark.parametrize(("nearest", "ends"), [(None, {0.5, 0.25, 0.0}), (1, {0.5}),
                                                (2, {0.5, 0.25})])  # fmt: skip
-def test_sc_nearest_bounds_where_a_triple_ends(nearest: int | None, ends: set[float]) -> None:
-    _, _, triples, _ = collected([levels(*[0.75] * 64)], sc=SelfConsistency(nearest=nearest))
+def test_nearest_bounds_where_a_triple_ends(nearest: int | None, ends: set[float]) -> None:
+    _, _, triples, _ = collected([levels(*[0.75] * 64)], nearest=nearest)
     assert {*triples[0].t_e.tolist()} == ends
 
 
@@ -99,10 +101,10 @@ def test_sc_nearest_bounds_where_a_triple_ends(nearest: int | None, ends: set[fl
     ("settings", "lockstep", "made"),
     [
         ({}, False, 3),  # not where no triple is feasible
-        ({"sc": {"time_weight": "clean"}}, False, 2),  # nor where 1 - t_s is 0
+        ({"time_weight": "clean"}, False, 2),  # nor where 1 - t_s is 0
         # Ranks leave at steps of their own, and must make the same calls.
         ({}, True, 4),
-        ({"sc": {"time_weight": "clean"}}, True, 4),
+        ({"time_weight": "clean"}, True, 4),
     ],
 )
 def test_calls_are_spared_only_where_all_ranks_spare_them(
@@ -113,9 +115,7 @@ def test_calls_are_spared_only_where_all_ranks_spare_them(
 
 
 def test_a_level_1_in_a_batch_of_others_is_called_and_counts_as_0() -> None:
-    loss, calls, triples, states = collected(
-        [levels(1.0, 0.75)], sc=SelfConsistency(time_weight="clean")
-    )
+    loss, calls, triples, states = collected([levels(1.0, 0.75)], time_weight="clean")
     assert len(calls) == 1
     torch.testing.assert_close(loss, naive(triples, states, clean=True))
 
@@ -131,7 +131,7 @@ def test_exit_steps_of_which_no_element_counts_are_not_in_the_mean(lockstep: boo
 
 
 def test_without_a_triple_there_is_no_term_and_without_an_exit_step_an_error() -> None:
-    assert collected([levels(0.125)])[0] is None
-    assert float(collected([levels(0.125)], lockstep=True)[0]) == 0  # type: ignore[arg-type]
+    assert collected([levels(0.125)])[0] == 0
+    assert collected([levels(0.125)], lockstep=True)[0] == 0
     with pytest.raises(RuntimeError, match="no call of the student with gradient"):
         collected([])
