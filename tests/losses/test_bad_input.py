@@ -798,6 +798,9 @@ def test_a_malformed_call_says_what_came_and_what_is_wanted(call, error):
         eval(call, NAMES)
     kind = "TypeError" if isinstance(raised.value, TypeError) else "ValueError"
     assert f"{kind}: {raised.value}" == error
-    if call.startswith(("SaltConfig(", "MixedStepScheduler(", "SelfC", "Align", "Advers")) and ")." not in call:
+    if (
+        call.startswith(("SaltConfig(", "MixedStepScheduler(", "SelfC", "Align", "Advers"))
+        and ")." not in call
+    ):
         assert isinstance(raised.value, SettingError)
         assert raised.value.setting == re.match(r"[\w.]+", str(raised.value))[0]
