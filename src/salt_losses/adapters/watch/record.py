@@ -41,9 +41,9 @@ def record(
     `salt_alarms.jsonl`. `salt_run.json` has the settings and versions of the latest start, and
     where and when each start began. With `sweep_every`, `salt_sweeps/iteration_...` has what the
     present weights make of some prompts at 1, 2, 4 and 8 steps (docs/health.md). After each
-    `trainer.save()`, `salt.json` lies in the checkpoint's folder, and with a discriminator
-    `salt_adversary.pt`, its weights and optimizer. Called on every rank; only the main process
-    writes. On detach, `trainer.save` is the trainer's own again.
+    `trainer.save()`, `salt.json` is in the checkpoint's folder, and if a term has a state (a
+    discriminator its weights and optimizer) `salt_terms.pt`. Called on every rank; only the main
+    process writes. On detach, `trainer.save` is the trainer's own again.
 
     Where something cannot be written, a warning says so, the training goes on as it would have, and
     it is tried again: lines with the next line, a state with the next checkpoint.
@@ -64,10 +64,10 @@ def record(
 
     Raises:
         ValueError: a `salt.json` was found that is none, or whose settings differ from the
-            handle's; or a `salt_adversary.pt` that is none, or of another discriminator. With
+            handle's; or a `salt_terms.pt` that is corrupt, or of other terms. With
             `sweep_every`: the trainer starts from images, or there are no prompts.
         MissingSeamError: the trainer lacks what this needs, or a sweep; nothing is changed then.
-        OSError: a file cannot be read, or the `salt_adversary.pt` that `salt.json` names is gone.
+        OSError: a file cannot be read, or the `salt_terms.pt` that `salt.json` names is gone.
     """
     check = SeamCheck("trainer")
     check.seams(trainer, RECORD)
