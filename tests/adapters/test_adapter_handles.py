@@ -15,16 +15,23 @@ import harness
 import pytest
 import tiny
 import torch
+from salt_losses.adapters.rollout.tap import DefectTap
+from salt_losses.training.defect import Defect
 from test_adapters import adapter, everything, loss_inputs, parts, salt
 from torch import Tensor
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
-from salt_losses.adapters.rollout.tap import DefectTap
-from salt_losses.training.defect import Defect
+from salt_losses.terms import SelfConsistency
 from salt_losses.training.health import Health, Vitals
 
-SC = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1, align_weight=0.0)
+SC = SaltConfig(
+    step_counts=(4,),
+    probs=(1.0,),
+    sc=SelfConsistency(step_counts=(4,)),
+    align=None,
+    inference_steps=1,
+)
 
 
 @pytest.fixture
@@ -60,9 +67,11 @@ def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradien
     steps = len(model.denoising_step_list)
     other = 2 * steps
     config = salt(
-        model, sc_weight=1.0, align_weight=1.0, step_counts=(other,), sc_steps=(other,),
-        align_reference={other: 2 * other},
-    )  # fmt: skip
+        model,
+        sc={"weight": 1.0, "step_counts": (other,)},
+        align={"weight": 1.0, "reference": {other: 2 * other}},
+        step_counts=(other,),
+    )
     for (own, own_log), (salted, log) in zip(losses(None), losses(config)):
         assert torch.equal(own, salted)
         assert own_log.keys() == log.keys()
@@ -214,7 +223,7 @@ def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any)
     model = harness.build_model(name, num_layers=1, num_training_frames=24)
     model.name = name
     inputs = loss_inputs(model) | {"initial_latent": torch.randn(1, 1, 16, 4, 4)}
-    config = salt(model, sc_weight=1.0)
+    config = salt(model, sc={"weight": 1.0})
     for seed in range(3):  # a block that is one off is at another timestep than its list's
         torch.manual_seed(seed)
         with causal_forcing.attached(model, config):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import harness
@@ -12,6 +11,7 @@ import pytest
 import test_adapters
 import torch
 from harness import FRAME_TOKENS
+from salt_losses.training.adversary import Adversary
 from test_adapters import (
     VANISHING,
     adapter,
@@ -27,20 +27,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from salt_losses import DiscriminatorHead, SaltConfig, add_noise
-from salt_losses.training.adversary import Adversary
+from tests.nested import changed
 
 AGAINST = ["data", "more_steps"]
 
 
 def playing(model: Any, against: str, **settings: Any) -> SaltConfig:
-    chosen = {
-        "adv_weight": 1.0,
-        "adv_against": against,
-        "adv_blocks": (1, 0),
-        "adv_lr": 1e-3,
-        "adv_penalty": 0.5,
-    }
-    return salt(model, **(chosen | settings))
+    chosen = {"weight": 1.0, "against": against, "blocks": (1, 0), "lr": 1e-3}
+    return changed(salt(model, adv=chosen), **settings)
 
 
 @contextlib.contextmanager
@@ -72,11 +66,15 @@ def test_a_discriminator_of_vanishing_weight_leaves_the_generator_step_bit_ident
     model: Any, against: str
 ) -> None:
     config = playing(
-        model, against, adv_weight=VANISHING, sc_weight=VANISHING, align_weight=VANISHING
+        model,
+        against,
+        adv={"weight": VANISHING},
+        sc={"weight": VANISHING},
+        align={"weight": VANISHING},
     )
     for seed, features in enumerate(("fake_score", "real_score")):
         plain = generator_step(model, seed)
-        salted = generator_step(model, seed, replace(config, adv_features=features))
+        salted = generator_step(model, seed, changed(config, adv={"features": features}))
         assert_same(plain.result, salted.result)
         assert torch.equal(plain.streams[0], salted.streams[0])
         assert plain.streams[1] == salted.streams[1]
@@ -86,7 +84,7 @@ def test_a_discriminator_of_vanishing_weight_leaves_the_generator_step_bit_ident
 
 
 def test_at_weight_0_there_is_no_discriminator(model: Any) -> None:
-    config = playing(model, "more_steps", adv_weight=0.0)
+    config = playing(model, "more_steps", adv=None)
     plain, _ = calls_of_a_step(model, 0, None)
     salted, step = calls_of_a_step(model, 0, config)
     assert salted == plain
@@ -119,7 +117,7 @@ def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: 
         return numbers, tensors, (loss.detach(), harness.gradients(model.generator)), log
 
     plain = second_chunk(None)
-    salted = second_chunk(playing(model, "more_steps", adv_weight=VANISHING, adv_blocks=(0,)))
+    salted = second_chunk(playing(model, "more_steps", adv={"weight": VANISHING, "blocks": (0,)}))
     assert plain[0] == salted[0]
     assert [name for name, x in plain[1].items() if not torch.equal(x, salted[1][name])] == []
     assert_same(plain[2], salted[2])
@@ -253,7 +251,7 @@ def literal_logits(model: Any, head: Any, x: Tensor, t: Tensor, features: str) -
 def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
     model: Any, against: str, kind: str, features: str
 ) -> None:
-    config = playing(model, against, adv_kind=kind, adv_features=features, adv_updates=2)
+    config = playing(model, against, adv={"kind": kind, "features": features})
     with dmd_loss_times_zero(model):
         recorded = Recorded(model, 1, config)
     head = DiscriminatorHead(getattr(model, features).model.dim, (1, 0))
@@ -314,7 +312,10 @@ def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_the_calls_are_those_of_docs_cost(model: Any, against: str, penalty: float) -> None:
-    config = playing(model, against, adv_penalty=penalty, adv_updates=3)
+    config = playing(
+        model,
+        against,
+    )
     plain, _ = calls_of_a_step(model, 0, None)
     salted, step = calls_of_a_step(model, 0, config)
     blocks = plain["grad"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,17 +19,15 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, record, self_forcing
 from salt_losses.adapters.rollout.scored import Scored
+from salt_losses.terms import Adversarial, SelfConsistency
+from tests.nested import changed
 
 CONFIG = SaltConfig(
     step_counts=(1, 2),
     probs=(0.5, 0.5),
-    sc_steps=(2,),
+    sc=SelfConsistency(step_counts=(2,)),
+    adv=Adversarial(weight=0.5, against="more_steps", kind="relativistic", lr=1e-2),
     inference_steps=1,
-    adv_weight=0.5,
-    adv_against="more_steps",
-    adv_kind="relativistic",
-    adv_lr=1e-2,
-    adv_penalty=0.1,
 )
 KEYS = {
     "salt/adv_d_loss",
@@ -54,9 +51,11 @@ def weights(handle: Any) -> torch.Tensor:
 def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
     trainer = build(real_videos=True, batch_size=8, lr=0.0)
     config = SaltConfig(
-        step_counts=(1,), probs=(1.0,), sc_steps=(), adv_weight=0.5, adv_levels=(0.0, 0.3),
-        adv_lr=1e-3,
-    )  # fmt: skip
+        step_counts=(1,),
+        probs=(1.0,),
+        sc=SelfConsistency(step_counts=()),
+        adv=Adversarial(weight=0.5, noise_range=(0.0, 0.3), lr=1e-3),
+    )
     gaps: list[float] = []
     with self_forcing.attached(trainer, config) as handle:
         handle.on_metrics(lambda metrics: gaps.append(metrics["salt/adv_gap"]))
@@ -66,7 +65,9 @@ def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
 
 def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
     model = tiny.build_model()
-    config = replace(CONFIG, step_counts=(1,), probs=(1.0,), sc_steps=(), first_chunk_steps=4)
+    config = changed(
+        CONFIG, step_counts=(1,), probs=(1.0,), sc={"step_counts": ()}, first_chunk_steps=4
+    )
     starts: list[int] = []
     model.generator.register_forward_pre_hook(
         lambda module, args, kwargs: starts.append(kwargs["current_start"]), with_kwargs=True
@@ -81,7 +82,7 @@ def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
 
 def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> None:
     trainer = build()
-    config = replace(CONFIG, adv_warmup=2, adv_kind="non_saturating")
+    config = changed(CONFIG, adv={"warmup": 2, "kind": "non_saturating"})
     seen: list[dict[str, float]] = []
     with self_forcing.attached(trainer, config) as handle:
         handle.on_metrics(seen.append)
@@ -98,9 +99,9 @@ def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> N
     assert len(seen) == 5
     for iteration, (metrics, log) in enumerate(zip(seen, logs[::2])):
         terms = metrics["salt/dmd_loss"]
-        terms += metrics.get("salt/sc_loss", 0.0) * config.sc_weight
-        felt = iteration >= config.adv_warmup
-        terms += config.adv_weight * metrics["salt/adv_g_loss"] * felt
+        terms += metrics.get("salt/sc_loss", 0.0) * config.sc.weight
+        felt = iteration >= config.adv.warmup
+        terms += config.adv.weight * metrics["salt/adv_g_loss"] * felt
         assert float(log["generator_loss"]) == pytest.approx(terms, rel=1e-5)
         gap = metrics["salt/adv_real_logit"] - metrics["salt/adv_fake_logit"]
         assert metrics["salt/adv_gap"] == pytest.approx(gap, abs=1e-6)
@@ -110,20 +111,20 @@ def test_before_its_warmup_ends_the_generator_is_the_trainers_own_and_the_head_l
     def run(config: SaltConfig) -> tuple[torch.Tensor, Any]:
         trainer = build()
         handle = self_forcing.attach(trainer, config)
-        before = weights(handle).clone() if config.adv_weight else None
+        before = weights(handle).clone() if config.adv.weight else None
         train(trainer, 2)
         if before is not None:
             assert not torch.equal(before, weights(handle))
         return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
 
-    without = run(replace(CONFIG, adv_weight=0.0))
-    assert torch.equal(without, run(replace(CONFIG, adv_warmup=2)))
+    without = run(changed(CONFIG, adv=None))
+    assert torch.equal(without, run(changed(CONFIG, adv={"warmup": 2})))
     assert not torch.equal(without, run(CONFIG))
 
 
 def test_at_step_counts_that_have_none_nothing_is_called_and_the_head_stays() -> None:
     trainer = build()
-    config = replace(CONFIG, adv_step_counts=(2,))
+    config = changed(CONFIG, adv={"step_counts": (2,)})
     with self_forcing.attached(trainer, config) as handle:
         seen = set()
         for iteration in range(8):
@@ -138,7 +139,7 @@ def test_at_step_counts_that_have_none_nothing_is_called_and_the_head_stays() ->
 
 def test_each_step_count_has_a_logit_of_its_own_against_more_steps() -> None:
     classes = {
-        against: self_forcing.attach(build(), replace(CONFIG, adv_against=against))
+        against: self_forcing.attach(build(), changed(CONFIG, adv={"against": against}))
         ._adversary.head.classifier[-1]
         .out_features
         for against in ("data", "more_steps")
@@ -184,7 +185,7 @@ def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
     with harness.single_process_group():
-        without = critic_gradient(replace(CONFIG, adv_weight=0.0))
+        without = critic_gradient(changed(CONFIG, adv=None))
         gradient = critic_gradient(CONFIG)
     assert float(without.abs().sum()) > 0
     assert torch.equal(gradient, without)
@@ -231,7 +232,7 @@ def test_a_resumed_run_goes_on_with_the_same_head_bit_by_bit(tmp_path: Path) -> 
 
 def test_the_learning_rate_of_a_resumed_run_is_that_of_its_settings(tmp_path: Path) -> None:
     handle, _ = recorded(tmp_path)
-    other, _ = recorded(tmp_path, replace(CONFIG, adv_lr=0.5, adv_penalty=3.0))
+    other, _ = recorded(tmp_path, changed(CONFIG, adv={"lr": 0.5}))
     other.load_state_dict(handle.state_dict())
     assert other._adversary.optimizer.param_groups[0]["lr"] == 0.5
 
@@ -239,17 +240,20 @@ def test_the_learning_rate_of_a_resumed_run_is_that_of_its_settings(tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"adv_blocks": (1,)}, r"adv_blocks \(state: \[1\], here: \[0, 1\]\)"),
-        ({"adv_features": "real_score"}, r"adv_features \(state: 'real_score', here: 'fake_score'"),
-        ({"adv_step_counts": (2,)}, r"adv_step_counts \(state: \[2\], here: \[1, 2\]\)"),
-        ({"adv_against": "data"}, r"adv_against \(state: 'data', here: 'more_steps'\)"),
+        ({"adv": {"blocks": (1,)}}, r"adv_blocks \(state: \[1\], here: \[0, 1\]\)"),
+        (
+            {"adv": {"features": "real_score"}},
+            r"adv_features \(state: 'real_score', here: 'fake_score'",
+        ),
+        ({"adv": {"step_counts": (2,)}}, r"adv_step_counts \(state: \[2\], here: \[1, 2\]\)"),
+        ({"adv": {"against": "data"}}, r"adv_against \(state: 'data', here: 'more_steps'\)"),
     ],
 )
 def test_a_state_of_another_head_is_refused_by_name_and_changes_nothing(
     settings: dict[str, Any], message: str
 ) -> None:
-    config = replace(CONFIG, adv_blocks=(0, 1))
-    state = self_forcing.attach(build(), replace(config, **settings)).state_dict()
+    config = changed(CONFIG, adv={"blocks": (0, 1)})
+    state = self_forcing.attach(build(), changed(config, **settings)).state_dict()
     handle = self_forcing.attach(build(), config)
     before = weights(handle).clone()
     with pytest.raises(ValueError, match=f"of another discriminator: .*{message}"):
@@ -326,7 +330,7 @@ def test_a_state_of_the_optimizer_as_it_was_before_goes_on_with_this_ones_settin
     other = self_forcing.attach(build(), CONFIG)
     other.load_state_dict(state)
     [ours] = other._adversary.optimizer.param_groups
-    assert (ours["fused"], ours["betas"], ours["lr"]) == (True, (0.0, 0.999), CONFIG.adv_lr)
+    assert (ours["fused"], ours["betas"], ours["lr"]) == (True, (0.0, 0.999), CONFIG.adv.lr)
 
 
 def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
@@ -340,13 +344,13 @@ def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{folder / 'salt.json'}: salt_adversary.pt is no file"):
         recorded(tmp_path, step=3)
     head.unlink()
-    assert recorded(tmp_path, replace(CONFIG, adv_weight=0.0), step=3)[0].plan.iteration == 3
+    assert recorded(tmp_path, changed(CONFIG, adv=None), step=3)[0].plan.iteration == 3
     with pytest.raises(FileNotFoundError, match=str(head)):
         recorded(tmp_path, step=3)
 
 
 def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
-    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0))
+    _, trainer = recorded(tmp_path, changed(CONFIG, adv=None))
     trainer.step = 5
     trainer.save()
     handle, _ = recorded(tmp_path, step=5)
@@ -356,7 +360,9 @@ def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
 def test_under_accumulation_the_head_is_updated_at_each_loss_call() -> None:
     model = build().model
     steps: list[int] = []
-    config = replace(CONFIG, adv_updates=3)
+    config = changed(
+        CONFIG,
+    )
     with self_forcing.attached(model, config) as handle:
         handle._adversary.optimizer.register_step_post_hook(lambda *_: steps.append(1))
         for _ in range(2):  # of one update
@@ -382,7 +388,7 @@ def test_without_fitting_data_there_is_an_error_before_anything_is_called(
     calls: list[Any] = []
     model.generator.register_forward_pre_hook(lambda *_: calls.append(1))
     stream = torch.get_rng_state()
-    with self_forcing.attached(model, replace(CONFIG, adv_against="data")) as handle:
+    with self_forcing.attached(model, changed(CONFIG, adv={"against": "data"})) as handle:
         with pytest.raises(ValueError, match=message):
             model.generator_loss(**tiny.loss_inputs(model) | {"clean_latent": data})
         assert handle.plan.iteration == 0
@@ -394,7 +400,7 @@ def test_blocks_that_do_not_exist_are_refused() -> None:
     model = tiny.build_model()
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(ValueError) as error:
-        self_forcing.attach(model, replace(CONFIG, adv_blocks=(0, 5)))
+        self_forcing.attach(model, changed(CONFIG, adv={"blocks": (0, 5)}))
     assert str(error.value) == (
         "adv_blocks must be indices into the 2 blocks of fake_score; got [0, 5]"
     )
@@ -411,15 +417,15 @@ def test_a_missing_seam_is_named(path: str, name: str) -> None:
     for part in path.split(".")[1:]:
         owner = getattr(owner, part)
     delattr(owner, name)
-    config = replace(CONFIG, adv_features="real_score")
+    config = changed(CONFIG, adv={"features": "real_score"})
     with pytest.raises(MissingSeamError, match=f"{path}.{name}: no attribute '{name}'"):
         self_forcing.attach(model, config)
-    self_forcing.attach(model, replace(CONFIG, adv_weight=0.0)).detach()
+    self_forcing.attach(model, changed(CONFIG, adv=None)).detach()
 
 
 def test_a_grid_of_one_more_step_that_the_trainers_table_cannot_hold_is_refused() -> None:
-    config = replace(CONFIG, step_counts=(1000,), probs=(1.0,), sc_steps=())
-    self_forcing.attach(build(), replace(config, adv_weight=0.0)).detach()
+    config = changed(CONFIG, step_counts=(1000,), probs=(1.0,), sc={"step_counts": ()})
+    self_forcing.attach(build(), changed(config, adv=None)).detach()
     with pytest.raises(ValueError, match="a grid of 1001 steps is too fine"):
         self_forcing.attach(build(), config)
 

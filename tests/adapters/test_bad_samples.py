@@ -6,13 +6,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import test_adapters
 import tiny
 import torch
+from salt_losses.training.defect import Defect
 from test_adapters import adapter, generator_step, loss_inputs, parts, salt
 from test_adversary import playing
 from test_adversary_on_the_miniature import CONFIG
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from salt_losses.adapters import self_forcing
 from salt_losses.adapters.rollout import features
-from salt_losses.training.defect import Defect
+from tests.nested import changed
 
 Gradients = dict[str, Tensor]
 
@@ -54,7 +54,7 @@ def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_no
         pytest.skip("streaming training has no data")
     bad = videos(model, 1)
     bad[0, 0, 0, 0, 0] = value
-    config = playing(model, "data", adv_kind=kind, adv_updates=2, sc_weight=0.0, align_weight=0.0)
+    config = playing(model, "data", adv={"kind": kind}, sc=None, align=None)
     target, _ = parts(model)
 
     def update(data: Tensor) -> tuple[float, bool]:
@@ -79,7 +79,9 @@ def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_no
 
 
 def test_an_update_that_is_skipped_leaves_no_trace_in_those_that_follow() -> None:
-    config = replace(CONFIG, adv_against="data", step_counts=(1,), probs=(1.0,), sc_steps=())
+    config = changed(
+        CONFIG, adv={"against": "data"}, sc={"step_counts": ()}, step_counts=(1,), probs=(1.0,)
+    )
 
     def head_after(*seen: Tensor) -> dict[str, Tensor]:
         model = tiny.build_model()
@@ -121,7 +123,7 @@ def broken_defect_call(value: float) -> Iterator[None]:
 def test_a_middle_velocity_that_overflows_leaves_the_rest_of_the_gradient(
     model: Any, value: float
 ) -> None:
-    config = salt(model, sc_weight=1.0)
+    config = salt(model, sc={"weight": 1.0})
     for seed in range(8):
         whole = generator_step(model, seed, config)
         if whole.log["salt/sc_loss"] > 0:
@@ -153,7 +155,7 @@ def test_an_alignment_that_is_not_finite_leaves_the_trainers_own_gradient(
     monkeypatch.setattr(features, "alignment", alignment)
     for seed in range(8):
         plain = generator_step(model, seed)
-        broken = generator_step(model, seed, salt(model, align_weight=1.0))
+        broken = generator_step(model, seed, salt(model, align={"weight": 1.0}))
         assert finite(broken.result[1])
         if broken.log["salt/align_loss"].isnan():
             break

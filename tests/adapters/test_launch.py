@@ -44,7 +44,7 @@ def main():
     trainer = (ODETrainer if "ode" in args.config_path else ScoreDistillationTrainer)(args)
     trainer.train(2)
 """
-SETTINGS = {"step_counts": [2], "probs": [1.0], "sc_steps": [2], "inference_steps": 1}
+SETTINGS = {"step_counts": [2], "probs": [1.0], "sc": {"step_counts": [2]}, "inference_steps": 1}
 
 
 @pytest.fixture

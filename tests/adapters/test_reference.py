@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +19,12 @@ from torch import Tensor
 from salt_losses import SaltConfig, add_noise, relational_align_loss
 from salt_losses.adapters.rollout import features as rollout_features
 from salt_losses.training.frozen import frozen
+from tests.nested import changed
 
 
 def aligned(model: Any, at: str, noise: str, **settings: Any) -> SaltConfig:
-    chosen = {"align_weight": 1.0, "align_margin": 0.0, "align_at": at, "align_noise": noise}
-    return salt(model, **(chosen | settings))
+    chosen = {"weight": 1.0, "margin": 0.0, "to": at, "reference_noise": noise}
+    return changed(salt(model, align=chosen), **settings)
 
 
 @contextlib.contextmanager
@@ -289,13 +289,13 @@ def test_own_noise_is_neither_the_students_nor_the_same_in_every_run(model: Any)
 
     def target(**settings: Any) -> Tensor:
         draws.clear()
-        config = replace(aligned(model, "exit", "own"), **settings)
+        config = changed(aligned(model, "exit", "own"), **settings)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model.scheduler, "add_noise", recorded)
             return aligned_in(model, seed, config)["reference"]
 
     shared, own, again, other = (
-        target(align_noise="shared"),
+        target(align={"reference_noise": "shared"}),
         target(seed=0),
         target(seed=0),
         target(seed=1),
@@ -353,7 +353,11 @@ def test_a_reference_of_vanishing_weight_leaves_the_generator_step_bit_identical
 ) -> None:
     features = "real_score" if noise == "shared" else "fake_score"
     config = aligned(
-        model, at, noise, align_weight=VANISHING, sc_weight=VANISHING, align_features=features
+        model,
+        at,
+        noise,
+        align={"weight": VANISHING, "features": features},
+        sc={"weight": VANISHING},
     )
     with contextlib.ExitStack() as stack:
         if across == "an exit per block":

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,11 +28,13 @@ from salt_losses.adapters.watch import sheet, sweep
 from salt_losses.adapters.watch.averages import averaged
 from salt_losses.adapters.watch.sweep import Sweeps
 from salt_losses.adapters.watch.sweep_measures import concordance
+from salt_losses.terms import SelfConsistency
 from salt_losses.training import streams
 from salt_losses.training.step_lists import StepLists
+from tests.nested import changed
 
 PROMPTS = ["3", "7"]
-SWEPT = replace(BUSY, sweep_every=2, sweep_prompts=PROMPTS)
+SWEPT = changed(BUSY, sweep_every=2, sweep_prompts=PROMPTS)
 
 
 def recorded(folder: Path, config: SaltConfig, **settings: Any) -> Any:
@@ -64,17 +65,17 @@ def sweep_of(folder: Path, iteration: int, name: str = "sweep.json") -> Any:
     "settings",
     [
         {},
-        {"first_chunk_steps": 4, "align_at": "input"},
-        {"adv_weight": 0.1, "adv_against": "more_steps", "adv_blocks": (0,)},
+        {"first_chunk_steps": 4, "align": {"to": "input"}},
+        {"adv": {"weight": 0.1, "against": "more_steps", "blocks": (0,)}},
     ],
     ids=str,
 )
 def test_a_run_with_sweeps_ends_with_the_bits_of_one_without(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = replace(SWEPT, **settings)
+    config = changed(SWEPT, **settings)
     swept = after_training(recorded(tmp_path / "swept", config))
-    plain = after_training(recorded(tmp_path / "plain", replace(config, sweep_every=0)))
+    plain = after_training(recorded(tmp_path / "plain", changed(config, sweep_every=0)))
     assert all(torch.equal(a, b) for a, b in zip(swept, plain, strict=True))
     for iteration in (0, 2):
         assert sweep_of(tmp_path / "swept", iteration)["iteration"] == iteration
@@ -98,9 +99,13 @@ class Update:
         inputs = (tiny if model.name == "tiny_video" else harness).loss_inputs(model)
         steps = own_steps(model)
         config = SaltConfig(
-            step_counts=(steps,), probs=(1.0,), sc_steps=(steps,), inference_steps=steps // 2,
-            sweep_every=1, sweep_prompts=PROMPTS[:1],
-        )  # fmt: skip
+            step_counts=(steps,),
+            probs=(1.0,),
+            sc=SelfConsistency(step_counts=(steps,)),
+            inference_steps=steps // 2,
+            sweep_every=1,
+            sweep_prompts=PROMPTS[:1],
+        )
         with adapter(model).attached(target, config) as handle:
             if streams:  # a chunk before, so that there is a cache to lose
                 target.generate_next_chunk(requires_grad=False)
@@ -234,7 +239,7 @@ def sampled(
 
 def test_the_numbers_are_those_of_the_librarys_own_sampler_and_defect(tmp_path: Path) -> None:
     model = tiny.build_model()
-    handle = self_forcing.attach(model, replace(SWEPT, inference_steps=4))
+    handle = self_forcing.attach(model, changed(SWEPT, inference_steps=4))
     sweeps = Sweeps(model, None, handle.config, handle._losses.lists, tmp_path)
     sweeps.look(0)
     found = sweep_of(tmp_path, 0)
@@ -294,7 +299,7 @@ def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
         swept = after_training(trainer, 4)
     monkeypatch.setattr(Sweeps, "_decoded", made)
     assert len([w for w in warned if "sweep" in str(w.message)]) == 1
-    plain = after_training(recorded(tmp_path / "plain", replace(SWEPT, sweep_every=0)), 4)
+    plain = after_training(recorded(tmp_path / "plain", changed(SWEPT, sweep_every=0)), 4)
     assert all(torch.equal(a, b) for a, b in zip(swept, plain, strict=True))
     trainer.train(5)  # the next one is made
     assert sweep_of(tmp_path / "swept", 4)["iteration"] == 4
@@ -376,7 +381,7 @@ def test_prompts_are_the_first_two_of_the_trainers_own_file(tmp_path: Path) -> N
 
 def test_without_prompts_a_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sweep_prompts must be given"):
-        recorded(tmp_path, replace(SWEPT, sweep_prompts=None))
+        recorded(tmp_path, changed(SWEPT, sweep_prompts=None))
     assert not (tmp_path / "salt_run.json").exists()
 
 

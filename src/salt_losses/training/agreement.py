@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 _T = TypeVar("_T")
 
@@ -36,6 +38,23 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
         ]
         if differ:
             raise ValueError(f"{what} must be the same on all ranks; got {', '.join(differ)}")
+
+
+def digest(value: object) -> str:
+    """Name the contents of tensors, mappings, lists and plain values, wherever the tensors are."""
+    found = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, Tensor):
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(part, (Mapping, list, tuple)):
+            for inner in part.items() if isinstance(part, Mapping) else part:
+                add(inner)
+        else:
+            found.update(repr(part).encode())
+
+    add(value)
+    return found.hexdigest()
 
 
 def from_rank_0(read: Callable[[], _T]) -> _T:
