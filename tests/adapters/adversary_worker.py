@@ -10,13 +10,13 @@ from typing import Any
 import tiny
 import torch
 import torch.distributed as dist
-from salt_losses.training.adversary import average_gradients
-from test_adversary_on_the_miniature import CONFIG
+from test_adversary_on_the_miniature import CONFIG, adversary
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
+from salt_losses.terms.adversarial import average_gradients
 from tests.nested import changed
 
 
@@ -105,9 +105,8 @@ def critic_gradient(trainer: Any, rank: int, config: SaltConfig) -> torch.Tensor
 def disagreement(rank: int) -> str | None:
     handle = self_forcing.attach(tiny.build_trainer(), CONFIG)
     state = handle.state_dict()
-    state["adversary"]["head"] = {
-        name: value + rank for name, value in state["adversary"]["head"].items()
-    }
+    head = state["terms"]["adv"]["head"]
+    state["terms"]["adv"]["head"] = {name: value + rank for name, value in head.items()}
     try:
         handle.load_state_dict(state)
     except ValueError as error:
@@ -130,7 +129,7 @@ def skipped(rank: int) -> dict[str, Any]:
 
 
 def digest(handle: Any) -> str:
-    weights = [p.detach().numpy().tobytes() for p in handle._adversary.head.parameters()]
+    weights = [p.detach().numpy().tobytes() for p in adversary(handle).head.parameters()]
     return hashlib.sha256(b"".join(weights)).hexdigest()
 
 

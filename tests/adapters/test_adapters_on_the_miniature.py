@@ -20,8 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig, shift_time
 from salt_losses.adapters import MissingSeamError, self_forcing
-from salt_losses.adapters.rollout import features
-from salt_losses.terms import Alignment, SelfConsistency
+from salt_losses.terms import Alignment, SelfConsistency, alignment
 from tests.nested import changed
 
 # Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
@@ -151,7 +150,7 @@ def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
     [
         (
             {"align": {"block": 5, "weight": 0.1}},
-            "align_block must be an index into the 2 blocks of fake_score; got 5",
+            "align.block must be an index into the 2 blocks of fake_score; got 5",
         ),
         (
             {
@@ -171,20 +170,20 @@ def test_settings_that_do_not_fit_the_trainer_are_refused(
     model = tiny.build_model()
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(ValueError) as error:
-        self_forcing.attach(model, SaltConfig(**settings))
+        self_forcing.attach(model, changed(SaltConfig(), **settings))
     assert str(error.value) == message
     assert {name: id(value) for name, value in vars(model).items()} == before
 
 
-def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
+def test_a_self_consistency_term_that_no_exit_step_would_admit_is_refused() -> None:
     model = tiny.build_model()
     model._initialize_inference_pipeline()
     model.inference_pipeline.last_step_only = True
-    with pytest.raises(ValueError, match=r"sc_weight must be 0 where .* last_step_only"):
+    with pytest.raises(ValueError, match=r"sc must be null where .* last_step_only"):
         self_forcing.attach(model, SaltConfig())
-    # At 4 of 8 steps the last one still admits a triple; without sc_steps there is no term.
-    for sc_steps in ((4, 8), ()):
-        self_forcing.attach(model, SaltConfig(sc=SelfConsistency(step_counts=sc_steps))).detach()
+    # At 4 of 8 steps the last one still admits a triple; without step counts there is no term.
+    for counts in ((4, 8), ()):
+        self_forcing.attach(model, SaltConfig(sc=SelfConsistency(step_counts=counts))).detach()
 
 
 @pytest.mark.parametrize(
@@ -192,20 +191,20 @@ def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
     [
         (
             {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1},
-            r"sc_steps to .*\[2\]",
+            r"set sc.step_counts to .*\[2\]",
         ),
-        ({"step_counts": (4,), "probs": (1.0,)}, r"defect term never comes on: .*set sc_steps to"),
-        ({"align": {"weight": 0.1, "prob": 0.0}}, "align_prob is 0"),
-        ({"align": {"weight": 0.1}}, "align_warmup is 600: .* the run's 100 iterations"),
+        ({"step_counts": (4,), "probs": (1.0,)}, r"sc never turns on: .*set sc.step_counts to"),
+        ({"align": {"weight": 0.1, "prob": 0.0}}, "align.prob is 0"),
+        ({"align": {"weight": 0.1}}, "align.warmup is 600: .* the run's 100 iterations"),
     ],
 )
-def test_a_term_that_never_comes_on_is_said_when_salt_is_attached(
+def test_a_term_that_never_turns_on_is_said_when_salt_is_attached(
     settings: dict[str, Any], message: str
 ) -> None:
     trainer = tiny.build_trainer()
     trainer.config = SimpleNamespace(max_iters=100)
     with pytest.warns(UserWarning, match=f"^(SaltConfig|Self Forcing): .*{message}") as said:
-        self_forcing.attach(trainer, SaltConfig(**settings)).detach()
+        self_forcing.attach(trainer, changed(SaltConfig(), **settings)).detach()
     assert len([w for w in said if re.search(message, str(w.message))]) == 1  # not said twice
 
 
@@ -235,7 +234,7 @@ def test_the_trainers_own_list_is_trained_for_its_length_and_named_where_it_does
     # A shift replaces it, and an alignment to what does not hold it is refused.
     with self_forcing.attached(trainer, changed(config, shift=5.0)) as handle:
         assert handle._losses.lists.of(2) == pytest.approx([1000, 833.3], abs=0.4)
-    with pytest.raises(ValueError, match=r"align_reference\[2\] needs lists that nest"):
+    with pytest.raises(ValueError, match=r"align\.reference\[2\] needs lists that nest"):
         self_forcing.attach(trainer, changed(config, align={"weight": 0.1}))
     assert "_salt_handle" not in dir(trainer.model.generator_loss)
 
@@ -249,7 +248,12 @@ def test_settings_that_have_an_effect_are_attached_in_silence() -> None:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for config in (SaltConfig(), SaltConfig(**asd), SaltConfig.preset("paper"), BUSY):
+        for config in (
+            SaltConfig(),
+            changed(SaltConfig(), **asd),
+            SaltConfig.preset("paper"),
+            BUSY,
+        ):
             self_forcing.attach(tiny.build_trainer(), config).detach()
 
 
@@ -337,7 +341,7 @@ def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None
     assert one == other
     assert one["settings"] == (
         "the settings must be the same on all ranks; got "
-        "seed (rank 0: 0, rank 1: 1), sc_weight (rank 0: 1.0, rank 1: 2.0)"
+        "seed (rank 0: 0, rank 1: 1), sc.weight (rank 0: 1.0, rank 1: 2.0)"
     )
     assert one["state"] == (
         "state_dict must be the same on all ranks; got iteration (rank 0: 0, rank 1: 1)"
@@ -365,17 +369,17 @@ def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> N
     assert any(one["sc"])
 
 
-def test_align_levels_is_the_range_of_the_features_level_before_the_shift(
+def test_the_noise_range_is_the_range_of_the_features_level_before_the_shift(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     levels: list[float] = []
-    real = features.alignment
+    real = alignment.rollout_align_loss
 
-    def alignment(*args: Any, **kwargs: Any) -> torch.Tensor:
-        levels.append(args[3])
+    def align_loss(*args: Any, **kwargs: Any) -> torch.Tensor:
+        levels.append(args[4])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(features, "alignment", alignment)
+    monkeypatch.setattr(alignment, "rollout_align_loss", align_loss)
     model = tiny.build_model()
     inputs = tiny.loss_inputs(model)
     with self_forcing.attached(model, changed(ALIGNED, align={"noise_range": (0.1, 0.2)})):

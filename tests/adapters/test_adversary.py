@@ -11,7 +11,6 @@ import pytest
 import test_adapters
 import torch
 from harness import FRAME_TOKENS
-from salt_losses.training.adversary import Adversary
 from test_adapters import (
     VANISHING,
     adapter,
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from salt_losses import DiscriminatorHead, SaltConfig, add_noise
+from salt_losses.terms.adversarial import AdversarialRun
 from tests.nested import changed
 
 AGAINST = ["data", "more_steps"]
@@ -88,9 +88,8 @@ def test_at_weight_0_there_is_no_discriminator(model: Any) -> None:
     plain, _ = calls_of_a_step(model, 0, None)
     salted, step = calls_of_a_step(model, 0, config)
     assert salted == plain
-    assert step.handle._adversary is None
     assert not any("adv" in name for name in step.log)
-    assert "adversary" not in step.handle.state_dict()
+    assert step.handle.state_dict()["terms"] == {}
 
 
 def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: Any) -> None:
@@ -145,17 +144,18 @@ class Recorded:
         self.heads: list[dict[str, Tensor]] = []
         self.calls: list[dict[str, Any]] = []
         self.noise: list[tuple[Tensor, float]] = []
-        real_draws, real_terms = Adversary.draws, Adversary.terms
+        real_draw, real_loss = AdversarialRun.draw, AdversarialRun.loss
         add = model.scheduler.add_noise
 
-        def draws(this: Any, video: Tensor, seed: int) -> Any:
-            self.draws.append(real_draws(this, video, seed))
+        def draw(this: Any, video: Tensor, generator: Any) -> Any:
+            self.draws.append(real_draw(this, video, generator))
             return self.draws[-1]
 
-        def terms(this: Any, video: Tensor, real: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.real, self.video = real.clone(), video.detach().clone()
+        def loss(this: Any, rollout: Any) -> Any:
+            self.real = (rollout.data if this.against == "data" else rollout.extra).clone()
+            self.video = rollout.video.detach().clone()
             self.heads.append({n: p.clone() for n, p in this.head.state_dict().items()})
-            result = real_terms(this, video, real, *args, **kwargs)
+            result = real_loss(this, rollout)
             self.heads.append({n: p.clone() for n, p in this.head.state_dict().items()})
             return result
 
@@ -176,8 +176,8 @@ class Recorded:
 
         hook = model.generator.register_forward_pre_hook(called, with_kwargs=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Adversary, "draws", draws)
-            patch.setattr(Adversary, "terms", terms)
+            patch.setattr(AdversarialRun, "draw", draw)
+            patch.setattr(AdversarialRun, "loss", loss)
             patch.setattr(model.scheduler, "add_noise", add_noise)
             self.step = generator_step(model, seed, config)
         hook.remove()
@@ -262,27 +262,21 @@ def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
         betas=(0.0, 0.999),
         fused=True,  # rounds otherwise than the plain one
     )
-    sigma, real, fake = config.adv_sigma, recorded.real, recorded.video
+    real, fake = recorded.real, recorded.video
 
     def logits(x: Tensor, t: Tensor) -> Tensor:
         return literal_logits(model, head, x, t, features)
 
-    assert len(recorded.draws) == 2
-    for t, noise, (e_real, e_fake) in recorded.draws:
-        x_real, x_fake = add_noise(real, noise, t), add_noise(fake, noise, t)
-        d_real, d_fake = logits(x_real, t), logits(x_fake, t)
-        if kind == "relativistic":
-            loss = softplus(d_fake - d_real).mean()
-        else:
-            loss = softplus(-d_real).mean() + softplus(d_fake).mean()
-        r1 = (((logits(x_real + sigma * e_real, t) - d_real) / sigma) ** 2).mean()
-        r2 = (((logits(x_fake + sigma * e_fake, t) - d_fake) / sigma) ** 2).mean()
-        optimizer.zero_grad()
-        (loss + config.adv_penalty * (r1 + r2)).backward()
-        optimizer.step()
+    [(t, noise)] = recorded.draws
+    d_real, d_fake = (logits(add_noise(x, noise, t), t) for x in (real, fake))
+    if kind == "relativistic":
+        loss = softplus(d_fake - d_real).mean()
+    else:
+        loss = softplus(-d_real).mean() + softplus(d_fake).mean()
+    loss.backward()
+    optimizer.step()
     log = recorded.step.log
     assert float(log["salt/adv_d_loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert float(log["salt/adv_penalty"]) == pytest.approx(float((r1 + r2).detach()), rel=1e-3)
     assert float(log["salt/adv_gap"]) == pytest.approx(
         float((d_real - d_fake).detach().mean()), rel=1e-3
     )
@@ -310,14 +304,10 @@ def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
 # 3. Lean.
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_the_calls_are_those_of_docs_cost(model: Any, against: str, penalty: float) -> None:
-    config = playing(
-        model,
-        against,
-    )
+def test_the_calls_are_those_of_docs_cost(model: Any, against: str) -> None:
+    config = playing(model, against)
     plain, _ = calls_of_a_step(model, 0, None)
-    salted, step = calls_of_a_step(model, 0, config)
+    salted, _ = calls_of_a_step(model, 0, config)
     blocks = plain["grad"]
     extra = 0
     if against == "more_steps":
@@ -327,5 +317,4 @@ def test_the_calls_are_those_of_docs_cost(model: Any, against: str, penalty: flo
             extra += first - own_steps(model) - 1
     assert salted["grad"] == plain["grad"]
     assert salted["no_grad"] == plain["no_grad"] + extra
-    assert salted["fake_score"] == plain["fake_score"] + 3 * (4 if penalty else 2)
-    assert (float(step.log["salt/adv_penalty"]) > 0) == (penalty > 0)
+    assert salted["fake_score"] == plain["fake_score"] + 2

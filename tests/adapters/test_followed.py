@@ -12,7 +12,9 @@ import torch
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, causal_forcing, longlive, self_forcing
-from salt_losses.adapters.rollout import followed
+from salt_losses.adapters.rollout import calls
+from salt_losses.adapters.rollout.calls import Watched
+from salt_losses.adapters.rollout.steps import ListSteps
 from tests.nested import changed
 
 DEVICES = [
@@ -157,7 +159,7 @@ def test_the_rollouts_of_reference_and_discriminator_are_looked_at_as_well(
     ):
         with (
             self_forcing.attached(model, changed(four, **settings)),
-            pytest.raises(RuntimeError, match=r"step 0 of block 0 was expected at timestep 1000"),
+            pytest.raises(RuntimeError, match=r"step 0 of chunk 0 was expected at timestep 1000"),
         ):
             model.generator_loss(**tiny.loss_inputs(model))
 
@@ -166,13 +168,13 @@ def test_the_host_waits_no_more_than_once_for_each_step_of_a_list(
     adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[tuple[int, ...]] = []
-    compare = followed.compare
+    compare = calls.compare
 
     def counted(at: Any, expected: Any, got: Any) -> None:
         waits.append(tuple(round(t) for t in expected))
         compare(at, expected, got)
 
-    monkeypatch.setattr(followed, "compare", counted)
+    monkeypatch.setattr(calls, "compare", counted)
     trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
     with adapter.attached(trainer, MIXED):
         trainer.train(16)
@@ -196,7 +198,7 @@ def test_a_rollout_that_left_at_its_first_step_has_not_shown_the_others(
     with adapter.attached(model, changed(MIXED, step_counts=(4,), probs=(1.0,))):
         for _ in range(2):
             model.critic_loss(**tiny.loss_inputs(model))
-        with pytest.raises(RuntimeError, match="step 1 of block 0 was expected at timestep 9"):
+        with pytest.raises(RuntimeError, match="step 1 of chunk 0 was expected at timestep 9"):
             model.critic_loss(**tiny.loss_inputs(model))
 
 
@@ -210,23 +212,28 @@ def test_a_list_that_is_known_makes_the_host_wait_for_nothing(
         generator=lambda **kwargs: None,
         same_step_across_blocks=True,
         frame_seq_length=1,
+        denoising_step_list=steps,
     )
 
-    def roll() -> None:
+    def roll(**_: Any) -> None:
         pipeline.generate_and_sync_list(2, 2, device=device)
         for block in range(2):
             for timestep in (*steps, torch.zeros((), device=device)):
                 pipeline.generator(timestep=timestep.expand(1, 3), current_start=block)
 
-    look = followed.Followed()
+    model = SimpleNamespace(
+        _consistency_backward_simulation=roll,
+        denoising_step_list=steps,
+        scheduler=SimpleNamespace(timesteps=steps, shift=1.0),
+    )
+    lists = ListSteps(model)
     for known in (False, True):
         if known:
-            monkeypatch.setattr(followed, "compare", lambda *_: pytest.fail("it waits"))
+            monkeypatch.setattr(calls, "compare", lambda *_: pytest.fail("it waits"))
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("error")
         try:
-            with look.watching(pipeline, steps, streaming=False):
-                roll()
+            Watched(pipeline, model, lists, steps, streaming=False).run()
         finally:
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")

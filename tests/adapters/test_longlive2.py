@@ -22,6 +22,7 @@ from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_for
 from salt_losses.adapters.family import losses
 from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses.training.step_lists import SolverLists
+from tests.nested import changed
 
 OVERRIDDEN = (
     "local_attn_size", "max_attention_size", "sink_size", "global_sink_size", "rope_temporal_offset"

@@ -178,7 +178,7 @@ def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
 def test_other_weights_than_the_states_are_taken_and_named(tmp_path: Path) -> None:
     saved(tmp_path / "checkpoint_model_000003", recorded(tmp_path, BUSY, 3).state_dict())
     other = changed(BUSY, sc={"weight": 30.0}, align={"margin": 0.25})
-    with pytest.warns(UserWarning, match=r"sc_weight [\d.]+ -> 30, align_margin [\d.]+ -> 0.25$"):
+    with pytest.warns(UserWarning, match=r"sc.weight [\d.]+ -> 30, align.margin [\d.]+ -> 0.25$"):
         handle = recorded(tmp_path, other, 3)
     assert handle.config.sc.weight == 30
 

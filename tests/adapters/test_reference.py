@@ -17,7 +17,9 @@ from test_harness import assert_same, relative_change
 from torch import Tensor
 
 from salt_losses import SaltConfig, add_noise, relational_align_loss
-from salt_losses.adapters.rollout import features as rollout_features
+from salt_losses.adapters.rollout.networks import Networks
+from salt_losses.alignment import rollout_align_loss
+from salt_losses.terms import alignment
 from salt_losses.training.frozen import frozen
 from tests.nested import changed
 
@@ -63,15 +65,15 @@ def rollout(model: Any, seed: int, config: SaltConfig | None = None) -> None:
 
 
 def aligned_in(model: Any, seed: int, config: SaltConfig) -> dict[str, Any]:
-    """What `alignment` gets: `low`, `reference`, `frames` and more."""
+    """What `rollout_align_loss` gets: `low`, `reference`, `frames` and more."""
     seen: dict[str, Any] = {}
 
-    def alignment(network: Any, low: Tensor, reference: Tensor, t: float, **kwargs: Any) -> Any:
-        seen.update(low=low.detach(), reference=reference, **kwargs)
+    def align_loss(_: Any, __: Any, low: Tensor, reference: Tensor, t: float, **rest: Any) -> Any:
+        seen.update(low=low.detach(), reference=reference, **rest)
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout_features, "alignment", alignment)
+        patch.setattr(alignment, "rollout_align_loss", align_loss)
         rollout(model, seed, config)
     return seen
 
@@ -431,12 +433,13 @@ def test_the_features_loss_is_the_literal_one_and_a_block_runs_once_more(
     first = next(network.model.blocks[0].children())
     with frozen(list(network.parameters())):
         hook = first.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
-        loss = rollout_features.alignment(
-            network,
+        seen = Networks(model).under(condition)(features)
+        loss = rollout_align_loss(
+            seen.velocity,
+            seen.blocks,
             low.requires_grad_(),
             ref,
             float(t),
-            conditional_dict=condition,
             block=block,
             margin=0.0,
             noise=noise,
