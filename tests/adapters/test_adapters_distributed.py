@@ -48,7 +48,7 @@ def test_two_ranks_follow_one_plan_and_stay_equal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align": {"to": at}}))
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align": SALT["align"] | {"to": at}}))
     # "full": a forward is then a collective, so a rank that makes other calls than its peer hangs.
     # "no_shard": each rank has parameters of its own, so that their equality says something.
     ranks = train(require(name), 4, sharding_strategy=sharding, logdir=str(tmp_path))

@@ -268,7 +268,7 @@ def test_a_state_of_another_head_is_refused_by_name_and_changes_nothing(
 def test_a_state_of_another_shape_or_none_is_refused_and_changes_nothing() -> None:
     handle = self_forcing.attach(build(), CONFIG)
     wide = self_forcing.attach(build(dim=64), CONFIG).state_dict()
-    with pytest.raises(ValueError, match=r"'adv'\] is corrupt: .*readers.0.registers"):
+    with pytest.raises(ValueError, match=r"(?s)'adv'\] is corrupt: .*readers.0.registers"):
         handle.load_state_dict(wide | {"iteration": 7})
     for state, message in (
         ({"adv": {"head": {}}}, r"must hold \['head', 'optimizer', 'settings'\]"),

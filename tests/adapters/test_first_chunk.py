@@ -117,7 +117,7 @@ def test_a_model_of_one_step_has_no_defect_term_and_no_alignment_where_it_leaves
 def test_terms_of_vanishing_weight_leave_such_a_step_bit_identical(model: Any, across: str) -> None:
     # The first chunk's grids are three and six times as dense as the other chunks'.
     own = own_steps(model)
-    plainly = aligned(model, "exit", "shared", first_chunk_steps=3 * own, align=None)
+    plainly = aligned(model, "exit", "shared", first_chunk_steps=3 * own, align={"weight": 0.0})
     config = changed(plainly, sc={"weight": VANISHING}, align={"weight": VANISHING})
     with contextlib.ExitStack() as stack:
         if across == "an exit per block":
@@ -389,7 +389,10 @@ def test_causal_forcing_has_the_list_already(require: Any) -> None:
     model = harness.build_model(require("causal_forcing"), num_layers=1)
     model._initialize_inference_pipeline()
     assert model.inference_pipeline.denoising_step_list_first_chunk is None
-    with causal_forcing.attached(model, ONE_STEP) as handle, handle._losses._planned(handle.plan):
+    with (
+        causal_forcing.attached(model, ONE_STEP) as handle,
+        handle._losses._planned(streaming=False),
+    ):
         assert len(model.inference_pipeline.denoising_step_list_first_chunk) == 4
         assert "_consistency_backward_simulation" not in vars(model)
     assert model.inference_pipeline.denoising_step_list_first_chunk is None
