@@ -12,7 +12,7 @@ from salt_losses.adapters import causal_forcing, longlive, longlive2, record, se
 from salt_losses.adapters.watch import sweep
 
 SETTINGS = "SALT_TEST_SETTINGS"
-OF_A_RANK = ("adversary", "health")
+OF_A_RANK = ("terms", "health")
 ADAPTERS = {
     "self": self_forcing,
     "longlive": longlive,
@@ -22,8 +22,10 @@ ADAPTERS = {
 
 
 def attach(trainer: Any) -> Any:
-    handle = _adapter(trainer).attach(trainer, _settings())
-    record(handle, trainer)
+    settings = json.loads(os.environ[SETTINGS])
+    sweeps = {name: settings.pop(name) for name in list(settings) if name.startswith("sweep_")}
+    handle = _adapter(trainer).attach(trainer, SaltConfig.from_mapping(settings))
+    record(handle, trainer, **sweeps)
     trainer.first_head = head(handle)
     return handle
 
@@ -36,25 +38,21 @@ def attach_sweeping(trainer: Any) -> Any:
 
 def attach_without_trainer(trainer: Any) -> Any:
     streaming_model = getattr(trainer, "streaming_model", None)
-    return _adapter(trainer).attach(streaming_model or trainer.model, _settings())
+    config = SaltConfig.from_mapping(json.loads(os.environ[SETTINGS]))
+    return _adapter(trainer).attach(streaming_model or trainer.model, config)
 
 
 def head(handle: Any) -> str | None:
     """The discriminator's weights."""
-    if handle._adversary is None:
-        return None
-    weights = [p.detach().numpy().tobytes() for p in handle._adversary.head.parameters()]
-    return hashlib.sha256(b"".join(weights)).hexdigest()
+    for term in handle.terms:
+        if term.name == "adv":
+            weights = [p.detach().numpy().tobytes() for p in term.head.parameters()]
+            return hashlib.sha256(b"".join(weights)).hexdigest()
+    return None
 
 
 def _adapter(trainer: Any) -> Any:
     return ADAPTERS[trainer.config.config_name.split("_")[0]]
-
-
-def _settings() -> SaltConfig:
-    settings = json.loads(os.environ[SETTINGS])
-    settings["align_reference"] = {int(k): v for k, v in settings["align_reference"].items()}
-    return SaltConfig(**settings)
 
 
 def report(trainer: Any, handle: Any) -> dict[str, Any]:

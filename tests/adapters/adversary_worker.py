@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tiny
 import torch
 import torch.distributed as dist
-from test_adversary_on_the_miniature import CONFIG
+from test_adversary_on_the_miniature import CONFIG, adversary
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
-from salt_losses.training.adversary import average_gradients
+from salt_losses.terms.adversarial import average_gradients
+from tests.nested import changed
 
 
 def main(folder: Path, rank: int) -> None:
@@ -25,7 +25,7 @@ def main(folder: Path, rank: int) -> None:
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     result: dict[str, Any] = {
-        against: trained(folder / against, rank, replace(CONFIG, adv_against=against))
+        against: trained(folder / against, rank, changed(CONFIG, adv={"against": against}))
         for against in ("data", "more_steps")
     }
     parameter = nn.Parameter(torch.zeros(3))
@@ -82,7 +82,7 @@ def trained(folder: Path, rank: int, config: SaltConfig) -> dict[str, Any]:
         "parameters": parameters,
         "resumed": digest(resumed),
         "critic_gradients": [
-            critic_gradient(again, rank, c) for c in (replace(config, adv_weight=0.0), config)
+            critic_gradient(again, rank, c) for c in (changed(config, adv=None), config)
         ],
     }
 
@@ -105,9 +105,8 @@ def critic_gradient(trainer: Any, rank: int, config: SaltConfig) -> torch.Tensor
 def disagreement(rank: int) -> str | None:
     handle = self_forcing.attach(tiny.build_trainer(), CONFIG)
     state = handle.state_dict()
-    state["adversary"]["head"] = {
-        name: value + rank for name, value in state["adversary"]["head"].items()
-    }
+    head = state["terms"]["adv"]["head"]
+    state["terms"]["adv"]["head"] = {name: value + rank for name, value in head.items()}
     try:
         handle.load_state_dict(state)
     except ValueError as error:
@@ -119,7 +118,7 @@ def skipped(rank: int) -> dict[str, Any]:
     """The head before, after an update with a bad video on rank 1 alone, and after a good one."""
     model = tiny.build_model()
     inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, replace(CONFIG, adv_against="data")) as handle:
+    with self_forcing.attached(model, changed(CONFIG, adv={"against": "data"})) as handle:
         heads, counts = [digest(handle)], []
         for value in (float("nan") if rank == 1 else 0.0, 0.0):
             inputs["clean_latent"] = torch.full(inputs["image_or_video_shape"], value)
@@ -130,7 +129,7 @@ def skipped(rank: int) -> dict[str, Any]:
 
 
 def digest(handle: Any) -> str:
-    weights = [p.detach().numpy().tobytes() for p in handle._adversary.head.parameters()]
+    weights = [p.detach().numpy().tobytes() for p in adversary(handle).head.parameters()]
     return hashlib.sha256(b"".join(weights)).hexdigest()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
 from salt_losses.adapters.watch.sweep import first_prompts
 from salt_losses.training.agreement import from_rank_0
+from tests.nested import changed
 
 
 def main(folder: Path, rank: int) -> None:
@@ -27,7 +27,7 @@ def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     own_disk = folder / f"disk_{rank}"
     result = {
-        "settings": error_of(lambda: attached(replace(BUSY, seed=rank, sc_weight=1.0 + rank))),
+        "settings": error_of(lambda: attached(changed(BUSY, seed=rank, sc={"weight": 1.0 + rank}))),
         "state": error_of(lambda: load(iteration=rank)),
         "iteration": recorded(own_disk, 700, rank),
         "broken": error_of(lambda: recorded(own_disk / "broken", "many", rank)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +17,13 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from examples.tiny_video.model import Block
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
+from salt_losses.terms import SelfConsistency
 
 SALT = SaltConfig(
-    step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=2, sweep_prompts=["3"]
+    step_counts=(4,),
+    probs=(1.0,),
+    sc=SelfConsistency(step_counts=(4,)),
+    inference_steps=2,
 )
 TRAINER = {"dfake_gen_update_ratio": 1, "lr": 1e-2}
 
@@ -52,9 +55,8 @@ def train(folder: Path, rank: int, averages: str) -> torch.Tensor:
     trainer.generator_ema = ema_of(model.generator, whole, averages)
     trainer.output_path = str(folder / averages / ("of_rank_1" if rank else ""))
     trainer.is_main_process, trainer.disable_wandb, trainer.save = rank == 0, True, lambda: None
-    salt = dataclasses.replace(SALT, sweep_every=0 if averages == "plain" else 2)
-    handle = self_forcing.attach(trainer, salt)
-    record(handle, trainer)
+    handle = self_forcing.attach(trainer, SALT)
+    record(handle, trainer, sweep_every=0 if averages == "plain" else 2, sweep_prompts=["3"])
     torch.manual_seed(rank)
     trainer.train(4)
     with FSDP.summon_full_params(model.generator):

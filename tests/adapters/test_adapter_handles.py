@@ -16,15 +16,20 @@ import pytest
 import tiny
 import torch
 from test_adapters import adapter, everything, loss_inputs, parts, salt
-from torch import Tensor
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
-from salt_losses.adapters.rollout.tap import DefectTap
-from salt_losses.training.defect import Defect
-from salt_losses.training.health import Health, Vitals
+from salt_losses.adapters.rollout.calls import Watched
+from salt_losses.adapters.rollout.steps import ListSteps
+from salt_losses.terms import SelfConsistency
 
-SC = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1, align_weight=0.0)
+SC = SaltConfig(
+    step_counts=(4,),
+    probs=(1.0,),
+    sc=SelfConsistency(step_counts=(4,)),
+    align=None,
+    inference_steps=1,
+)
 
 
 @pytest.fixture
@@ -60,9 +65,11 @@ def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradien
     steps = len(model.denoising_step_list)
     other = 2 * steps
     config = salt(
-        model, sc_weight=1.0, align_weight=1.0, step_counts=(other,), sc_steps=(other,),
-        align_reference={other: 2 * other},
-    )  # fmt: skip
+        model,
+        sc={"weight": 1.0, "step_counts": (other,)},
+        align={"weight": 1.0, "reference": {other: 2 * other}},
+        step_counts=(other,),
+    )
     for (own, own_log), (salted, log) in zip(losses(None), losses(config)):
         assert torch.equal(own, salted)
         assert own_log.keys() == log.keys()
@@ -169,44 +176,51 @@ def test_a_chunk_whose_rollout_failed_is_not_kept(require: Any) -> None:
 # Frames to start from.
 
 
-def blocks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[int]:
-    """The block that each exit step was taken for, in blocks of one frame."""
-    asked: list[int] = []
+def chunks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[tuple[int, int]]:
+    """Chunk and step of each denoising call, in chunks of one frame."""
+    counted: list[tuple[int, int]] = []
     tokens = 4
 
-    def generator(**kwargs: Any) -> tuple[Tensor, None]:
-        return kwargs["noisy_image_or_video"] * 0, None
+    class Counted(Watched):
+        def step(self, chunk: int, step: int, generator: Any, kwargs: dict[str, Any]) -> Any:
+            counted.append((chunk, step))
+            return super().step(chunk, step, generator, kwargs)
 
-    def step_times(block: int) -> list[float]:
-        asked.append(block)
-        return [1.0, 0.75, 0.5, 0.25]
+    def call(start: int, t: float) -> None:
+        pipeline.generator(timestep=torch.full((1, 1), t), current_start=start * tokens)
 
-    grid, vitals = [1.0, 0.75, 0.5, 0.25, 0.0], Vitals(Health())
-    defect = Defect(SC, torch.Generator(), grid, [1.0, 0.0])
-    tap = DefectTap(generator, step_times, defect, vitals, tokens)
+    def roll_out(**_: Any) -> None:
+        for frame in range(latent_frames):
+            call(frame, 0.0)
+        pipeline.generate_and_sync_list(len(exit_steps), 4, device="cpu")
+        for chunk, exit_step in enumerate(exit_steps):
+            for t in (*steps[: exit_step + 1].tolist(), 0.0):
+                call(latent_frames + chunk, t)
 
-    def call(start: int, frames: int, t: float) -> None:
-        x = torch.zeros(1, frames, 1, 1, 1)
-        timestep = torch.full((1, frames), 1000 * t)
-        tap(noisy_image_or_video=x, timestep=timestep, kv_cache=[], current_start=start * tokens)
-
-    if latent_frames:
-        with torch.no_grad():
-            call(0, latent_frames, 0.0)
-    for block, exit_step in enumerate(exit_steps):
-        with torch.no_grad():
-            for step in range(exit_step):
-                call(latent_frames + block, 1, grid[step])
-        call(latent_frames + block, 1, grid[exit_step])
-        with torch.no_grad():
-            call(latent_frames + block, 1, 0.0)
-    return asked
+    steps = torch.tensor([1000.0, 750.0, 500.0, 250.0])
+    pipeline = SimpleNamespace(
+        generate_and_sync_list=lambda *_, **__: exit_steps,
+        generator=lambda **_: None,
+        same_step_across_blocks=False,
+        frame_seq_length=tokens,
+        denoising_step_list=steps,
+    )
+    model = SimpleNamespace(
+        _consistency_backward_simulation=roll_out,
+        denoising_step_list=steps,
+        scheduler=SimpleNamespace(timesteps=steps, shift=1.0),
+    )
+    Counted(pipeline, model, ListSteps(model), steps, streaming=False).run()
+    return counted
 
 
 @pytest.mark.parametrize("exit_steps", [[0, 0, 0], [0, 3, 1], [2, 0, 0]])
 @pytest.mark.parametrize("latent_frames", [0, 1, 3])
-def test_frames_that_are_given_are_no_block(latent_frames: int, exit_steps: list[int]) -> None:
-    assert blocks_of_a_rollout(latent_frames, exit_steps) == [0, 1, 2]
+def test_frames_that_are_given_are_not_a_chunk(latent_frames: int, exit_steps: list[int]) -> None:
+    expected = [
+        (c, step) for c, exit_step in enumerate(exit_steps) for step in range(exit_step + 1)
+    ]
+    assert chunks_of_a_rollout(latent_frames, exit_steps) == expected
 
 
 def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any) -> None:
@@ -214,7 +228,7 @@ def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any)
     model = harness.build_model(name, num_layers=1, num_training_frames=24)
     model.name = name
     inputs = loss_inputs(model) | {"initial_latent": torch.randn(1, 1, 16, 4, 4)}
-    config = salt(model, sc_weight=1.0)
+    config = salt(model, sc={"weight": 1.0})
     for seed in range(3):  # a block that is one off is at another timestep than its list's
         torch.manual_seed(seed)
         with causal_forcing.attached(model, config):

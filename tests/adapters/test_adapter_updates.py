@@ -145,9 +145,14 @@ def test_an_optimizer_that_is_none_of_pytorchs_is_said_once(
 def test_longlive_accumulates_gradients_under_one_plan_with_the_model_attached_alone(
     name: str, require: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    salt = {"step_counts": [1, 2], "probs": [0.5, 0.5], "sc_steps": [2], "inference_steps": 1,
-            "align_reference": {"1": 2}, "align_warmup": 1, "align_prob": 0.5, "align_weight": 1.0,
-            "seed": 3}  # fmt: skip
+    salt = {
+        "step_counts": [1, 2],
+        "probs": [0.5, 0.5],
+        "sc": {"step_counts": [2]},
+        "inference_steps": 1,
+        "align": {"reference": {"1": 2}, "warmup": 1, "prob": 0.5, "weight": 1.0},
+        "seed": 3,
+    }
     monkeypatch.setenv(SETTINGS, json.dumps(salt))
     (rank,) = launch.run_trainer(
         require(name),

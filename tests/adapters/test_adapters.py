@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import harness
@@ -25,6 +24,8 @@ from salt_losses.adapters import (
     self_forcing,
 )
 from salt_losses.adapters.family import seams
+from salt_losses.terms import Alignment, SelfConsistency
+from tests.nested import changed
 
 ADAPTERS = {
     "longlive2": longlive2,
@@ -57,20 +58,21 @@ def own_steps(model: Any) -> int:
 def salt(model: Any, **settings: Any) -> SaltConfig:
     """The trainer's own step count; both terms on in every iteration, as far as weights allow."""
     steps = own_steps(model)
-    defaults = {
-        "step_counts": (steps,),
-        "probs": (1.0,),
-        "sc_steps": (steps,),
-        "inference_steps": 1,
-        "align_reference": {steps: 2 * steps},
-        "align_warmup": 0,
-        "align_prob": 1.0,
-        "sc_weight": 0.0,
-        "align_weight": 0.0,
-        "align_at": "end",
-        "align_noise": "own",
-    }
-    return SaltConfig(**(defaults | settings))
+    own = SaltConfig(
+        step_counts=(steps,),
+        probs=(1.0,),
+        inference_steps=1,
+        sc=SelfConsistency(weight=0.0, step_counts=(steps,)),
+        align=Alignment(
+            weight=0.0,
+            warmup=0,
+            reference={steps: 2 * steps},
+            prob=1.0,
+            to="end",
+            reference_noise="own",
+        ),
+    )
+    return changed(own, **settings)
 
 
 class Step:
@@ -125,7 +127,9 @@ def critic_step(model: Any, seed: int = 0, config: SaltConfig | None = None) -> 
 def test_terms_of_vanishing_weight_leave_the_generator_step_bit_identical(
     model: Any, terms: tuple[str, ...]
 ) -> None:
-    config = salt(model, align_margin=0.0, **{f"{term}_weight": VANISHING for term in terms})
+    config = changed(
+        salt(model, align={"margin": 0.0}), **{term: {"weight": VANISHING} for term in terms}
+    )
     active = 0.0
     for seed in (0, 1, 2):
         plain, salted = generator_step(model, seed), generator_step(model, seed, config)
@@ -140,7 +144,7 @@ def test_terms_of_vanishing_weight_leave_the_generator_step_bit_identical(
 
 
 def test_the_critic_step_is_bit_identical(model: Any) -> None:
-    config = salt(model, sc_weight=1.0, align_weight=1.0)
+    config = salt(model, sc={"weight": 1.0}, align={"weight": 1.0})
     for seed in (0, 1):
         plain, salted = critic_step(model, seed), critic_step(model, seed, config)
         assert_same(plain.result, salted.result)
@@ -148,7 +152,7 @@ def test_the_critic_step_is_bit_identical(model: Any) -> None:
 
 
 def test_every_k_step_list_goes_through_the_trainers_own_table(model: Any) -> None:
-    config = salt(model, step_counts=(2, 4, 8), probs=(0.2, 0.4, 0.4), sc_steps=())
+    config = salt(model, step_counts=(2, 4, 8), probs=(0.2, 0.4, 0.4), sc={"step_counts": ()})
     handle = adapter(model).attach(parts(model)[0], config)
     lists = {
         k: handle._losses.lists.timesteps(step_schedule(k, handle._losses.scheduler.shift)).tolist()
@@ -185,8 +189,10 @@ def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_
     if model.name == "causal_forcing_first_chunk":
         pytest.skip("its first chunk has another step list; covered by the other Causal Forcings")
     # With two steps and one inference interval there is one triple: (1, 1/2, 0), warped.
-    config = salt(model, step_counts=(2,), sc_steps=(2,), align_reference={}, sc_weight=1.0)
-    config = replace(config, sc_stop_grad=stop_grad)
+    config = salt(
+        model, step_counts=(2,), sc={"step_counts": (2,), "weight": 1.0}, align={"reference": {}}
+    )
+    config = changed(config, sc={"stop_grad": stop_grad})
     # A solver's leg is a sixth: in float32 the literal endpoints differ in their last digits alone.
     exact = model.name in harness.SOLVERS
     with dmd_loss_times_zero(model), in_double(model) if exact else contextlib.nullcontext():
@@ -278,11 +284,14 @@ def literal_defect_step(
 def test_the_defect_term_ends_at_the_nearest_point_and_weighs_by_1_minus_its_level(
     model: Any, clean: str | None
 ) -> None:
-    """The release's settings; with `sc_nearest` 1 nothing of a triple but `t_m` is drawn."""
+    """The release's settings; with `nearest` 1 nothing of a triple but `t_m` is drawn."""
     config = salt(
-        model, step_counts=(8,), sc_steps=(8,), inference_steps=4, align_reference={},
-        sc_weight=1.0, sc_nearest=1, sc_time_weight=clean,
-    )  # fmt: skip
+        model,
+        step_counts=(8,),
+        sc={"step_counts": (8,), "weight": 1.0, "nearest": 1, "time_weight": clean},
+        align={"reference": {}},
+        inference_steps=4,
+    )
     compared = set()
     for seed in range(12):
         with exit_calls(model) as calls:
@@ -361,7 +370,7 @@ def test_the_defect_term_makes_one_more_call_per_block_and_none_without_a_triple
 ) -> None:
     if model.name == "causal_forcing_first_chunk":
         pytest.skip("its first chunk may admit a triple where the others do not")
-    config = salt(model, sc_weight=1.0)
+    config = salt(model, sc={"weight": 1.0})
     seen = set()
     for seed in range(8):
         plain, _ = calls_of_a_step(model, seed, None)
@@ -385,7 +394,7 @@ def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_fo
         pytest.skip("its first chunk leaves at another step than the others")
     if model.name in harness.SOLVERS:
         pytest.skip("a solver begins at 0.999")
-    config = salt(model, sc_weight=1.0, sc_time_weight="clean")
+    config = salt(model, sc={"weight": 1.0, "time_weight": "clean"})
     seen = set()
     for seed in range(20):
         plain, _ = calls_of_a_step(model, seed, None)
@@ -403,7 +412,7 @@ def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_fo
 def test_the_alignment_makes_only_the_reference_rollout_and_its_two_feature_passes(
     model: Any,
 ) -> None:
-    config = salt(model, align_weight=1.0, align_margin=0.0)
+    config = salt(model, align={"weight": 1.0, "margin": 0.0})
     plain, _ = calls_of_a_step(model, 0, None)
     salted, step = calls_of_a_step(model, 0, config)
     blocks = plain["grad"]
@@ -429,7 +438,7 @@ def test_nothing_is_computed_whose_weight_is_0(model: Any) -> None:
 
 def test_the_alignment_reaches_the_generator(model: Any) -> None:
     with dmd_loss_times_zero(model):
-        step = generator_step(model, 0, salt(model, align_weight=1.0, align_margin=0.0))
+        step = generator_step(model, 0, salt(model, align={"weight": 1.0, "margin": 0.0}))
     assert sum(float(g.abs().sum()) for g in step.result[1].values()) > 0
     assert step.critic_gradients == {}
 
@@ -461,7 +470,7 @@ def run(model: Any, target: Any) -> Any:
 def test_after_detach_every_attribute_is_the_object_it_was(model: Any) -> None:
     target, objects = parts(model)
     before = everything(*objects)
-    handle = adapter(model).attach(target, salt(model, sc_weight=1.0))
+    handle = adapter(model).attach(target, salt(model, sc={"weight": 1.0}))
     assert everything(*objects) != before
     handle.detach()
     assert everything(*objects) == before
@@ -474,7 +483,7 @@ def test_an_exception_inside_the_context_manager_puts_everything_back(model: Any
     before = everything(*objects)
     with (
         pytest.raises(KeyError),
-        adapter(model).attached(target, salt(model, sc_weight=1.0)),
+        adapter(model).attached(target, salt(model, sc={"weight": 1.0})),
     ):
         raise KeyError
     assert everything(*objects) == before
@@ -483,7 +492,7 @@ def test_an_exception_inside_the_context_manager_puts_everything_back(model: Any
 def test_an_exception_in_the_middle_of_a_rollout_puts_the_pipeline_back(model: Any) -> None:
     target, _ = parts(model)
     pipeline = model.inference_pipeline
-    config = salt(model, sc_weight=1.0, align_weight=1.0)
+    config = salt(model, sc={"weight": 1.0}, align={"weight": 1.0})
     calls = []
 
     def fail(*_: Any) -> None:
@@ -573,7 +582,7 @@ def test_a_missing_seam_is_named_and_nothing_is_changed(model: Any, seam: str) -
     target, objects = parts(model)
     where = {"model": model, "pipeline": model.inference_pipeline, "streaming_model": target}
     owner, name = seam.split(".")
-    config = salt(model, sc_weight=1.0, align_weight=1.0)
+    config = salt(model, sc={"weight": 1.0}, align={"weight": 1.0})
     with removed(where[owner], name):
         before = everything(*objects)
         with pytest.raises(MissingSeamError, match=f"{seam}\\b.*no attribute '{name}'"):
@@ -598,7 +607,7 @@ def test_a_missing_part_of_a_part_is_named(model: Any, path: str, name: str) -> 
     with removed(owner, name):
         before = everything(*objects)
         with pytest.raises(MissingSeamError, match=f"{path}.{name}.*: no attribute '{name}'"):
-            adapter(model).attach(target, salt(model, align_weight=1.0))
+            adapter(model).attach(target, salt(model, align={"weight": 1.0}))
         assert everything(*objects) == before
 
 

@@ -17,14 +17,9 @@ HOOKS = {"after_init": "adapter_hooks:attach", "after_train": "adapter_hooks:rep
 SALT: dict[str, Any] = {
     "step_counts": [2, 4],
     "probs": [0.4, 0.6],
-    "sc_steps": [4],
+    "sc": {"step_counts": [4], "weight": 1.0},
     "inference_steps": 2,
-    "align_reference": {2: 4, 4: 8},
-    "align_warmup": 1,
-    "align_prob": 1.0,
-    "sc_weight": 1.0,
-    "align_weight": 1.0,
-    "align_margin": 0.0,
+    "align": {"reference": {2: 4, 4: 8}, "warmup": 1, "prob": 1.0, "weight": 1.0, "margin": 0.0},
     "first_chunk_steps": 2,
     "seed": 1,
 }
@@ -53,7 +48,7 @@ def test_two_ranks_follow_one_plan_and_stay_equal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align_at": at}))
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align": SALT["align"] | {"to": at}}))
     # "full": a forward is then a collective, so a rank that makes other calls than its peer hangs.
     # "no_shard": each rank has parameters of its own, so that their equality says something.
     ranks = train(require(name), 4, sharding_strategy=sharding, logdir=str(tmp_path))
@@ -123,7 +118,7 @@ def test_longlives_second_stage_begins_new_plans_and_resumes_its_own(
 def test_a_run_that_cannot_write_ends_with_the_parameters_of_one_that_can(
     name: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align_weight": 0.0}))
+    monkeypatch.setenv(SETTINGS, json.dumps(SALT | {"align": None}))
     parameters = []
     for blocked in (False, True):
         folder = tmp_path / f"{blocked}"
@@ -137,13 +132,14 @@ def test_a_run_that_cannot_write_ends_with_the_parameters_of_one_that_can(
 
 
 ADVERSARY = SALT | {
-    "align_weight": 0.0,
-    "adv_weight": 1.0,
-    "adv_against": "more_steps",
-    "adv_kind": "relativistic",
-    "adv_blocks": [0],
-    "adv_lr": 1e-3,
-    "adv_penalty": 1.0,
+    "align": None,
+    "adv": {
+        "weight": 1.0,
+        "against": "more_steps",
+        "kind": "relativistic",
+        "blocks": [0],
+        "lr": 1e-3,
+    },
 }
 
 
@@ -198,7 +194,7 @@ def test_two_ranks_that_sweep_end_with_the_parameters_of_two_that_do_not(
     parameters = []
     for sweep_every in (0, 1):
         folder = tmp_path / str(sweep_every)
-        settings = SALT | {"align_weight": 0.0, "sweep_every": sweep_every, "sweep_prompts": PROMPT}
+        settings = SALT | {"align": None, "sweep_every": sweep_every, "sweep_prompts": PROMPT}
         monkeypatch.setenv(SETTINGS, json.dumps(settings))
         ranks = launch.run_trainer(
             require(name),

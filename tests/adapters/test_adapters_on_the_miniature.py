@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,30 +20,23 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig, shift_time
 from salt_losses.adapters import MissingSeamError, self_forcing
-from salt_losses.adapters.rollout import features
+from salt_losses.terms import Alignment, SelfConsistency, alignment
+from tests.nested import changed
 
 # Terms from the first iteration on; with 1 and 2 steps some exits admit no triple.
 BUSY = SaltConfig(
     step_counts=(1, 2, 4),
     probs=(0.3, 0.3, 0.4),
-    sc_steps=(2, 4),
+    sc=SelfConsistency(step_counts=(2, 4)),
+    align=Alignment(reference={1: 2, 2: 4}, warmup=1, prob=0.7, weight=0.1, to="end"),
     inference_steps=2,
-    align_reference={1: 2, 2: 4},
-    align_warmup=1,
-    align_prob=0.7,
-    align_weight=0.1,
-    align_at="end",
 )
 
 ALIGNED = SaltConfig(
     step_counts=(2,),
     probs=(1.0,),
-    sc_steps=(),
-    align_warmup=0,
-    align_prob=1.0,
-    align_weight=0.1,
-    align_margin=0.0,
-    align_at="end",
+    sc=SelfConsistency(step_counts=()),
+    align=Alignment(warmup=0, prob=1.0, weight=0.1, margin=0.0, to="end"),
 )
 
 
@@ -80,20 +71,22 @@ def test_until_its_warm_up_ends_the_defect_term_is_not_there_at_all() -> None:
     def run(until: int, **settings: Any) -> torch.Tensor:
         trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
         calls = tiny.count_calls(trainer.model.generator)
-        with self_forcing.attached(trainer, replace(BUSY, align_weight=0.0, **settings)):
+        with self_forcing.attached(trainer, changed(BUSY, align=None, **settings)):
             train(trainer, until)
         parameters = [p.detach().flatten() for p in trainer.model.generator.parameters()]
         return torch.cat([*parameters, torch.tensor([float(len(calls))])])
 
-    without = run(10, sc_weight=0.0)
-    assert torch.equal(run(10, sc_warmup=10), without)
-    assert not torch.equal(run(10, sc_warmup=5), without)
-    assert not torch.equal(run(10), run(10, sc_warmup=5))
+    without = run(10, sc=None)
+    assert torch.equal(run(10, sc={"warmup": 10}), without)
+    assert not torch.equal(run(10, sc={"warmup": 5}), without)
+    assert not torch.equal(run(10), run(10, sc={"warmup": 5}))
 
 
 def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
     model = tiny.build_model()
-    config = SaltConfig(step_counts=(4,), probs=(1.0,), sc_steps=(4,), inference_steps=1)
+    config = SaltConfig(
+        step_counts=(4,), probs=(1.0,), sc=SelfConsistency(step_counts=(4,)), inference_steps=1
+    )
     with self_forcing.attached(model, config) as handle:
         seen: list[dict[str, float]] = []
         handle.on_metrics(seen.append)
@@ -105,11 +98,11 @@ def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() ->
     [metrics] = seen
     own = {name: x for name, x in metrics.items() if not name.startswith("salt/health/")}
     assert own == {"iteration": 0, **{name: value.item() for name, value in salt.items()}}
-    total = salt["salt/dmd_loss"] + config.sc_weight * salt["salt/sc_loss"]
+    total = salt["salt/dmd_loss"] + config.sc.weight * salt["salt/sc_loss"]
     assert float(loss.detach()) == pytest.approx(float(total))
 
 
-@pytest.mark.parametrize("config", [BUSY, replace(BUSY, first_chunk_steps=4)])
+@pytest.mark.parametrize("config", [BUSY, changed(BUSY, first_chunk_steps=4)])
 def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one(
     config: SaltConfig,
 ) -> None:
@@ -156,15 +149,15 @@ def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
     ("settings", "message"),
     [
         (
-            {"align_block": 5, "align_weight": 0.1},
-            "align_block must be an index into the 2 blocks of fake_score; got 5",
+            {"align": {"block": 5, "weight": 0.1}},
+            "align.block must be an index into the 2 blocks of fake_score; got 5",
         ),
         (
             {
                 "step_counts": (600,),
                 "probs": (1.0,),
-                "sc_steps": (),
-                "align_reference": {600: 1200},
+                "sc": {"step_counts": ()},
+                "align": {"reference": {600: 1200}},
             },
             "step_counts and the table do not fit: a grid of 1200 steps is too fine for the "
             "trainer's timesteps: two of its points coincide there",
@@ -177,20 +170,20 @@ def test_settings_that_do_not_fit_the_trainer_are_refused(
     model = tiny.build_model()
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(ValueError) as error:
-        self_forcing.attach(model, SaltConfig(**settings))
+        self_forcing.attach(model, changed(SaltConfig(), **settings))
     assert str(error.value) == message
     assert {name: id(value) for name, value in vars(model).items()} == before
 
 
-def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
+def test_a_self_consistency_term_that_no_exit_step_would_admit_is_refused() -> None:
     model = tiny.build_model()
     model._initialize_inference_pipeline()
     model.inference_pipeline.last_step_only = True
-    with pytest.raises(ValueError, match=r"sc_weight must be 0 where .* last_step_only"):
+    with pytest.raises(ValueError, match=r"sc must be null where .* last_step_only"):
         self_forcing.attach(model, SaltConfig())
-    # At 4 of 8 steps the last one still admits a triple; without sc_steps there is no term.
-    for sc_steps in ((4, 8), ()):
-        self_forcing.attach(model, SaltConfig(sc_steps=sc_steps)).detach()
+    # At 4 of 8 steps the last one still admits a triple; without step counts there is no term.
+    for counts in ((4, 8), ()):
+        self_forcing.attach(model, SaltConfig(sc=SelfConsistency(step_counts=counts))).detach()
 
 
 @pytest.mark.parametrize(
@@ -198,20 +191,20 @@ def test_a_defect_term_that_no_exit_step_would_admit_is_refused() -> None:
     [
         (
             {"step_counts": (1, 2), "probs": (0.5, 0.5), "inference_steps": 1},
-            r"sc_steps to .*\[2\]",
+            r"set sc.step_counts to .*\[2\]",
         ),
-        ({"step_counts": (4,), "probs": (1.0,)}, r"defect term never comes on: .*set sc_steps to"),
-        ({"align_weight": 0.1, "align_prob": 0.0}, "align_prob is 0"),
-        ({"align_weight": 0.1}, "align_warmup is 600: .* the run's 100 iterations"),
+        ({"step_counts": (4,), "probs": (1.0,)}, r"sc never turns on: .*set sc.step_counts to"),
+        ({"align": {"weight": 0.1, "prob": 0.0}}, "align.prob is 0"),
+        ({"align": {"weight": 0.1}}, "align.warmup is 600: .* the run's 100 iterations"),
     ],
 )
-def test_a_term_that_never_comes_on_is_said_when_salt_is_attached(
+def test_a_term_that_never_turns_on_is_said_when_salt_is_attached(
     settings: dict[str, Any], message: str
 ) -> None:
     trainer = tiny.build_trainer()
     trainer.config = SimpleNamespace(max_iters=100)
     with pytest.warns(UserWarning, match=f"^(SaltConfig|Self Forcing): .*{message}") as said:
-        self_forcing.attach(trainer, SaltConfig(**settings)).detach()
+        self_forcing.attach(trainer, changed(SaltConfig(), **settings)).detach()
     assert len([w for w in said if re.search(message, str(w.message))]) == 1  # not said twice
 
 
@@ -229,7 +222,7 @@ def test_the_trainers_own_list_is_trained_for_its_length_and_named_where_it_does
             level = float(kwargs["timestep"].flatten()[0])
             called[len(trainer.model.denoising_step_list)].add(level)
 
-    config = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), sc_weight=0.0)
+    config = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), sc=None)
     with pytest.warns(UserWarning, match="Self Forcing: the trainer's own list of 2 steps"):
         handle = self_forcing.attach(trainer, config)
     lists = handle._losses.lists
@@ -239,18 +232,28 @@ def test_the_trainers_own_list_is_trained_for_its_length_and_named_where_it_does
     assert called[2] == set(trainers)
     assert called[4] == set(lists.of(4)) != set(trainers)
     # A shift replaces it, and an alignment to what does not hold it is refused.
-    with self_forcing.attached(trainer, replace(config, shift=5.0)) as handle:
+    with self_forcing.attached(trainer, changed(config, shift=5.0)) as handle:
         assert handle._losses.lists.of(2) == pytest.approx([1000, 833.3], abs=0.4)
-    with pytest.raises(ValueError, match=r"align_reference\[2\] needs lists that nest"):
-        self_forcing.attach(trainer, replace(config, align_weight=0.1))
+    with pytest.raises(ValueError, match=r"align\.reference\[2\] needs lists that nest"):
+        self_forcing.attach(trainer, changed(config, align={"weight": 0.1}))
     assert "_salt_handle" not in dir(trainer.model.generator_loss)
 
 
 def test_settings_that_have_an_effect_are_attached_in_silence() -> None:
-    asd = {"step_counts": (1, 2), "probs": (0.5, 0.5), "sc_steps": (), "first_chunk_steps": 4}
+    asd = {
+        "step_counts": (1, 2),
+        "probs": (0.5, 0.5),
+        "sc": {"step_counts": ()},
+        "first_chunk_steps": 4,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for config in (SaltConfig(), SaltConfig(**asd), SaltConfig.preset("paper"), BUSY):
+        for config in (
+            SaltConfig(),
+            changed(SaltConfig(), **asd),
+            SaltConfig.preset("paper"),
+            BUSY,
+        ):
             self_forcing.attach(tiny.build_trainer(), config).detach()
 
 
@@ -282,7 +285,7 @@ def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_i
         )
         parameters = list(model.fake_score.parameters())
         torch.manual_seed(0)
-        with self_forcing.attached(model, replace(ALIGNED, align_weight=align_weight)):
+        with self_forcing.attached(model, changed(ALIGNED, align={"weight": align_weight})):
             for _ in range(2):  # accumulated, as LongLive may
                 loss, log = model.generator_loss(**tiny.loss_inputs(model))
                 loss.backward()
@@ -338,7 +341,7 @@ def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None
     assert one == other
     assert one["settings"] == (
         "the settings must be the same on all ranks; got "
-        "seed (rank 0: 0, rank 1: 1), sc_weight (rank 0: 1.0, rank 1: 2.0)"
+        "seed (rank 0: 0, rank 1: 1), sc.weight (rank 0: 1.0, rank 1: 2.0)"
     )
     assert one["state"] == (
         "state_dict must be the same on all ranks; got iteration (rank 0: 0, rank 1: 1)"
@@ -366,26 +369,26 @@ def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> N
     assert any(one["sc"])
 
 
-def test_align_levels_is_the_range_of_the_features_level_before_the_shift(
+def test_the_noise_range_is_the_range_of_the_features_level_before_the_shift(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     levels: list[float] = []
-    real = features.alignment
+    real = alignment.rollout_align_loss
 
-    def alignment(*args: Any, **kwargs: Any) -> torch.Tensor:
-        levels.append(args[3])
+    def align_loss(*args: Any, **kwargs: Any) -> torch.Tensor:
+        levels.append(args[4])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(features, "alignment", alignment)
+    monkeypatch.setattr(alignment, "rollout_align_loss", align_loss)
     model = tiny.build_model()
     inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, replace(ALIGNED, align_levels=(0.1, 0.2))):
+    with self_forcing.attached(model, changed(ALIGNED, align={"noise_range": (0.1, 0.2)})):
         for _ in range(20):
             model.generator_loss(**inputs)
     lowest, highest = (shift_time(u, model.timestep_shift) for u in (0.1, 0.2))
     assert lowest <= min(levels) < max(levels) <= highest
     assert max(levels) - min(levels) > 0.5 * (highest - lowest)
     levels.clear()
-    with self_forcing.attached(model, replace(ALIGNED, align_levels=(0.0, 1e-9))):
+    with self_forcing.attached(model, changed(ALIGNED, align={"noise_range": (0.0, 1e-9)})):
         model.generator_loss(**inputs)
     assert levels == [model.min_step / 1000]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import harness
@@ -27,20 +26,15 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from salt_losses import DiscriminatorHead, SaltConfig, add_noise
-from salt_losses.training.adversary import Adversary
+from salt_losses.terms.adversarial import AdversarialRun
+from tests.nested import changed
 
 AGAINST = ["data", "more_steps"]
 
 
 def playing(model: Any, against: str, **settings: Any) -> SaltConfig:
-    chosen = {
-        "adv_weight": 1.0,
-        "adv_against": against,
-        "adv_blocks": (1, 0),
-        "adv_lr": 1e-3,
-        "adv_penalty": 0.5,
-    }
-    return salt(model, **(chosen | settings))
+    chosen = {"weight": 1.0, "against": against, "blocks": (1, 0), "lr": 1e-3}
+    return changed(salt(model, adv=chosen), **settings)
 
 
 @contextlib.contextmanager
@@ -72,11 +66,15 @@ def test_a_discriminator_of_vanishing_weight_leaves_the_generator_step_bit_ident
     model: Any, against: str
 ) -> None:
     config = playing(
-        model, against, adv_weight=VANISHING, sc_weight=VANISHING, align_weight=VANISHING
+        model,
+        against,
+        adv={"weight": VANISHING},
+        sc={"weight": VANISHING},
+        align={"weight": VANISHING},
     )
     for seed, features in enumerate(("fake_score", "real_score")):
         plain = generator_step(model, seed)
-        salted = generator_step(model, seed, replace(config, adv_features=features))
+        salted = generator_step(model, seed, changed(config, adv={"features": features}))
         assert_same(plain.result, salted.result)
         assert torch.equal(plain.streams[0], salted.streams[0])
         assert plain.streams[1] == salted.streams[1]
@@ -86,13 +84,12 @@ def test_a_discriminator_of_vanishing_weight_leaves_the_generator_step_bit_ident
 
 
 def test_at_weight_0_there_is_no_discriminator(model: Any) -> None:
-    config = playing(model, "more_steps", adv_weight=0.0)
+    config = playing(model, "more_steps", adv=None)
     plain, _ = calls_of_a_step(model, 0, None)
     salted, step = calls_of_a_step(model, 0, config)
     assert salted == plain
-    assert step.handle._adversary is None
     assert not any("adv" in name for name in step.log)
-    assert "adversary" not in step.handle.state_dict()
+    assert step.handle.state_dict()["terms"] == {}
 
 
 def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: Any) -> None:
@@ -119,7 +116,7 @@ def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: 
         return numbers, tensors, (loss.detach(), harness.gradients(model.generator)), log
 
     plain = second_chunk(None)
-    salted = second_chunk(playing(model, "more_steps", adv_weight=VANISHING, adv_blocks=(0,)))
+    salted = second_chunk(playing(model, "more_steps", adv={"weight": VANISHING, "blocks": (0,)}))
     assert plain[0] == salted[0]
     assert [name for name, x in plain[1].items() if not torch.equal(x, salted[1][name])] == []
     assert_same(plain[2], salted[2])
@@ -147,17 +144,18 @@ class Recorded:
         self.heads: list[dict[str, Tensor]] = []
         self.calls: list[dict[str, Any]] = []
         self.noise: list[tuple[Tensor, float]] = []
-        real_draws, real_terms = Adversary.draws, Adversary.terms
+        real_draw, real_loss = AdversarialRun.draw, AdversarialRun.loss
         add = model.scheduler.add_noise
 
-        def draws(this: Any, video: Tensor, seed: int) -> Any:
-            self.draws.append(real_draws(this, video, seed))
+        def draw(this: Any, video: Tensor, generator: Any) -> Any:
+            self.draws.append(real_draw(this, video, generator))
             return self.draws[-1]
 
-        def terms(this: Any, video: Tensor, real: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.real, self.video = real.clone(), video.detach().clone()
+        def loss(this: Any, rollout: Any) -> Any:
+            self.real = (rollout.data if this.against == "data" else rollout.extra).clone()
+            self.video = rollout.video.detach().clone()
             self.heads.append({n: p.clone() for n, p in this.head.state_dict().items()})
-            result = real_terms(this, video, real, *args, **kwargs)
+            result = real_loss(this, rollout)
             self.heads.append({n: p.clone() for n, p in this.head.state_dict().items()})
             return result
 
@@ -178,8 +176,8 @@ class Recorded:
 
         hook = model.generator.register_forward_pre_hook(called, with_kwargs=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Adversary, "draws", draws)
-            patch.setattr(Adversary, "terms", terms)
+            patch.setattr(AdversarialRun, "draw", draw)
+            patch.setattr(AdversarialRun, "loss", loss)
             patch.setattr(model.scheduler, "add_noise", add_noise)
             self.step = generator_step(model, seed, config)
         hook.remove()
@@ -253,7 +251,7 @@ def literal_logits(model: Any, head: Any, x: Tensor, t: Tensor, features: str) -
 def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
     model: Any, against: str, kind: str, features: str
 ) -> None:
-    config = playing(model, against, adv_kind=kind, adv_features=features, adv_updates=2)
+    config = playing(model, against, adv={"kind": kind, "features": features})
     with dmd_loss_times_zero(model):
         recorded = Recorded(model, 1, config)
     head = DiscriminatorHead(getattr(model, features).model.dim, (1, 0))
@@ -264,27 +262,21 @@ def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
         betas=(0.0, 0.999),
         fused=True,  # rounds otherwise than the plain one
     )
-    sigma, real, fake = config.adv_sigma, recorded.real, recorded.video
+    real, fake = recorded.real, recorded.video
 
     def logits(x: Tensor, t: Tensor) -> Tensor:
         return literal_logits(model, head, x, t, features)
 
-    assert len(recorded.draws) == 2
-    for t, noise, (e_real, e_fake) in recorded.draws:
-        x_real, x_fake = add_noise(real, noise, t), add_noise(fake, noise, t)
-        d_real, d_fake = logits(x_real, t), logits(x_fake, t)
-        if kind == "relativistic":
-            loss = softplus(d_fake - d_real).mean()
-        else:
-            loss = softplus(-d_real).mean() + softplus(d_fake).mean()
-        r1 = (((logits(x_real + sigma * e_real, t) - d_real) / sigma) ** 2).mean()
-        r2 = (((logits(x_fake + sigma * e_fake, t) - d_fake) / sigma) ** 2).mean()
-        optimizer.zero_grad()
-        (loss + config.adv_penalty * (r1 + r2)).backward()
-        optimizer.step()
+    [(t, noise)] = recorded.draws
+    d_real, d_fake = (logits(add_noise(x, noise, t), t) for x in (real, fake))
+    if kind == "relativistic":
+        loss = softplus(d_fake - d_real).mean()
+    else:
+        loss = softplus(-d_real).mean() + softplus(d_fake).mean()
+    loss.backward()
+    optimizer.step()
     log = recorded.step.log
     assert float(log["salt/adv_d_loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert float(log["salt/adv_penalty"]) == pytest.approx(float((r1 + r2).detach()), rel=1e-3)
     assert float(log["salt/adv_gap"]) == pytest.approx(
         float((d_real - d_fake).detach().mean()), rel=1e-3
     )
@@ -312,11 +304,10 @@ def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
 # 3. Lean.
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_the_calls_are_those_of_docs_cost(model: Any, against: str, penalty: float) -> None:
-    config = playing(model, against, adv_penalty=penalty, adv_updates=3)
+def test_the_calls_are_those_of_docs_cost(model: Any, against: str) -> None:
+    config = playing(model, against)
     plain, _ = calls_of_a_step(model, 0, None)
-    salted, step = calls_of_a_step(model, 0, config)
+    salted, _ = calls_of_a_step(model, 0, config)
     blocks = plain["grad"]
     extra = 0
     if against == "more_steps":
@@ -326,5 +317,4 @@ def test_the_calls_are_those_of_docs_cost(model: Any, against: str, penalty: flo
             extra += first - own_steps(model) - 1
     assert salted["grad"] == plain["grad"]
     assert salted["no_grad"] == plain["no_grad"] + extra
-    assert salted["fake_score"] == plain["fake_score"] + 3 * (4 if penalty else 2)
-    assert (float(step.log["salt/adv_penalty"]) > 0) == (penalty > 0)
+    assert salted["fake_score"] == plain["fake_score"] + 2

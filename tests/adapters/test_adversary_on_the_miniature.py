@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,23 +18,20 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, record, self_forcing
-from salt_losses.adapters.rollout.scored import Scored
+from salt_losses.terms import Adversarial, SelfConsistency
+from salt_losses.terms.trace import Rollout, Trace
+from tests.nested import changed
 
 CONFIG = SaltConfig(
     step_counts=(1, 2),
     probs=(0.5, 0.5),
-    sc_steps=(2,),
+    sc=SelfConsistency(step_counts=(2,)),
+    adv=Adversarial(weight=0.5, against="more_steps", kind="relativistic", lr=1e-2),
     inference_steps=1,
-    adv_weight=0.5,
-    adv_against="more_steps",
-    adv_kind="relativistic",
-    adv_lr=1e-2,
-    adv_penalty=0.1,
 )
 KEYS = {
     "salt/adv_d_loss",
     "salt/adv_g_loss",
-    "salt/adv_penalty",
     "salt/adv_real_logit",
     "salt/adv_fake_logit",
     "salt/adv_gap",
@@ -47,16 +43,23 @@ def build(**settings: Any) -> Any:
     return tiny.build_trainer(dfake_gen_update_ratio=1, **settings)
 
 
+def adversary(handle: Any) -> Any:
+    """The term in the run, with its head."""
+    return next(term for term in handle.terms if term.name == "adv")
+
+
 def weights(handle: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in handle._adversary.head.parameters()])
+    return torch.cat([p.detach().flatten() for p in adversary(handle).head.parameters()])
 
 
 def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
     trainer = build(real_videos=True, batch_size=8, lr=0.0)
     config = SaltConfig(
-        step_counts=(1,), probs=(1.0,), sc_steps=(), adv_weight=0.5, adv_levels=(0.0, 0.3),
-        adv_lr=1e-3,
-    )  # fmt: skip
+        step_counts=(1,),
+        probs=(1.0,),
+        sc=SelfConsistency(step_counts=()),
+        adv=Adversarial(weight=0.5, noise_range=(0.0, 0.3), lr=1e-3),
+    )
     gaps: list[float] = []
     with self_forcing.attached(trainer, config) as handle:
         handle.on_metrics(lambda metrics: gaps.append(metrics["salt/adv_gap"]))
@@ -66,7 +69,9 @@ def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
 
 def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
     model = tiny.build_model()
-    config = replace(CONFIG, step_counts=(1,), probs=(1.0,), sc_steps=(), first_chunk_steps=4)
+    config = changed(
+        CONFIG, step_counts=(1,), probs=(1.0,), sc={"step_counts": ()}, first_chunk_steps=4
+    )
     starts: list[int] = []
     model.generator.register_forward_pre_hook(
         lambda module, args, kwargs: starts.append(kwargs["current_start"]), with_kwargs=True
@@ -81,7 +86,7 @@ def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
 
 def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> None:
     trainer = build()
-    config = replace(CONFIG, adv_warmup=2, adv_kind="non_saturating")
+    config = changed(CONFIG, adv={"warmup": 2, "kind": "non_saturating"})
     seen: list[dict[str, float]] = []
     with self_forcing.attached(trainer, config) as handle:
         handle.on_metrics(seen.append)
@@ -98,9 +103,9 @@ def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> N
     assert len(seen) == 5
     for iteration, (metrics, log) in enumerate(zip(seen, logs[::2])):
         terms = metrics["salt/dmd_loss"]
-        terms += metrics.get("salt/sc_loss", 0.0) * config.sc_weight
-        felt = iteration >= config.adv_warmup
-        terms += config.adv_weight * metrics["salt/adv_g_loss"] * felt
+        terms += metrics.get("salt/sc_loss", 0.0) * config.sc.weight
+        felt = iteration >= config.adv.warmup
+        terms += config.adv.weight * metrics["salt/adv_g_loss"] * felt
         assert float(log["generator_loss"]) == pytest.approx(terms, rel=1e-5)
         gap = metrics["salt/adv_real_logit"] - metrics["salt/adv_fake_logit"]
         assert metrics["salt/adv_gap"] == pytest.approx(gap, abs=1e-6)
@@ -110,20 +115,20 @@ def test_before_its_warmup_ends_the_generator_is_the_trainers_own_and_the_head_l
     def run(config: SaltConfig) -> tuple[torch.Tensor, Any]:
         trainer = build()
         handle = self_forcing.attach(trainer, config)
-        before = weights(handle).clone() if config.adv_weight else None
+        before = weights(handle).clone() if config.adv else None
         train(trainer, 2)
         if before is not None:
             assert not torch.equal(before, weights(handle))
         return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
 
-    without = run(replace(CONFIG, adv_weight=0.0))
-    assert torch.equal(without, run(replace(CONFIG, adv_warmup=2)))
+    without = run(changed(CONFIG, adv=None))
+    assert torch.equal(without, run(changed(CONFIG, adv={"warmup": 2})))
     assert not torch.equal(without, run(CONFIG))
 
 
 def test_at_step_counts_that_have_none_nothing_is_called_and_the_head_stays() -> None:
     trainer = build()
-    config = replace(CONFIG, adv_step_counts=(2,))
+    config = changed(CONFIG, adv={"step_counts": (2,)})
     with self_forcing.attached(trainer, config) as handle:
         seen = set()
         for iteration in range(8):
@@ -137,34 +142,36 @@ def test_at_step_counts_that_have_none_nothing_is_called_and_the_head_stays() ->
 
 
 def test_each_step_count_has_a_logit_of_its_own_against_more_steps() -> None:
-    classes = {
-        against: self_forcing.attach(build(), replace(CONFIG, adv_against=against))
-        ._adversary.head.classifier[-1]
-        .out_features
+    heads = {
+        against: adversary(self_forcing.attach(build(), changed(CONFIG, adv={"against": against})))
         for against in ("data", "more_steps")
     }
+    classes = {against: term.head.classifier[-1].out_features for against, term in heads.items()}
     assert classes == {"data": 1, "more_steps": 2}
 
 
 def test_where_the_trainers_own_loss_does_not_look_the_generator_feels_nothing() -> None:
     model = tiny.build_model()
-    model._initialize_inference_pipeline()
-    opponent = self_forcing.attach(model, CONFIG)._losses.opponent
-    rollout = SimpleNamespace(plan=CONFIG.scheduler(1.0).plan(0), scored=Scored())
-    rollout.real = torch.randn(1, 6, 1, 8, 16)
-    scored = rollout.scored
-    scored.video = torch.randn(1, 6, 1, 8, 16, requires_grad=True)
-    scored.conditional_dict = model.text_encoder(["3"])
-    scored.mask = torch.ones_like(scored.video, dtype=torch.bool)
-    scored.mask[:, :2] = False
-    term, _ = opponent.terms(rollout, str)
-    term.backward()
-    by_frame = scored.video.grad.abs().sum((0, 2, 3, 4))
+    losses = self_forcing.attach(model, CONFIG)._losses
+    video = torch.randn(1, 6, 1, 8, 16, requires_grad=True)
+    mask = torch.ones_like(video, dtype=torch.bool)
+    mask[:, :2] = False
+    plan = CONFIG.scheduler(1.0).plan(0)
+    trace = Trace(losses.terms, plan, str, trainer="Self Forcing", times=losses.lists.times)
+    trace.offers |= {
+        "video": video,
+        "mask": mask,
+        "extra": torch.randn(1, 6, 1, 8, 16),
+        "network": losses._networks.under(model.text_encoder(["3"])),
+    }
+    term = next(term for term in losses.terms if term.name == "adv")
+    term.loss(Rollout(trace, term)).backward()
+    by_frame = video.grad.abs().sum((0, 2, 3, 4))
     assert by_frame[:2].tolist() == [0, 0]
     assert bool((by_frame[2:] > 0).all())
-    rollout.real = torch.randn(1, 3, 1, 8, 16)
-    with pytest.raises(ValueError, match=r"must have its shape, \[1, 6, 1, 8, 16\]; got \[1, 3"):
-        opponent.terms(rollout, str)
+    trace.offers["extra"] = torch.randn(1, 3, 1, 8, 16)
+    with pytest.raises(ValueError, match=r"rollout's shape, \[1, 6, 1, 8, 16\]; got \[1, 3"):
+        term.loss(Rollout(trace, term))
 
 
 @pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
@@ -184,7 +191,7 @@ def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
     with harness.single_process_group():
-        without = critic_gradient(replace(CONFIG, adv_weight=0.0))
+        without = critic_gradient(changed(CONFIG, adv=None))
         gradient = critic_gradient(CONFIG)
     assert float(without.abs().sum()) > 0
     assert torch.equal(gradient, without)
@@ -213,8 +220,8 @@ def test_a_resumed_run_goes_on_with_the_same_head_bit_by_bit(tmp_path: Path) -> 
     train(first, 2)
     first.save()
     checkpoint = tmp_path / "parts" / "checkpoint_model_000002"
-    assert sorted(p.name for p in checkpoint.iterdir()) == ["salt.json", "salt_adversary.pt"]
-    assert json.loads((checkpoint / "salt.json").read_text())["adversary"] == "salt_adversary.pt"
+    assert sorted(p.name for p in checkpoint.iterdir()) == ["salt.json", "salt_terms.pt"]
+    assert json.loads((checkpoint / "salt.json").read_text())["terms"] == "salt_terms.pt"
 
     handle, second = recorded(tmp_path / "parts", step=2)
     assert torch.equal(weights(handle), weights(first_handle))
@@ -231,25 +238,25 @@ def test_a_resumed_run_goes_on_with_the_same_head_bit_by_bit(tmp_path: Path) -> 
 
 def test_the_learning_rate_of_a_resumed_run_is_that_of_its_settings(tmp_path: Path) -> None:
     handle, _ = recorded(tmp_path)
-    other, _ = recorded(tmp_path, replace(CONFIG, adv_lr=0.5, adv_penalty=3.0))
+    other, _ = recorded(tmp_path, changed(CONFIG, adv={"lr": 0.5}))
     other.load_state_dict(handle.state_dict())
-    assert other._adversary.optimizer.param_groups[0]["lr"] == 0.5
+    assert adversary(other).optimizer.param_groups[0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"adv_blocks": (1,)}, r"adv_blocks \(state: \[1\], here: \[0, 1\]\)"),
-        ({"adv_features": "real_score"}, r"adv_features \(state: 'real_score', here: 'fake_score'"),
-        ({"adv_step_counts": (2,)}, r"adv_step_counts \(state: \[2\], here: \[1, 2\]\)"),
-        ({"adv_against": "data"}, r"adv_against \(state: 'data', here: 'more_steps'\)"),
+        ({"blocks": (1,)}, r"'blocks': \[1\].*, not .*'blocks': \[0, 1\]"),
+        ({"features": "real_score"}, "'real_score'.*, not .*'fake_score'"),
+        ({"step_counts": (2,)}, r"'step_counts': \[2\].*, not .*'step_counts': \[1, 2\]"),
+        ({"against": "data"}, "'data'.*, not .*'more_steps'"),
     ],
 )
 def test_a_state_of_another_head_is_refused_by_name_and_changes_nothing(
     settings: dict[str, Any], message: str
 ) -> None:
-    config = replace(CONFIG, adv_blocks=(0, 1))
-    state = self_forcing.attach(build(), replace(config, **settings)).state_dict()
+    config = changed(CONFIG, adv={"blocks": (0, 1)})
+    state = self_forcing.attach(build(), changed(config, adv=settings)).state_dict()
     handle = self_forcing.attach(build(), config)
     before = weights(handle).clone()
     with pytest.raises(ValueError, match=f"of another discriminator: .*{message}"):
@@ -261,10 +268,14 @@ def test_a_state_of_another_head_is_refused_by_name_and_changes_nothing(
 def test_a_state_of_another_shape_or_none_is_refused_and_changes_nothing() -> None:
     handle = self_forcing.attach(build(), CONFIG)
     wide = self_forcing.attach(build(dim=64), CONFIG).state_dict()
-    with pytest.raises(ValueError, match=r"readers.0.registers \(state: \[1, 64\], here: \[1, 32"):
+    with pytest.raises(ValueError, match=r"(?s)'adv'\] is corrupt: .*readers.0.registers"):
         handle.load_state_dict(wide | {"iteration": 7})
-    with pytest.raises(ValueError, match=r"must hold mappings \('head', 'optimizer', 'settings'\)"):
-        handle.load_state_dict(handle.state_dict() | {"iteration": 7, "adversary": {"head": {}}})
+    for state, message in (
+        ({"adv": {"head": {}}}, r"must hold \['head', 'optimizer', 'settings'\]"),
+        (["adv"], "'terms'] must be a mapping; got a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            handle.load_state_dict(handle.state_dict() | {"iteration": 7, "terms": state})
     assert handle.plan.iteration == 0
 
 
@@ -282,8 +293,8 @@ def _set(key: str, value: Any) -> Callable[[dict[int, Any]], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_without, "it must hold each of the .* parameters, or none"),
-        (lambda moments: moments.update({0: None}), "step of .* must be a tensor of shape"),
+        (_without, "the optimizer must hold each of the .* parameters"),
+        (lambda moments: moments.update({0: None}), "'NoneType' object"),
         (_set("exp_avg_sq", None), r"exp_avg_sq of readers.0.registers must be .*; got None"),
         (_set("exp_avg", torch.zeros(3)), r"exp_avg of .* got a float32 tensor of shape \[3\]"),
         (_set("step", torch.zeros(2)), r"step of .* must be a tensor of shape \[\]; got"),
@@ -298,10 +309,10 @@ def test_a_damaged_optimizer_is_refused_at_load_and_changes_nothing(
     handle = self_forcing.attach(trainer, CONFIG)
     train(trainer, 1)
     state = copy.deepcopy(handle.state_dict()) | {"iteration": 7}
-    damage(state["adversary"]["optimizer"]["state"])
+    damage(state["terms"]["adv"]["optimizer"]["state"])
     other = self_forcing.attach(build(), CONFIG)
     before = weights(other).clone()
-    with pytest.raises(ValueError, match=f"optimizer cannot take the state: {message}"):
+    with pytest.raises(ValueError, match=f"is corrupt: .*{message}"):
         other.load_state_dict(state)
     assert other.plan.iteration == 0
     assert torch.equal(before, weights(other))
@@ -310,8 +321,8 @@ def test_a_damaged_optimizer_is_refused_at_load_and_changes_nothing(
 def test_a_head_that_is_not_finite_is_refused_by_name() -> None:
     handle = self_forcing.attach(build(), CONFIG)
     state = copy.deepcopy(handle.state_dict())
-    state["adversary"]["head"]["classifier.1.weight"][0, 0] = float("inf")
-    with pytest.raises(ValueError, match=r"damaged: classifier.1.weight is not finite"):
+    state["terms"]["adv"]["head"]["classifier.1.weight"][0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"corrupt: weight of classifier.1.weight is not finite"):
         handle.load_state_dict(state)
 
 
@@ -321,12 +332,12 @@ def test_a_state_of_the_optimizer_as_it_was_before_goes_on_with_this_ones_settin
     handle = self_forcing.attach(trainer, CONFIG)
     train(trainer, 1)
     state = copy.deepcopy(handle.state_dict())
-    group = state["adversary"]["optimizer"]["param_groups"][0]
+    group = state["terms"]["adv"]["optimizer"]["param_groups"][0]
     group.update(fused=None, betas=(0.5, 0.5), lr=9.0)
     other = self_forcing.attach(build(), CONFIG)
     other.load_state_dict(state)
-    [ours] = other._adversary.optimizer.param_groups
-    assert (ours["fused"], ours["betas"], ours["lr"]) == (True, (0.0, 0.999), CONFIG.adv_lr)
+    [ours] = adversary(other).optimizer.param_groups
+    assert (ours["fused"], ours["betas"], ours["lr"]) == (True, (0.0, 0.999), CONFIG.adv.lr)
 
 
 def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
@@ -335,18 +346,18 @@ def test_a_head_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
     trainer.save()
     folder = tmp_path / "checkpoint_model_000003"
     # Nobody asks for it: nobody reads it.
-    head = folder / "salt_adversary.pt"
+    head = folder / "salt_terms.pt"
     head.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=rf"{folder / 'salt.json'}: salt_adversary.pt is no file"):
+    with pytest.raises(ValueError, match=rf"{folder / 'salt.json'}: salt_terms.pt is not a file"):
         recorded(tmp_path, step=3)
     head.unlink()
-    assert recorded(tmp_path, replace(CONFIG, adv_weight=0.0), step=3)[0].plan.iteration == 3
+    assert recorded(tmp_path, changed(CONFIG, adv=None), step=3)[0].plan.iteration == 3
     with pytest.raises(FileNotFoundError, match=str(head)):
         recorded(tmp_path, step=3)
 
 
 def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
-    _, trainer = recorded(tmp_path, replace(CONFIG, adv_weight=0.0))
+    _, trainer = recorded(tmp_path, changed(CONFIG, adv=None))
     trainer.step = 5
     trainer.save()
     handle, _ = recorded(tmp_path, step=5)
@@ -356,12 +367,11 @@ def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
 def test_under_accumulation_the_head_is_updated_at_each_loss_call() -> None:
     model = build().model
     steps: list[int] = []
-    config = replace(CONFIG, adv_updates=3)
-    with self_forcing.attached(model, config) as handle:
-        handle._adversary.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    with self_forcing.attached(model, CONFIG) as handle:
+        adversary(handle).optimizer.register_step_post_hook(lambda *_: steps.append(1))
         for _ in range(2):  # of one update
             model.generator_loss(**tiny.loss_inputs(model))[0].backward()
-        assert len(steps) == 2 * 3
+        assert len(steps) == 2
         assert handle.plan.iteration == 0
 
 
@@ -371,7 +381,7 @@ def test_under_accumulation_the_head_is_updated_at_each_loss_call() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, r"adv_against='data' needs real videos .*the trainer gives None"),
+        (None, "adv needs real videos .*the trainer gives None"),
         (torch.zeros(1, 3, 1, 8, 16), r"image_or_video_shape, \[1, 6, 1, 8, 16\]; got \[1, 3, 1"),
     ],
 )
@@ -382,7 +392,7 @@ def test_without_fitting_data_there_is_an_error_before_anything_is_called(
     calls: list[Any] = []
     model.generator.register_forward_pre_hook(lambda *_: calls.append(1))
     stream = torch.get_rng_state()
-    with self_forcing.attached(model, replace(CONFIG, adv_against="data")) as handle:
+    with self_forcing.attached(model, changed(CONFIG, adv={"against": "data"})) as handle:
         with pytest.raises(ValueError, match=message):
             model.generator_loss(**tiny.loss_inputs(model) | {"clean_latent": data})
         assert handle.plan.iteration == 0
@@ -394,9 +404,9 @@ def test_blocks_that_do_not_exist_are_refused() -> None:
     model = tiny.build_model()
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(ValueError) as error:
-        self_forcing.attach(model, replace(CONFIG, adv_blocks=(0, 5)))
+        self_forcing.attach(model, changed(CONFIG, adv={"blocks": (0, 5)}))
     assert str(error.value) == (
-        "adv_blocks must be indices into the 2 blocks of fake_score; got [0, 5]"
+        "adv.blocks must be indices into the 2 blocks of fake_score; got [0, 5]"
     )
     assert {name: id(value) for name, value in vars(model).items()} == before
 
@@ -411,15 +421,15 @@ def test_a_missing_seam_is_named(path: str, name: str) -> None:
     for part in path.split(".")[1:]:
         owner = getattr(owner, part)
     delattr(owner, name)
-    config = replace(CONFIG, adv_features="real_score")
+    config = changed(CONFIG, adv={"features": "real_score"})
     with pytest.raises(MissingSeamError, match=f"{path}.{name}: no attribute '{name}'"):
         self_forcing.attach(model, config)
-    self_forcing.attach(model, replace(CONFIG, adv_weight=0.0)).detach()
+    self_forcing.attach(model, changed(CONFIG, adv=None)).detach()
 
 
 def test_a_grid_of_one_more_step_that_the_trainers_table_cannot_hold_is_refused() -> None:
-    config = replace(CONFIG, step_counts=(1000,), probs=(1.0,), sc_steps=())
-    self_forcing.attach(build(), replace(config, adv_weight=0.0)).detach()
+    config = changed(CONFIG, step_counts=(1000,), probs=(1.0,), sc={"step_counts": ()})
+    self_forcing.attach(build(), changed(config, adv=None)).detach()
     with pytest.raises(ValueError, match="a grid of 1001 steps is too fine"):
         self_forcing.attach(build(), config)
 
@@ -456,4 +466,4 @@ def test_two_ranks_under_fsdp_hold_one_head(tmp_path: Path) -> None:
     assert before == skipped != learned
     assert one["one bad video"]["counts"] == [1, 0]
     assert one["disagree"] == other["disagree"]
-    assert "the discriminator's state must be the same on all ranks" in one["disagree"]
+    assert "state_dict must be the same on all ranks; got terms.adv" in one["disagree"]

@@ -142,7 +142,7 @@ def test_an_alarm_that_cannot_be_written_is_a_warning_all_the_same(tmp_path: Pat
     assert any("salt_alarms.jsonl, and the training goes on" in m for m in messages)
 
 
-@pytest.mark.parametrize("blocked", ["salt.part", "salt_adversary.part"])
+@pytest.mark.parametrize("blocked", ["salt.part", "salt_terms.part"])
 def test_a_state_that_cannot_be_saved_is_said_of_each_checkpoint(
     blocked: str, tmp_path: Path
 ) -> None:
@@ -151,7 +151,9 @@ def test_a_state_that_cannot_be_saved_is_said_of_each_checkpoint(
         train(trainer, step)
         folder = tmp_path / f"checkpoint_model_{step:06d}"
         (folder / blocked).mkdir(parents=True)
-        with pytest.warns(UserWarning, match=f"saved in {folder}, and .* nor with this disc"):
+        with pytest.warns(
+            UserWarning, match=f"saved in {folder}, and .* nor with the states of adv"
+        ):
             trainer.save()
         assert not (folder / "salt.json").exists()
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,13 +14,14 @@ import tiny
 import torch
 from test_adapters import adapter, generator_step, loss_inputs, parts, salt
 from test_adversary import playing
-from test_adversary_on_the_miniature import CONFIG
+from test_adversary_on_the_miniature import CONFIG, adversary
 from test_harness import relative_change
 from torch import Tensor
 
 from salt_losses.adapters import self_forcing
-from salt_losses.adapters.rollout import features
-from salt_losses.training.defect import Defect
+from salt_losses.terms import alignment
+from salt_losses.terms.trace import ExitStep
+from tests.nested import changed
 
 Gradients = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ def finite(gradients: Gradients) -> bool:
 
 
 def head_of(handle: Any) -> dict[str, Tensor]:
-    state = handle._adversary.state_dict()
+    state = adversary(handle).state_dict()
     moments = state["optimizer"]["state"]
     weights = {name: value.clone() for name, value in state["head"].items()}
     return weights | {f"{i} {k}": v.clone() for i, m in moments.items() for k, v in m.items()}
@@ -54,7 +54,7 @@ def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_no
         pytest.skip("streaming training has no data")
     bad = videos(model, 1)
     bad[0, 0, 0, 0, 0] = value
-    config = playing(model, "data", adv_kind=kind, adv_updates=2, sc_weight=0.0, align_weight=0.0)
+    config = playing(model, "data", adv={"kind": kind}, sc=None, align=None)
     target, _ = parts(model)
 
     def update(data: Tensor) -> tuple[float, bool]:
@@ -68,8 +68,8 @@ def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_no
     with adapter(model).attached(target, config) as handle:
         assert update(videos(model, 0)) == (0, True)
         before = head_of(handle)
-        assert len(before) > len(handle._adversary.head.state_dict())  # moments too
-        assert update(bad) == (2, True)
+        assert len(before) > len(adversary(handle).head.state_dict())  # moments too
+        assert update(bad) == (1, True)
         after = head_of(handle)
         assert all(torch.equal(before[name], after[name]) for name in {**before, **after})
         assert update(videos(model, 2)) == (0, True)
@@ -79,7 +79,9 @@ def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_no
 
 
 def test_an_update_that_is_skipped_leaves_no_trace_in_those_that_follow() -> None:
-    config = replace(CONFIG, adv_against="data", step_counts=(1,), probs=(1.0,), sc_steps=())
+    config = changed(
+        CONFIG, adv={"against": "data"}, sc={"step_counts": ()}, step_counts=(1,), probs=(1.0,)
+    )
 
     def head_after(*seen: Tensor) -> dict[str, Tensor]:
         model = tiny.build_model()
@@ -101,19 +103,16 @@ def test_an_update_that_is_skipped_leaves_no_trace_in_those_that_follow() -> Non
 @contextlib.contextmanager
 def broken_defect_call(value: float) -> Iterator[None]:
     """What an output layer makes that overflows: the call at `t_m`, or the reference's."""
-    exit_step = Defect.exit_step
+    velocity = ExitStep.velocity
 
-    def broken(self: Any, velocity: Any, *rest: Any) -> None:
-        def overflowing(x: Tensor, t: Tensor) -> Tensor:
-            v = velocity(x, t)
-            here = torch.zeros_like(v, dtype=torch.bool)
-            here[0, 0, 0, 0, 0] = True
-            return v.masked_fill(here, value)
-
-        exit_step(self, overflowing, *rest)
+    def overflowing(self: Any, x: Tensor, t: Tensor) -> Tensor:
+        v = velocity(self, x, t)
+        here = torch.zeros_like(v, dtype=torch.bool)
+        here[0, 0, 0, 0, 0] = True
+        return v.masked_fill(here, value)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Defect, "exit_step", broken)
+        patch.setattr(ExitStep, "velocity", overflowing)
         yield
 
 
@@ -121,7 +120,7 @@ def broken_defect_call(value: float) -> Iterator[None]:
 def test_a_middle_velocity_that_overflows_leaves_the_rest_of_the_gradient(
     model: Any, value: float
 ) -> None:
-    config = salt(model, sc_weight=1.0)
+    config = salt(model, sc={"weight": 1.0})
     for seed in range(8):
         whole = generator_step(model, seed, config)
         if whole.log["salt/sc_loss"] > 0:
@@ -141,19 +140,21 @@ def test_a_middle_velocity_that_overflows_leaves_the_rest_of_the_gradient(
 def test_an_alignment_that_is_not_finite_leaves_the_trainers_own_gradient(
     model: Any, of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = features.alignment
+    real = alignment.rollout_align_loss
 
-    def alignment(network: Any, low: Tensor, reference: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def align_loss(
+        velocity: Any, blocks: Any, low: Tensor, ref: Tensor, *args: Any, **kw: Any
+    ) -> Any:
         bad = torch.zeros_like(low)
         bad[:, -1, 0, 0, 0] = math.nan
         if of == "student":
-            return real(network, low + bad, reference, *args, **kwargs)
-        return real(network, low, reference + bad, *args, **kwargs)
+            return real(velocity, blocks, low + bad, ref, *args, **kw)
+        return real(velocity, blocks, low, ref + bad, *args, **kw)
 
-    monkeypatch.setattr(features, "alignment", alignment)
+    monkeypatch.setattr(alignment, "rollout_align_loss", align_loss)
     for seed in range(8):
         plain = generator_step(model, seed)
-        broken = generator_step(model, seed, salt(model, align_weight=1.0))
+        broken = generator_step(model, seed, salt(model, align={"weight": 1.0}))
         assert finite(broken.result[1])
         if broken.log["salt/align_loss"].isnan():
             break

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import harness
@@ -40,6 +39,7 @@ from torch import Tensor
 from salt_losses import SaltConfig, step_schedule
 from salt_losses.adapters import causal_forcing, self_forcing
 from salt_losses.training.step_lists import StepLists
+from tests.nested import changed
 
 ONE_STEP = SaltConfig(step_counts=(1,), probs=(1.0,), first_chunk_steps=4)
 
@@ -80,7 +80,7 @@ def test_the_first_chunk_takes_the_steps_of_its_own_list_up_to_an_exit_of_its_ow
     model: Any, update: Any
 ) -> None:
     first, others = levels(model, 4), levels(model, 2)
-    config = replace(ONE_STEP, step_counts=(2,))
+    config = changed(ONE_STEP, step_counts=(2,))
     seen = set()
     for seed in range(6):
         with recorded(model) as calls:
@@ -101,10 +101,11 @@ def test_a_model_of_one_step_has_no_defect_term_and_no_alignment_where_it_leaves
     model: Any,
 ) -> None:
     plain, _ = calls_of_a_step(model, 0, ONE_STEP)
-    config = replace(
-        ONE_STEP, sc_steps=(1, 8), align_reference={1: 2}, align_warmup=0, align_prob=1.0,
-        sc_weight=1.0, align_weight=1.0, align_at="exit",
-    )  # fmt: skip
+    config = changed(
+        ONE_STEP,
+        sc={"step_counts": (1, 8), "weight": 1.0},
+        align={"reference": {1: 2}, "warmup": 0, "prob": 1.0, "weight": 1.0, "to": "exit"},
+    )
     salted, step = calls_of_a_step(model, 0, config)
     assert salted == plain
     assert float(step.log["salt/align_loss"]) == 0
@@ -116,8 +117,8 @@ def test_a_model_of_one_step_has_no_defect_term_and_no_alignment_where_it_leaves
 def test_terms_of_vanishing_weight_leave_such_a_step_bit_identical(model: Any, across: str) -> None:
     # The first chunk's grids are three and six times as dense as the other chunks'.
     own = own_steps(model)
-    plainly = aligned(model, "exit", "shared", first_chunk_steps=3 * own, align_weight=0.0)
-    config = replace(plainly, sc_weight=VANISHING, align_weight=VANISHING)
+    plainly = aligned(model, "exit", "shared", first_chunk_steps=3 * own, align={"weight": 0.0})
+    config = changed(plainly, sc={"weight": VANISHING}, align={"weight": VANISHING})
     with contextlib.ExitStack() as stack:
         if across == "an exit per block":
             stack.enter_context(exits_of_their_own(model))
@@ -145,7 +146,9 @@ def test_a_first_chunk_of_as_many_steps_is_the_trainers_own_step_bit_for_bit(mod
 @pytest.mark.filterwarnings("ignore:first_chunk_steps")
 def test_the_defect_term_asks_at_the_levels_of_each_blocks_own_list(model: Any) -> None:
     # Of four steps the first two admit (., 1/2, 0), of two steps the first.
-    config = replace(ONE_STEP, step_counts=(2,), sc_steps=(2,), inference_steps=1, align_weight=0.0)
+    config = changed(
+        ONE_STEP, step_counts=(2,), sc={"step_counts": (2,)}, align=None, inference_steps=1
+    )
     seen = set()
     for seed in range(12):
         with recorded(model) as calls:
@@ -170,7 +173,7 @@ def test_the_references_first_chunk_holds_the_levels_of_both(model: Any, at: str
     # The student's has three times the steps, the reference's twice as many as that.
     own = own_steps(model)
     config = aligned(model, at, "shared", first_chunk_steps=3 * own)
-    plainly = replace(config, align_weight=0.0)
+    plainly = changed(config, align=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_reference, "rollout", lambda m, seed: rollout(m, seed, plainly))
         for seed in range(20):
@@ -194,7 +197,9 @@ def test_the_references_first_chunk_holds_the_levels_of_both(model: Any, at: str
 @pytest.mark.filterwarnings("ignore:first_chunk_steps")
 def test_after_a_step_or_an_exception_in_it_nothing_is_left(model: Any) -> None:
     target, _ = parts(model)
-    config = salt(model, sc_weight=1.0, align_weight=1.0, first_chunk_steps=3 * own_steps(model))
+    config = salt(
+        model, sc={"weight": 1.0}, align={"weight": 1.0}, first_chunk_steps=3 * own_steps(model)
+    )
     pipeline = model.inference_pipeline
     before = but_for_caches(pipeline)
     with adapter(model).attached(target, config):
@@ -225,7 +230,7 @@ def failing(*_: Any) -> None:
 def test_the_miniatures_rollout_is_the_literal_one(same: bool) -> None:
     model = tiny.build_trainer(same_step_across_blocks=same, num_training_frames=8).model.eval()
     first, others = (torch.tensor(levels(model, n)) for n in (6, 2))
-    config = replace(ONE_STEP, step_counts=(2,), first_chunk_steps=6)
+    config = changed(ONE_STEP, step_counts=(2,), first_chunk_steps=6)
     inputs = tiny.loss_inputs(model)
     real = model.compute_distribution_matching_loss
     videos: list[Tensor] = []
@@ -337,10 +342,13 @@ def test_only_the_first_chunk_of_a_streamed_sequence_is_a_first_chunk(require: A
     model = harness.build_model(require("longlive_streaming"), num_layers=1)
     model.name = "longlive_streaming"
     first, others = levels(model, 4), levels(model, 2)
-    config = replace(
-        ONE_STEP, step_counts=(2,), sc_steps=(2,), inference_steps=1, sc_weight=1.0,
-        align_reference={2: 4}, align_weight=1.0, align_warmup=0, align_prob=1.0, align_at="exit",
-    )  # fmt: skip
+    config = changed(
+        ONE_STEP,
+        step_counts=(2,),
+        sc={"step_counts": (2,), "weight": 1.0},
+        align={"reference": {2: 4}, "weight": 1.0, "warmup": 0, "prob": 1.0, "to": "exit"},
+        inference_steps=1,
+    )
     longest = 0
     for seed in range(4):
         torch.manual_seed(seed)
@@ -368,7 +376,7 @@ def test_only_the_first_chunk_of_a_streamed_sequence_is_a_first_chunk(require: A
 def test_a_generators_first_part_of_a_sequence_has_one_too(require: Any) -> None:
     model = harness.build_model(require("longlive_streaming"), num_layers=1)
     model.name = "longlive_streaming"
-    config = replace(ONE_STEP, step_counts=(2,))
+    config = changed(ONE_STEP, step_counts=(2,))
     counts = set()
     for seed in range(6):
         with recorded(model) as calls:
@@ -381,7 +389,10 @@ def test_causal_forcing_has_the_list_already(require: Any) -> None:
     model = harness.build_model(require("causal_forcing"), num_layers=1)
     model._initialize_inference_pipeline()
     assert model.inference_pipeline.denoising_step_list_first_chunk is None
-    with causal_forcing.attached(model, ONE_STEP) as handle, handle._losses._planned(handle.plan):
+    with (
+        causal_forcing.attached(model, ONE_STEP) as handle,
+        handle._losses._planned(streaming=False),
+    ):
         assert len(model.inference_pipeline.denoising_step_list_first_chunk) == 4
         assert "_consistency_backward_simulation" not in vars(model)
     assert model.inference_pipeline.denoising_step_list_first_chunk is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,10 @@ import torch
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, causal_forcing, longlive, self_forcing
-from salt_losses.adapters.rollout import followed
+from salt_losses.adapters.rollout import calls
+from salt_losses.adapters.rollout.calls import Watched
+from salt_losses.adapters.rollout.steps import ListSteps
+from tests.nested import changed
 
 DEVICES = [
     "cpu",
@@ -22,9 +24,7 @@ DEVICES = [
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     ),
 ]
-MIXED = SaltConfig(
-    step_counts=(2, 4), probs=(0.5, 0.5), sc_steps=(4,), inference_steps=2, sc_weight=0.0
-)
+MIXED = SaltConfig(step_counts=(2, 4), probs=(0.5, 0.5), sc=None, inference_steps=2)
 
 
 ADAPTERS = {"self_forcing": self_forcing, "longlive": longlive, "causal_forcing": causal_forcing}
@@ -93,7 +93,7 @@ def test_a_rollout_of_other_timesteps_is_an_error_though_their_number_is_right(
             getattr(model, loss)(**losses(model, device))
 
     with (
-        adapter.attached(model, replace(MIXED, step_counts=(4,), probs=(1.0,))),
+        adapter.attached(model, changed(MIXED, step_counts=(4,), probs=(1.0,))),
         pytest.raises(RuntimeError, match=r"expected at timestep .*does not follow the step list"),
     ):
         several()
@@ -150,16 +150,16 @@ def test_the_rollouts_of_reference_and_discriminator_are_looked_at_as_well(
 
     kind.patch.setattr(kind, "inference_with_trajectory", at_most_four)
     model = tiny.build_model()
-    four = replace(MIXED, step_counts=(4,), probs=(1.0,), align_reference={4: 8}, align_warmup=0)
+    four = changed(MIXED, step_counts=(4,), probs=(1.0,), align={"reference": {4: 8}, "warmup": 0})
     with self_forcing.attached(model, four):
         model.generator_loss(**tiny.loss_inputs(model))
     for settings in (
-        {"align_weight": 0.1, "align_prob": 1.0, "align_at": "end"},
-        {"adv_weight": 0.1, "adv_against": "more_steps"},
+        {"align": {"weight": 0.1, "prob": 1.0, "to": "end"}},
+        {"adv": {"weight": 0.1, "against": "more_steps"}},
     ):
         with (
-            self_forcing.attached(model, replace(four, **settings)),
-            pytest.raises(RuntimeError, match=r"step 0 of block 0 was expected at timestep 1000"),
+            self_forcing.attached(model, changed(four, **settings)),
+            pytest.raises(RuntimeError, match=r"step 0 of chunk 0 was expected at timestep 1000"),
         ):
             model.generator_loss(**tiny.loss_inputs(model))
 
@@ -168,13 +168,13 @@ def test_the_host_waits_no_more_than_once_for_each_step_of_a_list(
     adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[tuple[int, ...]] = []
-    compare = followed.compare
+    compare = calls.compare
 
     def counted(at: Any, expected: Any, got: Any) -> None:
         waits.append(tuple(round(t) for t in expected))
         compare(at, expected, got)
 
-    monkeypatch.setattr(followed, "compare", counted)
+    monkeypatch.setattr(calls, "compare", counted)
     trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
     with adapter.attached(trainer, MIXED):
         trainer.train(16)
@@ -195,10 +195,10 @@ def test_a_rollout_that_left_at_its_first_step_has_not_shown_the_others(
     pipeline_class.patch.setattr(pipeline_class, "generate_and_sync_list", leaves)
     with_own_list(pipeline_class, [1000.0, 940.0, 800.0, 600.0], counts_like_salt=True)
     model = tiny.build_model()
-    with adapter.attached(model, replace(MIXED, step_counts=(4,), probs=(1.0,))):
+    with adapter.attached(model, changed(MIXED, step_counts=(4,), probs=(1.0,))):
         for _ in range(2):
             model.critic_loss(**tiny.loss_inputs(model))
-        with pytest.raises(RuntimeError, match="step 1 of block 0 was expected at timestep 9"):
+        with pytest.raises(RuntimeError, match="step 1 of chunk 0 was expected at timestep 9"):
             model.critic_loss(**tiny.loss_inputs(model))
 
 
@@ -212,23 +212,28 @@ def test_a_list_that_is_known_makes_the_host_wait_for_nothing(
         generator=lambda **kwargs: None,
         same_step_across_blocks=True,
         frame_seq_length=1,
+        denoising_step_list=steps,
     )
 
-    def roll() -> None:
+    def roll(**_: Any) -> None:
         pipeline.generate_and_sync_list(2, 2, device=device)
         for block in range(2):
             for timestep in (*steps, torch.zeros((), device=device)):
                 pipeline.generator(timestep=timestep.expand(1, 3), current_start=block)
 
-    look = followed.Followed()
+    model = SimpleNamespace(
+        _consistency_backward_simulation=roll,
+        denoising_step_list=steps,
+        scheduler=SimpleNamespace(timesteps=steps, shift=1.0),
+    )
+    lists = ListSteps(model)
     for known in (False, True):
         if known:
-            monkeypatch.setattr(followed, "compare", lambda *_: pytest.fail("it waits"))
+            monkeypatch.setattr(calls, "compare", lambda *_: pytest.fail("it waits"))
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("error")
         try:
-            with look.watching(pipeline, steps, streaming=False):
-                roll()
+            Watched(pipeline, model, lists, steps, streaming=False).run()
         finally:
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")

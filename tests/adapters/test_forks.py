@@ -58,7 +58,7 @@ def test_terms_of_vanishing_weight_leave_the_generator_step_bit_identical(
     model: Any, leaves_at: Any
 ) -> None:
     leaves_at(1)
-    config = salt(model, sc_weight=VANISHING, align_weight=VANISHING, align_margin=0.0)
+    config = salt(model, sc={"weight": VANISHING}, align={"weight": VANISHING, "margin": 0.0})
     plain, salted = generator_step(model), generator_step(model, 0, config)
     assert_same(plain.result, salted.result)
     assert torch.equal(plain.streams[0], salted.streams[0])
@@ -80,7 +80,9 @@ def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_
     leaves_at(0)
     monkeypatch.setattr(model, "gan_g_weight", 0.0, raising=False)
     # With two steps and one inference interval there is one triple: (1, 1/2, 0).
-    config = salt(model, step_counts=(2,), sc_steps=(2,), align_reference={}, sc_weight=1.0)
+    config = salt(
+        model, step_counts=(2,), sc={"step_counts": (2,), "weight": 1.0}, align={"reference": {}}
+    )
     with dmd_loss_times_zero(model):
         salted = generator_step(model, 0, config)
         oracle = literal_defect_step(model, 0, None)
@@ -92,7 +94,7 @@ def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_
 def test_after_detach_every_attribute_is_the_object_it_was(model: Any) -> None:
     target, objects = parts(model)
     before = everything(*objects)
-    handle = self_forcing.attach(target, salt(model, sc_weight=1.0))
+    handle = self_forcing.attach(target, salt(model, sc={"weight": 1.0}))
     assert everything(*objects) != before
     handle.detach()
     assert everything(*objects) == before

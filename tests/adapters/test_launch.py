@@ -44,7 +44,7 @@ def main():
     trainer = (ODETrainer if "ode" in args.config_path else ScoreDistillationTrainer)(args)
     trainer.train(2)
 """
-SETTINGS = {"step_counts": [2], "probs": [1.0], "sc_steps": [2], "inference_steps": 1}
+SETTINGS = {"step_counts": [2], "probs": [1.0], "sc": {"step_counts": [2]}, "inference_steps": 1}
 
 
 @pytest.fixture
@@ -82,6 +82,15 @@ def test_the_trainers_own_script_runs_with_salt_attached(
     assert all(json.loads(line)["salt/num_steps"] == 2 for line in lines)
 
 
+def test_sweeps_are_arguments_of_the_script(checkout: Path, run: Callable[..., None]) -> None:
+    sweeps = ("--sweep_every", "1", "--sweep_prompts", "3", "7")
+    run("--config_path", "c.yaml", *sweeps, "--salt_config", "salt.yaml", "--logdir=log")
+    found = json.loads((checkout / "log/salt_sweeps/iteration_000001/sweep.json").read_text())
+    assert found["prompts"] == ["3", "7"]
+    arguments = json.loads((checkout / "arguments.json").read_text())
+    assert arguments == {"config_path": "c.yaml", "logdir": "log", "disable_wandb": False}
+
+
 def test_a_config_of_another_trainer_is_refused(checkout: Path, run: Callable[..., None]) -> None:
     with pytest.raises(ValueError, match=r"score_distillation.*ODETrainer"):
         run("--config_path", "ode.yaml", "--salt_config", "salt.yaml")
@@ -104,5 +113,5 @@ def test_each_launch_script_says_how_it_is_run(trainer: str) -> None:
         text=True,
         check=True,
     )
-    assert "--salt_config" in done.stdout
+    assert {"--salt_config", "--sweep_every", "--sweep_prompts"} <= set(done.stdout.split())
     assert f"examples/{trainer}/train_salt.py" in done.stdout

@@ -20,7 +20,9 @@ from torch.utils.checkpoint import CheckpointError
 from salt_losses import SaltConfig, step_schedule
 from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_forcing
 from salt_losses.adapters.family import losses
+from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses.training.step_lists import SolverLists
+from tests.nested import changed
 
 OVERRIDDEN = (
     "local_attn_size", "max_attention_size", "sink_size", "global_sink_size", "rope_temporal_offset"
@@ -41,8 +43,8 @@ def attention_settings(model: Any) -> list[dict[str, Any]]:
 
 
 def both(model: Any, **settings: Any) -> SaltConfig:
-    terms = {"sc_weight": VANISHING, "align_weight": VANISHING, "align_margin": 0.0}
-    return salt(model, **(terms | settings))
+    terms = {"sc": {"weight": VANISHING}, "align": {"weight": VANISHING, "margin": 0.0}}
+    return changed(salt(model, **terms), **settings)
 
 
 @contextlib.contextmanager
@@ -103,7 +105,7 @@ def test_loss_gradients_streams_caches_and_attention_are_its_own(require: Any, w
     harness._shrink_windows(model)
     for seed, at in enumerate(("end", "exit", "input")):
         for noise in ("own", "shared"):
-            config = both(model, align_at=at, align_noise=noise)
+            config = both(model, align={"to": at, "reference_noise": noise})
             plain, plain_cache = generator_step(model, seed), caches(model)
             settings = attention_settings(model)
             salted = generator_step(model, seed, config)
@@ -133,7 +135,7 @@ def test_the_reference_is_its_solver_of_more_steps_from_the_students_noise(
 
     monkeypatch.setattr(model, "_consistency_backward_simulation", rolls)
     with leaves_at(model, 1):
-        config = salt(model, align_weight=1.0, align_at=at, align_noise="shared")
+        config = salt(model, align={"weight": 1.0, "to": at, "reference_noise": "shared"})
         generator_step(model, 0, config)
     stream, kwargs = started[0]  # the draw of leaves_at takes nothing from the stream
     with leaves_at(model, leaves), torch.no_grad():
@@ -171,7 +173,7 @@ def test_the_defects_call_sees_the_prompt_and_the_shot_of_its_block(require: Any
 
     with leaves_at(model, 1):
         hook = model.generator.register_forward_pre_hook(called, with_kwargs=True)
-        generator_step(model, 0, salt(model, sc_weight=1.0))
+        generator_step(model, 0, salt(model, sc={"weight": 1.0}))
         hook.remove()
     exits = [call for call in seen if call[0]]
     pairs = list(zip(exits[::2], exits[1::2], strict=True))
@@ -187,7 +189,12 @@ def test_the_defects_call_sees_the_prompt_and_the_shot_of_its_block(require: Any
 
 def test_mixed_steps_are_counts_of_its_solver_for_student_and_critic(require: Any) -> None:
     model = build(require, num_layers=1)
-    config = SaltConfig(step_counts=(2, 8), probs=(0.5, 0.5), sc_steps=(8,), align_reference={})
+    config = SaltConfig(
+        step_counts=(2, 8),
+        probs=(0.5, 0.5),
+        sc=SelfConsistency(step_counts=(8,)),
+        align=Alignment(reference={}),
+    )
     levels: list[float] = []
     hook = model.generator.register_forward_pre_hook(
         lambda module, args, kwargs: levels.append(float(kwargs["timestep"].flatten()[0])),
@@ -224,13 +231,13 @@ def test_lora_trains_its_adapters_alone_as_without_salt(require: Any) -> None:
     assert plain.result[1]
     assert all("lora_" in name for name in plain.result[1])
     with leaves_at(model, 0):
-        felt = generator_step(model, 0, salt(model, sc_weight=1e3, align_weight=1.0))
+        felt = generator_step(model, 0, salt(model, sc={"weight": 1e3}, align={"weight": 1.0}))
     assert relative_change(felt.result[1], plain.result[1]) > 0.01
 
 
 def test_a_discriminator_sees_rollouts_of_one_step_more(require: Any) -> None:
     model = build(require)
-    settings = {"adv_weight": VANISHING, "adv_against": "more_steps", "adv_blocks": (0,)}
+    settings = {"adv": {"weight": VANISHING, "against": "more_steps", "blocks": (0,)}}
     plain, plain_cache = generator_step(model, 0), caches(model)
     with counted_calls(model) as without:
         generator_step(model, 0)
@@ -258,7 +265,7 @@ def test_other_adapters_refuse_it_and_name_its_own(require: Any) -> None:
 
 def test_a_step_count_that_its_rollout_does_not_read_is_an_error(require: Any) -> None:
     model = build(require, num_layers=1)
-    config = salt(model, step_counts=(2,), sc_steps=(), align_reference={})
+    config = salt(model, step_counts=(2,), sc={"step_counts": ()}, align={"reference": {}})
     for wrong in (4, None):
         with longlive2.attached(model, config) as handle:
             handle._losses.lists.put = lambda *args: None
@@ -278,13 +285,13 @@ def test_a_step_count_that_its_rollout_does_not_read_is_an_error(require: Any) -
         ({}, {"sweep_every": 10}, "sweep_every must be 0"),
         ({"backward_simulation": False}, {}, "backward_simulation must be on"),
         ({"i2v": True}, {}, "i2v must be off"),
-        ({"teacher_forcing": True}, {"align_weight": 0.1}, "teacher_forcing is on"),
+        ({"teacher_forcing": True}, {"align": {"weight": 0.1}}, "teacher_forcing is on"),
         (
             {"generator_is_causal": False},
-            {"align_weight": 0.1},
+            {"align": {"weight": 0.1}},
             "generator_is_causal is off: .*got align_weight=0.1",
         ),
-        ({"generator_is_causal": False}, {"adv_weight": 0.1}, "got adv_weight=0.1"),
+        ({"generator_is_causal": False}, {"adv": {"weight": 0.1}}, "got adv_weight=0.1"),
     ],
 )
 def test_what_does_not_carry_over_is_refused_in_a_sentence(

@@ -49,7 +49,7 @@ def test_at_once_a_defect_of_vanishing_weight_leaves_the_step_bit_identical(requ
     for seed in range(4):
         with counted_calls(model) as without:
             plain, stream, _ = step_at_once(model, None, seed)
-        config = salt(model, sc_weight=VANISHING)
+        config = salt(model, sc={"weight": VANISHING})
         with counted_calls(model) as counts:
             salted, ours, metrics = step_at_once(model, config, seed)
         assert_same(plain, salted)
@@ -68,9 +68,13 @@ def test_at_once_the_defects_gradient_is_that_of_the_literal_endpoints(
     require: Any, stop_grad: str | None
 ) -> None:
     model = at_once(require)
-    two = {"step_counts": (2,), "sc_steps": (2,), "align_reference": {}, "sc_weight": 1e4}
-    config = salt(model, **two, sc_stop_grad=stop_grad)
-    off = salt(model, **(two | {"sc_weight": VANISHING}))
+    two = {
+        "step_counts": (2,),
+        "sc": {"step_counts": (2,), "weight": 1e4},
+        "align": {"reference": {}},
+    }
+    config = salt(model, **two, sc={"stop_grad": stop_grad})
+    off = salt(model, **(two | {"sc": {"weight": VANISHING}}))
     calls: list[Any] = []
     seed = next(s for s in range(10) if step_at_once(model, off, s)[2]["salt/sc_loss"] > 0)
     hook = model.generator.register_forward_hook(
@@ -103,7 +107,7 @@ def test_at_once_a_rollout_of_other_steps_is_an_error(require: Any) -> None:
         with counted_calls(model) as counts:
             step_at_once(model, None, seed)
         seeds[counts["no_grad"]] = seed
-    config = salt(model, step_counts=(2,), sc_steps=(), align_reference={})
+    config = salt(model, step_counts=(2,), sc={"step_counts": ()}, align={"reference": {}})
     for step, message in ((1, "step 1 was expected at timestep 833"), (3, "more than 2 steps")):
         with longlive2.attached(model, config) as handle:
             handle._losses.lists.put = lambda *args: None

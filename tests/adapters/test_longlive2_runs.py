@@ -29,7 +29,7 @@ def test_two_ranks_follow_one_plan_and_stay_equal(
     adapter: Any, at: str, require: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require("longlive2")
-    monkeypatch.setenv(SETTINGS, json.dumps(ALIGNED | {"align_at": at}))
+    monkeypatch.setenv(SETTINGS, json.dumps(ALIGNED | {"align": ALIGNED["align"] | {"to": at}}))
     ranks = train(4, tmp_path, adapter=adapter, gradient_accumulation_steps=2)
     one, other = ranks
     assert one["extra"]["plans"] == other["extra"]["plans"]

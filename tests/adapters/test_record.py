@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from test_adapters_on_the_miniature import BUSY, train
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
 from salt_losses.cli.report.read import read_runs
+from tests.nested import changed
 
 
 def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> None:
@@ -31,7 +31,9 @@ def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> 
     trainer.save()
     state = json.loads((tmp_path / "checkpoint_model_000003" / "salt.json").read_text())
     assert saved == [3]
-    assert state == json.loads(json.dumps(handle.state_dict()))
+    whole = handle.state_dict()
+    assert whole.pop("terms") == {}
+    assert state == json.loads(json.dumps(whole))
     lines = (tmp_path / "salt_metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
     assert json.loads(lines[-1]) == handle.metrics
@@ -172,15 +174,15 @@ def test_a_state_of_other_settings_is_named_by_its_file(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint_model_000003"
     saved(folder, recorded(tmp_path, BUSY, 3).state_dict())
     with pytest.raises(ValueError, match=f"{folder / 'salt.json'}.*seed.*move the file away"):
-        recorded(tmp_path, replace(BUSY, seed=1), 3)
+        recorded(tmp_path, changed(BUSY, seed=1), 3)
 
 
 def test_other_weights_than_the_states_are_taken_and_named(tmp_path: Path) -> None:
     saved(tmp_path / "checkpoint_model_000003", recorded(tmp_path, BUSY, 3).state_dict())
-    other = replace(BUSY, sc_weight=30.0, align_margin=0.25)
-    with pytest.warns(UserWarning, match=r"sc_weight [\d.]+ -> 30, align_margin [\d.]+ -> 0.25$"):
+    other = changed(BUSY, sc={"weight": 30.0}, align={"margin": 0.25})
+    with pytest.warns(UserWarning, match=r"sc.weight [\d.]+ -> 30, align.margin [\d.]+ -> 0.25$"):
         handle = recorded(tmp_path, other, 3)
-    assert handle.config.sc_weight == 30
+    assert handle.config.sc.weight == 30
 
 
 @pytest.mark.filterwarnings("ignore:Salt, iteration")

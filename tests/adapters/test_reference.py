@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,16 @@ from test_harness import assert_same, relative_change
 from torch import Tensor
 
 from salt_losses import SaltConfig, add_noise, relational_align_loss
-from salt_losses.adapters.rollout import features as rollout_features
+from salt_losses.adapters.rollout.networks import Networks
+from salt_losses.alignment import rollout_align_loss
+from salt_losses.terms import alignment
 from salt_losses.training.frozen import frozen
+from tests.nested import changed
 
 
 def aligned(model: Any, at: str, noise: str, **settings: Any) -> SaltConfig:
-    chosen = {"align_weight": 1.0, "align_margin": 0.0, "align_at": at, "align_noise": noise}
-    return salt(model, **(chosen | settings))
+    chosen = {"weight": 1.0, "margin": 0.0, "to": at, "reference_noise": noise}
+    return changed(salt(model, align=chosen), **settings)
 
 
 @contextlib.contextmanager
@@ -63,15 +65,15 @@ def rollout(model: Any, seed: int, config: SaltConfig | None = None) -> None:
 
 
 def aligned_in(model: Any, seed: int, config: SaltConfig) -> dict[str, Any]:
-    """What `alignment` gets: `low`, `reference`, `frames` and more."""
+    """What `rollout_align_loss` gets: `low`, `reference`, `frames` and more."""
     seen: dict[str, Any] = {}
 
-    def alignment(network: Any, low: Tensor, reference: Tensor, t: float, **kwargs: Any) -> Any:
-        seen.update(low=low.detach(), reference=reference, **kwargs)
+    def align_loss(_: Any, __: Any, low: Tensor, reference: Tensor, t: float, **rest: Any) -> Any:
+        seen.update(low=low.detach(), reference=reference, **rest)
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout_features, "alignment", alignment)
+        patch.setattr(alignment, "rollout_align_loss", align_loss)
         rollout(model, seed, config)
     return seen
 
@@ -289,13 +291,13 @@ def test_own_noise_is_neither_the_students_nor_the_same_in_every_run(model: Any)
 
     def target(**settings: Any) -> Tensor:
         draws.clear()
-        config = replace(aligned(model, "exit", "own"), **settings)
+        config = changed(aligned(model, "exit", "own"), **settings)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model.scheduler, "add_noise", recorded)
             return aligned_in(model, seed, config)["reference"]
 
     shared, own, again, other = (
-        target(align_noise="shared"),
+        target(align={"reference_noise": "shared"}),
         target(seed=0),
         target(seed=0),
         target(seed=1),
@@ -353,7 +355,11 @@ def test_a_reference_of_vanishing_weight_leaves_the_generator_step_bit_identical
 ) -> None:
     features = "real_score" if noise == "shared" else "fake_score"
     config = aligned(
-        model, at, noise, align_weight=VANISHING, sc_weight=VANISHING, align_features=features
+        model,
+        at,
+        noise,
+        align={"weight": VANISHING, "features": features},
+        sc={"weight": VANISHING},
     )
     with contextlib.ExitStack() as stack:
         if across == "an exit per block":
@@ -427,12 +433,13 @@ def test_the_features_loss_is_the_literal_one_and_a_block_runs_once_more(
     first = next(network.model.blocks[0].children())
     with frozen(list(network.parameters())):
         hook = first.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
-        loss = rollout_features.alignment(
-            network,
+        seen = Networks(model).under(condition)(features)
+        loss = rollout_align_loss(
+            seen.velocity,
+            seen.blocks,
             low.requires_grad_(),
             ref,
             float(t),
-            conditional_dict=condition,
             block=block,
             margin=0.0,
             noise=noise,

@@ -7,7 +7,6 @@ import json
 import math
 import random
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,25 +22,37 @@ from test_harness import assert_same
 from torch import Tensor
 
 from examples.tiny_video.pipeline import CachedVideo
-from salt_losses import SaltConfig, add_noise, semigroup_defect, step_schedule
+from salt_losses import SaltConfig, SettingError, add_noise, semigroup_defect, step_schedule
 from salt_losses.adapters import record, self_forcing
 from salt_losses.adapters.watch import sheet, sweep
 from salt_losses.adapters.watch.averages import averaged
 from salt_losses.adapters.watch.sweep import Sweeps
 from salt_losses.adapters.watch.sweep_measures import concordance
+from salt_losses.terms import SelfConsistency
 from salt_losses.training import streams
 from salt_losses.training.step_lists import StepLists
+from tests.nested import changed
 
 PROMPTS = ["3", "7"]
-SWEPT = replace(BUSY, sweep_every=2, sweep_prompts=PROMPTS)
 
 
-def recorded(folder: Path, config: SaltConfig, **settings: Any) -> Any:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=2, **settings)
+def recorded(
+    folder: Path, config: SaltConfig = BUSY, every: int = 2, prompts: Any = PROMPTS
+) -> Any:
+    trainer = tiny.build_trainer(dfake_gen_update_ratio=2)
     trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), True, True
     trainer.save = lambda: None
-    record(self_forcing.attach(trainer, config), trainer)
+    handle = self_forcing.attach(trainer, config)
+    record(handle, trainer, sweep_every=every, sweep_prompts=prompts)
     return trainer
+
+
+def sweeps_of(
+    handle: Any, folder: Path | None, trainer: Any = None, prompts: Any = PROMPTS
+) -> Sweeps:
+    """Of a handle, at each iteration."""
+    lists = handle._losses.lists
+    return Sweeps(handle._model, trainer, handle.config, lists, folder, every=1, prompts=prompts)
 
 
 def after_training(trainer: Any, until: int = 4) -> list[Tensor]:
@@ -64,17 +75,17 @@ def sweep_of(folder: Path, iteration: int, name: str = "sweep.json") -> Any:
     "settings",
     [
         {},
-        {"first_chunk_steps": 4, "align_at": "input"},
-        {"adv_weight": 0.1, "adv_against": "more_steps", "adv_blocks": (0,)},
+        {"first_chunk_steps": 4, "align": {"to": "input"}},
+        {"adv": {"weight": 0.1, "against": "more_steps", "blocks": (0,)}},
     ],
     ids=str,
 )
 def test_a_run_with_sweeps_ends_with_the_bits_of_one_without(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = replace(SWEPT, **settings)
+    config = changed(BUSY, **settings)
     swept = after_training(recorded(tmp_path / "swept", config))
-    plain = after_training(recorded(tmp_path / "plain", replace(config, sweep_every=0)))
+    plain = after_training(recorded(tmp_path / "plain", config, every=0))
     assert all(torch.equal(a, b) for a, b in zip(swept, plain, strict=True))
     for iteration in (0, 2):
         assert sweep_of(tmp_path / "swept", iteration)["iteration"] == iteration
@@ -98,15 +109,17 @@ class Update:
         inputs = (tiny if model.name == "tiny_video" else harness).loss_inputs(model)
         steps = own_steps(model)
         config = SaltConfig(
-            step_counts=(steps,), probs=(1.0,), sc_steps=(steps,), inference_steps=steps // 2,
-            sweep_every=1, sweep_prompts=PROMPTS[:1],
-        )  # fmt: skip
+            step_counts=(steps,),
+            probs=(1.0,),
+            sc=SelfConsistency(step_counts=(steps,)),
+            inference_steps=steps // 2,
+        )
         with adapter(model).attached(target, config) as handle:
             if streams:  # a chunk before, so that there is a cache to lose
                 target.generate_next_chunk(requires_grad=False)
                 handle._clock._call = (-1, 0)
             if folder is not None:
-                handle._losses.sweeps = Sweeps(model, None, config, handle._losses.lists, folder)
+                handle._losses.sweeps = sweeps_of(handle, folder, prompts=PROMPTS[:1])
             if streams:
                 chunk, info = target.generate_next_chunk(requires_grad=not critic)
                 compute = target.compute_critic_loss if critic else target.compute_generator_loss
@@ -188,7 +201,7 @@ def test_two_ranks_under_fsdp_sweep_together_and_train_as_without(tmp_path: Path
 
 def test_a_sweep_has_a_sheet_a_video_for_each_step_count_and_the_numbers(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    trainer = recorded(tmp_path, SWEPT)
+    trainer = recorded(tmp_path)
     after_training(trainer, 3)
     folder = tmp_path / "salt_sweeps" / "iteration_000002"
     kinds = [f"steps_{k}.gif" for k in (1, 2, 4, 8)] + ["sheet.png", "sweep.json"]
@@ -234,8 +247,8 @@ def sampled(
 
 def test_the_numbers_are_those_of_the_librarys_own_sampler_and_defect(tmp_path: Path) -> None:
     model = tiny.build_model()
-    handle = self_forcing.attach(model, replace(SWEPT, inference_steps=4))
-    sweeps = Sweeps(model, None, handle.config, handle._losses.lists, tmp_path)
+    handle = self_forcing.attach(model, changed(BUSY, inference_steps=4))
+    sweeps = sweeps_of(handle, tmp_path)
     sweeps.look(0)
     found = sweep_of(tmp_path, 0)
     lists, shift = handle._losses.lists, handle._losses.lists.shift
@@ -283,7 +296,7 @@ def test_concordance_is_lins_coefficient_and_sees_contrast_and_brightness() -> N
 def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = recorded(tmp_path / "swept", SWEPT)
+    trainer = recorded(tmp_path / "swept")
     made = Sweeps._decoded
 
     def full(*_: Any) -> Any:
@@ -294,7 +307,7 @@ def test_an_error_in_a_sweep_is_told_once_and_the_training_goes_on(
         swept = after_training(trainer, 4)
     monkeypatch.setattr(Sweeps, "_decoded", made)
     assert len([w for w in warned if "sweep" in str(w.message)]) == 1
-    plain = after_training(recorded(tmp_path / "plain", replace(SWEPT, sweep_every=0)), 4)
+    plain = after_training(recorded(tmp_path / "plain", every=0), 4)
     assert all(torch.equal(a, b) for a, b in zip(swept, plain, strict=True))
     trainer.train(5)  # the next one is made
     assert sweep_of(tmp_path / "swept", 4)["iteration"] == 4
@@ -304,7 +317,7 @@ def test_a_rank_that_cannot_write_makes_all_the_calls_of_one_that_does_not_write
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = tiny.build_trainer()
-    handle = self_forcing.attach(trainer, SWEPT)
+    handle = self_forcing.attach(trainer, BUSY)
     calls: list[int] = []
 
     def full(*_: Any) -> Any:
@@ -318,7 +331,7 @@ def test_a_rank_that_cannot_write_makes_all_the_calls_of_one_that_does_not_write
             calls[-1] += 1
 
         hook = trainer.model.generator.register_forward_pre_hook(count)
-        sweeps = Sweeps(trainer.model, trainer, SWEPT, handle._losses.lists, folder)
+        sweeps = sweeps_of(handle, folder, trainer)
         with contextlib.nullcontext() if folder is None else pytest.warns(match="no space"):
             sweeps.look(0)
         hook.remove()
@@ -332,8 +345,8 @@ def test_an_error_within_a_rollout_leaves_weights_and_hooks_as_they_were(tmp_pat
     weights = [p.detach().clone() for p in model.generator.parameters()]
     for average in trainer.generator_ema.parameters():
         average.data.add_(1.0)
-    handle = self_forcing.attach(trainer, SWEPT)
-    sweeps = Sweeps(model, trainer, SWEPT, handle._losses.lists, tmp_path)
+    handle = self_forcing.attach(trainer, BUSY)
+    sweeps = sweeps_of(handle, tmp_path, trainer)
     calls = 0
 
     def fail(*_: Any) -> None:
@@ -357,7 +370,7 @@ def test_without_pillow_the_frames_are_kept_and_that_is_said_once(
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     monkeypatch.setattr(sheet, "_warned", False)
     with pytest.warns(UserWarning, match="pillow is not installed") as warned:
-        after_training(recorded(tmp_path, SWEPT), 3)
+        after_training(recorded(tmp_path), 3)
     assert len([w for w in warned if "pillow" in str(w.message)]) == 1
     folder = tmp_path / "salt_sweeps" / "iteration_000002"
     names = ["sweep.json", "sweep.pt", "sweep_ema.json", "sweep_ema.pt"]
@@ -375,18 +388,38 @@ def test_prompts_are_the_first_two_of_the_trainers_own_file(tmp_path: Path) -> N
 
 
 def test_without_prompts_a_recording_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sweep_prompts must be given"):
-        recorded(tmp_path, replace(SWEPT, sweep_prompts=None))
+    with pytest.raises(SettingError, match="sweep_prompts must be given") as refused:
+        recorded(tmp_path, prompts=None)
+    assert refused.value.setting == "sweep_prompts"
     assert not (tmp_path / "salt_run.json").exists()
 
 
 def test_a_trainer_that_starts_from_images_is_refused(tmp_path: Path) -> None:
     model = tiny.build_model()
-    handle = self_forcing.attach(model, SWEPT)
+    handle = self_forcing.attach(model, BUSY)
     args = SimpleNamespace(image_or_video_shape=model.args.image_or_video_shape, i2v=True)
     model.args = args
-    with pytest.raises(ValueError, match=r"sweep_every must be 0 .*i2v"):
-        Sweeps(model, None, SWEPT, handle._losses.lists, tmp_path)
+    with pytest.raises(SettingError, match=r"sweep_every must be 0: .*i2v") as refused:
+        sweeps_of(handle, tmp_path)
+    assert refused.value.setting == "sweep_every"
+
+
+@pytest.mark.parametrize(
+    ("every", "prompts", "message"),
+    [
+        (-1, PROMPTS, "sweep_every must be .*; got -1"),
+        (1.5, PROMPTS, "sweep_every must be .*; got 1.5"),
+        (2, "a cat", "sweep_prompts must be a sequence of prompts or None; got 'a cat'"),
+        (2, [], r"sweep_prompts must be a sequence of prompts or None; got \[\]"),
+        (0, ["a", 3], r"sweep_prompts must be .*; got \['a', 3\]"),
+    ],
+)
+def test_wrong_arguments_of_sweeps_are_named_and_nothing_is_written(
+    every: Any, prompts: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        recorded(tmp_path, every=every, prompts=prompts)
+    assert list(tmp_path.iterdir()) == []
 
 
 # The VAE, and the averages.
@@ -405,8 +438,8 @@ def test_the_trainers_vae_decodes_and_goes_back_to_where_it_was(tmp_path: Path) 
 
     cleared: list[int] = []
     model = tiny.build_model()
-    handle = self_forcing.attach(model, SWEPT)
-    sweeps = Sweeps(model, None, SWEPT, handle._losses.lists, tmp_path)
+    handle = self_forcing.attach(model, BUSY)
+    sweeps = sweeps_of(handle, tmp_path)
     latents = torch.randn(2, 6, 1, 8, 16)
     assert torch.equal(sweeps._decoded(latents), latents.expand(-1, -1, 3, -1, -1))
     model.vae = VAE()

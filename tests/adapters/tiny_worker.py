@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,18 @@ from test_adapters_on_the_miniature import ALIGNED, BUSY
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses.adapters import self_forcing
+from tests.nested import changed
 
 ITERATIONS = 6
 # Of two steps, the second admits no triple.
-SALT = replace(
-    BUSY, step_counts=(1, 2), probs=(0.3, 0.7), sc_steps=(2,), inference_steps=1,
+SALT = changed(
+    BUSY,
+    step_counts=(1, 2),
+    probs=(0.3, 0.7),
+    sc={"step_counts": (2,)},
+    inference_steps=1,
     first_chunk_steps=2,
-)  # fmt: skip
+)
 
 
 def main(folder: Path, rank: int) -> None:
@@ -68,7 +72,7 @@ def critic_gradient(model: Any, align_weight: float, zeroed: bool) -> torch.Tens
     torch.manual_seed(dist.get_rank())
     optimizer = torch.optim.SGD(model.fake_score.parameters())
     optimizer.zero_grad(set_to_none=True)
-    with self_forcing.attached(model, replace(ALIGNED, align_weight=align_weight)):
+    with self_forcing.attached(model, changed(ALIGNED, align={"weight": align_weight})):
         model.critic_loss(**inputs)[0].backward()
         model.generator_loss(**inputs)[0].backward()
         if zeroed:

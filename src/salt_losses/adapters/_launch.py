@@ -17,8 +17,9 @@ from .watch.record import record
 def launch(adapter: ModuleType, description: str | None = None) -> None:
     """Run `train.py` of the working directory with `adapter` attached.
 
-    Takes one argument off the command line, `--salt_config`, a YAML file of `SaltConfig`'s
-    settings; all others are the trainer's. Needs omegaconf, as the trainers do.
+    Takes `--salt_config`, a YAML file of `SaltConfig`'s settings, and `record`'s `--sweep_every`
+    and `--sweep_prompts` off the command line; all others are the trainer's. Needs omegaconf, as
+    the trainers do.
 
     Raises:
         FileNotFoundError: the working directory is no trainer's checkout.
@@ -31,6 +32,14 @@ def launch(adapter: ModuleType, description: str | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--salt_config", required=True, help="YAML file with Salt's settings")
+    parser.add_argument(
+        "--sweep_every", type=int, default=0, metavar="N",
+        help="iterations from one step sweep to the next; 0, the default: none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sweep_prompts", nargs="+", metavar="PROMPT",
+        help="its prompts; without them the first two of the trainer's own file",
+    )  # fmt: skip
     ours, sys.argv[1:] = parser.parse_known_args()
     omegaconf = importlib.import_module("omegaconf").OmegaConf
     config = SaltConfig.from_mapping(omegaconf.to_container(omegaconf.load(ours.salt_config)))
@@ -43,7 +52,8 @@ def launch(adapter: ModuleType, description: str | None = None) -> None:
 
     def trainer_with_salt(*args: Any, **kwargs: Any) -> Any:
         trainer = trainer_class(*args, **kwargs)
-        record(adapter.attach(trainer, config), trainer)
+        sweeps = {"sweep_every": ours.sweep_every, "sweep_prompts": ours.sweep_prompts}
+        record(adapter.attach(trainer, config), trainer, **sweeps)
         return trainer
 
     for name in [name for name in vars(script) if name.endswith("Trainer")]:

@@ -261,10 +261,9 @@ class AdversarialRun(Adversarial):
         if theirs != ours:
             raise ValueError(f"state_dict['adv'] is of another discriminator: {theirs}, not {ours}")
         other = copy.deepcopy(self.head)
-        trial = torch.optim.AdamW(other.parameters(), lr=self.lr)
         try:
             other.load_state_dict(state["head"], strict=True)
-            trial.load_state_dict(state["optimizer"])
+            _check_numbers(state["optimizer"]["state"], list(other.named_parameters()))
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"state_dict['adv'] is corrupt: {error}") from error
 
@@ -274,6 +273,28 @@ class AdversarialRun(Adversarial):
         self.optimizer.load_state_dict(
             {"state": state["optimizer"]["state"], "param_groups": groups}
         )
+
+
+def _check_numbers(moments: Mapping[int, Any], parameters: Sequence[tuple[str, Tensor]]) -> None:
+    """Check parameters and AdamW's state of them: it takes any, and fails at its next step."""
+    if moments and set(moments) != {*range(len(parameters))}:
+        raise ValueError(
+            f"the optimizer must hold each of the {len(parameters)} parameters, or none; "
+            f"got {sorted(moments)}"
+        )
+    for index, (name, parameter) in enumerate(parameters):
+        values: dict[str, Any] = {"weight": parameter}
+        if moments:
+            values |= {key: moments[index][key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for key, value in values.items():
+            shape = torch.Size() if key == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise ValueError(
+                    f"{key} of {name} must be a tensor of shape {list(shape)}; "
+                    f"got {describe(value)}"
+                )
+            if not value.isfinite().all() or (key == "exp_avg_sq" and (value < 0).any()):
+                raise ValueError(f"{key} of {name} is not finite, or below 0")
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -241,7 +241,9 @@ def check_range(name: str, value: object) -> tuple[float, float]:
         raise TypeError(f"{name} must be two noise levels; got {value!r}")
     low, high = (check_number(f"{name}[{i}]", v, low=0.0) for i, v in enumerate(value))
     if not low < high <= 1:
-        raise ValueError(f"{name} must be two noise levels in [0, 1], the lower one first; got {value!r}")
+        raise ValueError(
+            f"{name} must be two noise levels in [0, 1], the lower one first; got {value!r}"
+        )
     return low, high
 
 

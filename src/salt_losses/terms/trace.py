@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import describe
+from .._checks import describe, moved
 from .._random import draw
 from ..features import feature_tap
 from ..flow import add_noise
@@ -93,7 +93,7 @@ class ExitStep:
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """The generator once more, as in this step but at state `x` and levels `t` `[B]`, on an
         alias of the cache; it writes nothing that the trainer will see."""
-        return finite_gradient(self._velocity(x, t.to(x.device)))
+        return finite_gradient(self._velocity(x, moved(t, x.device)))
 
     def times(self, grid: Tensor) -> list[float]:
         """A grid of the plan as the levels at which the trainer asks its generator, 0 at its
@@ -351,14 +351,16 @@ class Trace:
                     f"the term {term.name!r} is on in iteration {self.plan.iteration} and must "
                     f"return a 0-dim floating-point tensor; got {describe(value)}"
                 )
-            value = value.to(dmd.device)
+            value = moved(value, dmd.device)
             used = value
             if not term.finite_part:
                 used = torch.where(value.isfinite(), value, value.detach())
             total = total + self._weights[term.name] * used
             log[f"salt/{term.name}_loss"] = value.detach()
             for name, number in term.metrics().items():
-                log[f"salt/{term.name}_{name}"] = torch.as_tensor(number, device=dmd.device)
+                if not isinstance(number, Tensor):  # a copy to a GPU would wait
+                    number = torch.full((), float(number), device=dmd.device)
+                log[f"salt/{term.name}_{name}"] = number
         return total, log
 
     # What a term asks for.

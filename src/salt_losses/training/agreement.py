@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 _T = TypeVar("_T")
 
@@ -30,12 +32,39 @@ def check_agreement(what: str, values: Mapping[str, Any]) -> None:
     first = everyone[0]
     for rank, theirs in enumerate(everyone):
         differ = [
-            f"{name} (rank 0: {first.get(name)!r}, rank {rank}: {theirs.get(name)!r})"
-            for name in {**first, **theirs}
-            if first.get(name) != theirs.get(name)
+            f"{name} (rank 0: {one!r}, rank {rank}: {other!r})"
+            for name, one, other in _differences(first, theirs)
         ]
         if differ:
             raise ValueError(f"{what} must be the same on all ranks; got {', '.join(differ)}")
+
+
+def _differences(
+    first: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in {**first, **other}:
+        a, b = first.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{path}{name}.")
+        elif a != b:
+            yield f"{path}{name}", a, b
+
+
+def digest(value: object) -> str:
+    """Name the contents of tensors, mappings, lists and plain values, wherever the tensors are."""
+    found = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, Tensor):
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(part, (Mapping, list, tuple)):
+            for inner in part.items() if isinstance(part, Mapping) else part:
+                add(inner)
+        else:
+            found.update(repr(part).encode())
+
+    add(value)
+    return found.hexdigest()
 
 
 def from_rank_0(read: Callable[[], _T]) -> _T:

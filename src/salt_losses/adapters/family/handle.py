@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ..._checks import describe
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
 from ...terms.base import Term
 from ...training import saved_settings
-from ...training.agreement import check_agreement
+from ...training.agreement import check_agreement, digest
 from ...training.health import Health
 from ...training.patches import Patches
 from ..rollout.steps import Steps
@@ -119,7 +120,10 @@ class SaltHandle:
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
             of_terms, health = state_dict.pop("terms", {}), state_dict.pop("health", None)
-            check_agreement("state_dict", {**state_dict, "terms": sorted(of_terms)})
+            if not isinstance(of_terms, Mapping):
+                raise ValueError(f"state_dict['terms'] must be a mapping; got {describe(of_terms)}")
+            terms = {name: digest(state) for name, state in of_terms.items()}
+            check_agreement("state_dict", {**state_dict, "terms": terms})
         loaded = [(term, of_terms[term.name]) for term in self.terms if term.name in of_terms]
         for term, state in loaded:
             term.check_state(state)

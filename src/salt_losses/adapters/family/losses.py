@@ -108,7 +108,7 @@ class Losses:
             return original()
         self._between_updates()
         call = self._begin(original, arguments)
-        with self._collect(call), self._score(call):
+        with self._collect(call, streaming=False), self._score(call):
             loss, log = original()
         return self._objective(call, loss, log, arguments["conditional_dict"])
 
@@ -118,21 +118,21 @@ class Losses:
         self._between_updates()
         self._clock.called(critic=True)
         self._clock.begin_call()
-        with self._planned(self.plan):
+        with self._planned(streaming=False):
             return original()
 
     def _generate_next_chunk(self, original: Original, arguments: dict[str, Any]) -> Any:
         if not arguments["requires_grad"]:
             self._between_updates()
             self._clock.begin_call()
-            with self._planned(self.plan):
+            with self._planned(streaming=True):
                 return original()
         self._chunk = None
         if not torch.is_grad_enabled():
             return original()
         self._between_updates()
         call = self._begin(original, arguments, streaming=True)
-        with self._collect(call):
+        with self._collect(call, streaming=True):
             result = original()
         self._chunk = call  # of a rollout that failed nothing is kept
         return result
@@ -185,19 +185,19 @@ class Losses:
         return _Call(trace, vitals)
 
     def _extra(self, num_steps: int, original: Original, streaming: bool) -> Tensor:
-        lists, model = self.lists, self._model
-        steps = lists.timesteps(step_schedule(num_steps, self.scheduler.shift))
-        seed = streams.seed_of(self._clock.key("more steps"))
+        model = self._model
         rollout = ExtraRollout(
-            pipeline_of(model), model, lists, steps, seed, streaming=self._streaming is not None
-        )
+            pipeline_of(model), model, self.lists, self.plan,
+            step_schedule(num_steps, self.scheduler.shift),
+            streams.seed_of(self._clock.key("more steps")), streaming=streaming,
+        )  # fmt: skip
         return rollout.video(original, self._streaming if streaming else None)
 
-    def _planned(self, plan: StepPlan) -> AbstractContextManager[Any]:
-        return planned(self._model, self._streaming, self.lists, plan)
+    def _planned(self, *, streaming: bool) -> AbstractContextManager[Any]:
+        return planned(self._model, self.lists, self.plan, streaming=streaming)
 
     @contextmanager
-    def _collect(self, call: _Call) -> Iterator[None]:
+    def _collect(self, call: _Call, *, streaming: bool) -> Iterator[None]:
         """Run under the plan, and let the terms see the rollout."""
         model, lists, trace = self._model, self.lists, call.trace
         if at_once(model):
@@ -212,7 +212,7 @@ class Losses:
         noise_seed = streams.seed_of(self._clock.key("reference"))
         student = StudentRollout(
             pipeline_of(model), model, lists, trace.plan, trace, call.vitals, noise_seed,
-            streaming=self._streaming is not None,
+            streaming=streaming,
         )  # fmt: skip
         with student.watching():
             yield

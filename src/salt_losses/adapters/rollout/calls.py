@@ -98,6 +98,7 @@ class Watched:
         self.pipeline, self.lists, self.steps, self.streaming = pipeline, lists, steps, streaming
         self._model, self._given_first = model, first_steps
         self._native = hasattr(pipeline, FIRST_LIST)
+        self._num_steps = len(steps)  # of the plan
         owner, name = (model, "_consistency_backward_simulation")
         if streaming:
             owner, name = (pipeline, "generate_chunk_with_cache")
@@ -176,7 +177,7 @@ class Watched:
             own: Tensor | None = getattr(self.pipeline, FIRST_LIST, None)
             return own
         # As many steps are the same ones: then the trainer draws one exit step for all, as ever.
-        same = len(self._given_first) == len(self.steps)
+        same = len(self._given_first) == self._num_steps
         return None if same else self._given_first
 
     def _draw_exits(self, num_blocks: int, num_denoising_steps: int, device: Any) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...mixed_step import StepPlan
 from ...training import streams
 from ...training.patches import Patches
 from .calls import Watched
@@ -21,21 +22,30 @@ class ExtraRollout(Watched):
     on between rollouts, of which it gets a copy.
 
     Args:
+        plan: the student's.
+        times: the grid of this rollout; a first chunk with a separate list keeps the student's.
         seed: of all noise.
-        watched: as for `Watched`.
     """
 
     def __init__(
-        self, pipeline: Any, model: Any, lists: Steps, steps: Tensor, seed: int, *, streaming: bool
+        self,
+        pipeline: Any,
+        model: Any,
+        lists: Steps,
+        plan: StepPlan,
+        times: Tensor,
+        seed: int,
+        *,
+        streaming: bool,
     ) -> None:
-        super().__init__(pipeline, model, lists, steps, streaming=streaming)
+        first = None if plan.first_times is None else lists.timesteps(plan.first_times)
+        steps = lists.timesteps(times)
+        super().__init__(pipeline, model, lists, steps, first, streaming=streaming)
+        self._num_steps = plan.num_steps
         self._seed, self._took_place = seed, False
 
     def draw(self, num_chunks: int, num_steps: int, device: Any) -> list[int]:
         return [num_steps - 1] * num_chunks
-
-    def _first_list(self, kwargs: dict[str, Any]) -> Tensor | None:
-        return None if not self._native else super()._first_list(kwargs)
 
     def _roll_out(self, **kwargs: Any) -> Any:
         # Only here: how many frames there are was drawn before, and is as the student will draw it.

@@ -28,7 +28,7 @@ def pipeline_of(model: Any) -> Any:
 
 
 @contextmanager
-def planned(model: Any, streaming: Any, lists: Steps, plan: StepPlan) -> Iterator[None]:
+def planned(model: Any, lists: Steps, plan: StepPlan, *, streaming: bool) -> Iterator[None]:
     """The plan's step lists in place of the trainer's, for a rollout that no term watches.
 
     Raises:
@@ -42,8 +42,6 @@ def planned(model: Any, streaming: Any, lists: Steps, plan: StepPlan) -> Iterato
                 yield
         return
     first = None if plan.first_times is None else lists.timesteps(plan.first_times)
-    rollout = Watched(
-        pipeline_of(model), model, lists, steps, first, streaming=streaming is not None
-    )
+    rollout = Watched(pipeline_of(model), model, lists, steps, first, streaming=streaming)
     with rollout.watching():
         yield

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..._checks import check_count
+from ...errors import checked
 from ...trainers.seams import RECORD
 from ...training.alarms import Alarms
 from ..family.handle import SaltHandle
@@ -41,9 +42,9 @@ def record(
     `salt_alarms.jsonl`. `salt_run.json` has the settings and versions of the latest start, and
     where and when each start began. With `sweep_every`, `salt_sweeps/iteration_...` has what the
     present weights make of some prompts at 1, 2, 4 and 8 steps (docs/health.md). After each
-    `trainer.save()`, `salt.json` is in the checkpoint's folder, and if a term has a state (a
-    discriminator its weights and optimizer) `salt_terms.pt`. Called on every rank; only the main
-    process writes. On detach, `trainer.save` is the trainer's own again.
+    `trainer.save()`, `salt.json` is in the checkpoint's folder, and if a term has a state, as a
+    discriminator has, `salt_terms.pt`. Called on every rank; only the main process
+    writes. On detach, `trainer.save` is the trainer's own again.
 
     Where something cannot be written, a warning says so, the training goes on as it would have, and
     it is tried again: lines with the next line, a state with the next checkpoint.
@@ -63,23 +64,28 @@ def record(
         sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.
 
     Raises:
-        ValueError: a `salt.json` was found that is none, or whose settings differ from the
-            handle's; or a `salt_terms.pt` that is corrupt, or of other terms. With
-            `sweep_every`: the trainer starts from images, or there are no prompts.
+        SettingError: `sweep_every` or `sweep_prompts` is not allowed, or the trainer can make no
+            sweeps: it starts from images, samples by a solver, or has no prompts. It is a
+            `ValueError`, as all below are; nothing is changed then.
+        ValueError: the `salt.json` that was found is damaged, or its plans are others than the
+            handle's; or its `salt_terms.pt` is damaged, or belongs to other terms.
         MissingSeamError: the trainer lacks what this needs, or a sweep; nothing is changed then.
         OSError: a file cannot be read, or the `salt_terms.pt` that `salt.json` names is gone.
     """
+    checked("sweep_every", check_count, sweep_every, low=0)
+    prompts = None
+    if sweep_prompts is not None:
+        prompts = checked("sweep_prompts", _prompts, sweep_prompts)
     check = SeamCheck("trainer")
     check.seams(trainer, RECORD)
     check.finish()
     folder = Path(trainer.output_path or ".")
     sweeps = None
-    check_count("sweep_every", sweep_every, low=0)
     if sweep_every > 0:
         place = folder if trainer.is_main_process else None
         sweeps = Sweeps(
             handle._model, trainer, handle.config, handle._losses.lists, place,
-            every=sweep_every, prompts=sweep_prompts,
+            every=sweep_every, prompts=prompts,
         )  # fmt: skip
     told = take_up(handle, trainer, folder)
     handle._losses.sweeps = sweeps
@@ -99,6 +105,13 @@ def record(
         handle.on_metrics(_Log(handle, trainer, folder, told))
         alarms = Lines(folder / ALARMS)
         handle.on_metrics(Alarms(lambda alarm: alarms.append({**alarm, "time": time.time()})))
+
+
+def _prompts(name: str, value: object) -> tuple[str, ...]:
+    prompts = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TypeError(f"{name} must be a sequence of prompts or None; got {value!r}")
+    return tuple(prompts)
 
 
 class _Log:

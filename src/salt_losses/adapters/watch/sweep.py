@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from ...config import SaltConfig
+from ...errors import SettingError
 from ...mixed_step import first_chunk_count
 from ...schedule import step_schedule
 from ...trainers.seams import SWEEP
 from ...training import streams
 from ...training.agreement import from_rank_0
 from ...training.patches import Patches
-from ...training.step_lists import StepLists
 from .._sample import sampling_lists
 from ..family.seams import SeamCheck
+from ..rollout.steps import Steps
 from .as_before import as_before, on_device
 from .averages import averaged
 from .sheet import write
@@ -51,8 +52,9 @@ class Sweeps:
 
     Raises:
         MissingSeamError: the trainer lacks what a sweep needs.
-        ValueError: it starts from images, or its table of timesteps is too coarse; or there are no
+        SettingError: it starts from images or samples by a solver; or there are no
             `sweep_prompts`, and no file of prompts to take them from.
+        ValueError: its table of timesteps is too coarse.
         OSError: that file cannot be read.
     """
 
@@ -61,7 +63,7 @@ class Sweeps:
         model: Any,
         trainer: Any,
         config: SaltConfig,
-        lists: StepLists,
+        lists: Steps,
         folder: Path | None,
         *,
         every: int,
@@ -72,10 +74,14 @@ class Sweeps:
         check = SeamCheck("trainer")
         check.seams(model, SWEEP)
         check.finish()
-        if getattr(model.args, "i2v", False):
-            raise ValueError(
-                f"sweep_every must be 0 where the trainer starts from images (i2v); got {every}"
-            )
+        for reason, refused in {
+            "starts from images (i2v)": getattr(model.args, "i2v", False),
+            "samples by a solver, and has no sampling pipeline of few steps": not lists.draws_noise,
+        }.items():
+            if refused:
+                raise SettingError(
+                    "sweep_every", f"sweep_every must be 0: the trainer {reason}; got {every}"
+                )
         shift = lists.shift
         fine = 2 * config.inference_steps
         grids = {
@@ -232,9 +238,10 @@ def first_prompts(trainer: Any) -> tuple[str, ...]:
         lines = Path(path).read_text("utf-8-sig", errors="replace").split("\n")
     prompts = tuple(line.strip() for line in lines if line.strip())[:2]
     if not prompts:
-        raise ValueError(
+        raise SettingError(
+            "sweep_prompts",
             "sweep_prompts must be given: the trainer's config has no data_path of a text file "
-            f"with prompts to take the first of; got {path!r}"
+            f"with prompts to take the first of; got {path!r}",
         )
     return prompts
 
