@@ -250,6 +250,31 @@ def test_terms_from_elsewhere_are_named_by_their_class():
             SaltConfig.from_mapping({"terms": [block]})
 
 
+class Plain(Term):
+    """Not a dataclass: its class takes no warm-up."""
+
+    name = "plain"
+
+    def __init__(self, weight, *, kind="a"):
+        super().__init__(weight=weight)
+        self.kind = kind
+
+
+def test_a_term_of_a_plain_class_is_written_as_what_its_class_takes():
+    config = SaltConfig(terms=(Plain(0.5, kind="b"),))
+    (block,) = config.to_mapping()["terms"]
+    assert block == {"_target_": f"{__name__}.Plain", "weight": 0.5, "kind": "b"}
+    (term,) = SaltConfig.from_mapping(config.to_mapping()).terms
+    assert (term.weight, term.kind) == (0.5, "b")
+
+
+def test_a_wrong_setting_of_a_listed_term_rests_on_the_list():
+    block = {"_target_": "examples.own_term.moments.Moments", "weight": -1}
+    with pytest.raises(SettingError, match=r"moments.weight must be") as caught:
+        SaltConfig.from_mapping({"terms": [block]})
+    assert (caught.value.setting, caught.value.rests_on) == ("moments.weight", ("terms",))
+
+
 def test_terms_have_different_names():
     with pytest.raises(SettingError, match="'mine' twice"):
         SaltConfig(terms=(Mine(), Mine(2.0)))
