@@ -132,7 +132,7 @@ def test_what_was_not_measured_gets_calls_as_before_and_says_so(
 ) -> None:
     if arguments[1] == "discriminated":
         path = tmp_path / "salt.json"
-        path.write_text('{"adv_weight": 0.03, "adv_features": "real_score"}')
+        path.write_text('{"adv": {"features": "real_score"}}')
         arguments = [str(path)]
     command = ["plan", "--trainer", "self_forcing", *arguments]
     assert main(command) == 0
@@ -157,7 +157,10 @@ def test_a_run_is_as_long_as_the_trainers_own_unless_told(
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["iterations"] == iterations
     config = tmp_path / "config.yaml"
-    config.write_text("max_iters: 50\n")
+    streaming = "true" if "streaming" in trainer else "false"
+    config.write_text(
+        f"trainer: score_distillation\nstreaming_training: {streaming}\nmax_iters: 50\n"
+    )
     assert main([*command, "--trainer-config", str(config)]) == 0
     assert json.loads(capsys.readouterr().out)["iterations"] == 50
     assert main([*command, "--iterations", "20", "--trainer-config", str(config)]) == 0
