@@ -52,10 +52,10 @@ def test_the_counts_are_those_of_the_plans_that_the_run_will_have() -> None:
         of_k = [p for p in updates if p.num_steps == k]
         assert row["critic_updates"] == sum(p.num_steps == k for p in plans)
         assert row["generator_updates"] == len(of_k)
-        assert row["defect_updates"] == sum(p.use_sc for p in of_k) < (len(of_k) or 1)
-        assert row["align_updates"] == sum(p.use_align for p in of_k)
-        assert row["adversary_updates"] == (len(of_k) if k == 2 else 0)
-    assert sum(row["align_updates"] for row in found["step_counts"]) > 0
+        assert row["terms"]["sc"] == sum(p.use_sc for p in of_k) < (len(of_k) or 1)
+        assert row["terms"]["align"] == sum(p.use_align for p in of_k)
+        assert row["terms"]["adv"] == (len(of_k) if k == 2 else 0)
+    assert sum(row["terms"]["align"] for row in found["step_counts"]) > 0
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
