@@ -312,9 +312,13 @@ def _new_place(key: str) -> str | None:
         place = MOVED[key]
         return "it is gone" if place is None else f"it is now {place}"
     block, _, field = key.partition("_")
-    if block in BLOCKS and field in {f.name for f in dataclasses.fields(BLOCKS[block])}:
+    if block not in BLOCKS:
+        return None
+    fields = [f.name for f in dataclasses.fields(BLOCKS[block])]
+    near = difflib.get_close_matches(field, fields, n=1)
+    if field in fields:
         return f"it is now {block}.{field}"
-    return None
+    return f"did you mean '{block}.{near[0]}'?" if near else None
 
 
 def _integer_keys(name: str, value: object) -> object:

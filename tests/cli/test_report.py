@@ -252,7 +252,7 @@ def test_settings_that_differ_between_runs_come_first(tmp_path: Path) -> None:
         (log / "salt_run.json").write_text(json.dumps(record | {"versions": {"torch": "2.13"}}))
     text = page_of(*logs)
     differ, same = text[text.index("What differs") :].split("What is the same")
-    assert re.findall("<th scope=row>(.*?)</th>", differ) == ["sc_weight"]
+    assert re.findall("<th scope=row>(.*?)</th>", differ) == ["sc.weight"]
     assert re.findall("<td class=text>(.*?)</td>", differ) == ["0.3", "1.0"]
     assert "seed" in same
     assert "version: torch" in same

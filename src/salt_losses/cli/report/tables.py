@@ -74,7 +74,10 @@ def alarms(runs: Sequence[Run]) -> str:
 
 def settings(runs: Sequence[Run]) -> str:
     """Those that differ between the runs first, the others folded away."""
-    ours = [{**run.settings, **{f"version: {k}": v for k, v in run.about.items()}} for run in runs]
+    ours = [
+        {**_by_path(run.settings), **{f"version: {k}": v for k, v in run.about.items()}}
+        for run in runs
+    ]
     names = list(dict.fromkeys(name for values in ours for name in values))
     if not names:
         return ""
@@ -98,6 +101,15 @@ def remarks(runs: Sequence[Run]) -> str:
         f"<li>{escape(run.name)}: {escape(remark)}</li>" for run in runs for remark in run.remarks
     ]
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _by_path(settings: dict[str, Any]) -> dict[str, Any]:
+    """A term's block as `sc.weight`, ...; the step counts of a reference stay together."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        block = isinstance(value, dict) and not any(str(key).isdecimal() for key in value)
+        found |= {f"{name}.{key}": v for key, v in value.items()} if block else {name: value}
+    return found
 
 
 def _columns(columns: list[str], names: list[str], ours: list[dict[str, Any]]) -> str:
