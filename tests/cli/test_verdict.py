@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,12 @@ def test_sweeps_say_since_when_more_steps_look_worse(tmp_path: Path) -> None:
     assert (found.state, found.word) == ("unsure", "look at the samples")
     assert found.headline.endswith("More steps look worse than fewer since iteration 300.")
     assert main(["report", str(log)]) == 0  # the numbers are well: the samples decide
+
+
+def test_sweeps_without_step_counts_are_not_judged(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    sweeps(log, lambda i: {"step_counts": [], "deviation": {"4": 1.0}})
+    assert "is not judged" in of(verdict(log), "More steps against fewer").text
 
 
 def test_sweeps_that_get_better_or_are_few_or_jitter_are_not_called_worse(tmp_path: Path) -> None:
@@ -566,7 +573,7 @@ def test_the_page_has_where_the_ranges_are_from_and_its_own_help(tmp_path: Path)
     assert "docs/health.md" not in text
     helped = text[text.index('id="help"') :]
     logged = [m for m in (*TERMS, *HEALTH) if m.key in {**WELL, "salt/dmd_loss": 0}]
-    assert re.findall("<dt>(.*?)</dt>", helped) == [m.title.replace("'", "&#x27;") for m in logged]
+    assert list(map(unescape, re.findall("<dt>(.*?)</dt>", helped))) == [m.title for m in logged]
     assert "lower sc.weight in proportion" in helped
 
 
