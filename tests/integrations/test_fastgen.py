@@ -18,7 +18,9 @@ from unittest import mock
 
 import fastgen_real as fw
 import pytest
+import random_plans
 import torch
+from naive_defect import RELEASED, Call, naive_loss
 from torch import Tensor
 
 from salt_losses import step_schedule
@@ -201,6 +203,30 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         scale = max(b.abs().max() for _, b in pairs)
         assert max((a - b).abs().max() for a, b in pairs) < 2e-6 * scale
     assert tried > 1
+
+
+def test_the_loss_of_the_released_presets_is_a_naive_one(kind):
+    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    found = []
+    for seed in range(6):
+        model = fw.build(kind, RELEASED, seed=seed)
+        made: list[Call] = []
+
+        def noted(
+            net: Any, args: Any, kwargs: dict[str, Any], x0: Tensor, made: list[Call] = made
+        ) -> None:
+            if torch.is_grad_enabled() and not kwargs.get("store_kv"):
+                x, t = (value.detach().double() for value in args)
+                v = (x - x0.detach().double()) / t[:, None, None, None, None]
+                made.append(Call(x, t, v))
+
+        model.net.register_forward_hook(noted, with_kwargs=True)
+        losses, _ = step(model, 2, seed)
+        grid = model._steps(model._salt.plan.train_times)
+        found.append(float(losses["salt/sc_loss"]))
+        expected = naive_loss(made, model._salt, grid, lockstep=kind == "dmd2")
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
+    assert sum(value > 0 for value in found) > 1
 
 
 def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind):
@@ -591,6 +617,31 @@ def test_a_plans_calls_are_those_that_are_counted(kind, align_at, monkeypatch):
     reference = 8 if aligned else None
     assert expected_critic_update(config, 4, blocks, rollout) == critic
     assert expected_generator_update(config, 4, reference, blocks, rollout) == generator
+
+
+@pytest.mark.parametrize("seed", random_plans.SEEDS)
+def test_the_calls_of_random_settings_are_those_that_a_plan_expects(kind, seed, monkeypatch):
+    """FastGen's lists begin at 0.999, so that `sc_time_weight` spares no call."""
+    trainer = TRAINERS["fastgen_dmd2" if kind == "dmd2" else "fastgen"]
+    chunks = kind == "self_forcing"
+    drawn = random_plans.draw(seed, chunks=chunks, aligned=chunks)
+    model = fw.build(kind, {"shift": 5.0, **drawn.salt})
+    blocks = fw.FRAMES // model.net.chunk_size if chunks else 1
+    calls: list[bool] = []
+    model.net.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+
+    def count(exits: list[int], of_student: bool) -> Counted:
+        calls.clear()
+        if chunks:
+            rest = iter(exits)
+            parent = next(c for c in type(model).__mro__ if c.__name__ == "SelfForcingModel")
+            monkeypatch.setattr(
+                parent, "_sample_denoising_end_steps", lambda _, n: [next(rest) for _ in range(n)]
+            )
+        model.single_train_step(fw.batch(), 2 if of_student else 1)
+        return Counted(sum(calls), len(calls) - sum(calls))
+
+    drawn.check(blocks, trainer.rollout, count, from_1=False)
 
 
 @pytest.mark.parametrize(("name", "file"), [("fastgen", "sf"), ("fastgen_dmd2", "dmd2")])

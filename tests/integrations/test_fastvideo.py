@@ -3,6 +3,7 @@ the hooks that Salt holds on to everywhere."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -12,12 +13,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fastvideo_real
 import fastvideo_stand_in
 import pytest
+import random_plans
 import torch
 from fastvideo_oracle import literal_reference, watched
+from naive_defect import RELEASED, Call, naive_loss
 from torch import Tensor
 
 from salt_losses import step_schedule
@@ -294,6 +298,37 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     slow = [g for g in gradients(method.student) if g is not None]
     scale = max(g.abs().max() for g in slow)
     assert max((a - b).abs().max() for a, b in zip(fast, slow, strict=True)) < 1e-6 * scale
+
+
+@pytest.mark.parametrize("mode", ["simulate", "data_latent"])
+def test_the_loss_of_the_released_presets_is_a_naive_one(fw, kind, mode, tmp_path):
+    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    if kind == "self_forcing" and mode == "data_latent":
+        pytest.skip("it simulates always")
+    found = []
+    for seed in range(6):
+        method = fw.build(kind, RELEASED, tmp_path, seed=seed, rollout_mode=mode)
+        made: list[Call] = []
+
+        def noted(call: Any, made: list[Call] = made) -> Any:
+            def predict(x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+                v = call(x, timestep, *args, **kwargs)
+                if torch.is_grad_enabled() and not kwargs.get("store_kv"):
+                    levels = timestep.reshape(len(timestep), -1)[:, 0].double() / 1000
+                    made.append(Call(x.detach(), levels.expand(len(x)), v.detach()))
+                return v
+
+            return predict
+
+        for name in ("predict_noise", "predict_noise_streaming"):
+            if hasattr(method.student, name):
+                setattr(method.student, name, noted(getattr(method.student, name)))
+        _, metrics, *_ = step(method, fw, 5, seed)
+        grid = method._times(method._salt.plan.train_times)
+        found.append(float(metrics["salt/sc_loss"]))
+        expected = naive_loss(made, method._salt, grid, lockstep=kind == "dmd2")
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
+    assert sum(value > 0 for value in found) > 1
 
 
 def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(fw, kind, tmp_path):
@@ -766,10 +801,11 @@ def counted_calls(method: Any, fw: Any, *, with_grad: bool) -> Counted:
 
         return watched_call
 
-    for name in ("predict_noise", "predict_noise_streaming"):
-        if hasattr(method.student, name):
-            setattr(method.student, name, watching(getattr(method.student, name)))
-    with torch.set_grad_enabled(with_grad):
+    with contextlib.ExitStack() as watched, torch.set_grad_enabled(with_grad):
+        for name in ("predict_noise", "predict_noise_streaming"):
+            call = getattr(method.student, name, None)
+            if call is not None:
+                watched.enter_context(mock.patch.object(method.student, name, watching(call)))
         method._student_rollout(batch, with_grad=with_grad)
     return calls
 
@@ -815,6 +851,29 @@ def test_a_plans_calls_are_those_that_are_counted(fw, kind, align_at, tmp_path):
     assert expected_critic_update(config, 4, blocks, rollout) == critic
     assert expected_generator_update(config, 4, 8, blocks, rollout) == generator
     assert generator.grad == blocks + (blocks if kind == "dmd2" else blocks * 3 / 4)
+
+
+@pytest.mark.parametrize("seed", random_plans.SEEDS)
+def test_the_calls_of_random_settings_are_those_that_a_plan_expects(
+    fw, kind, seed, tmp_path, monkeypatch
+):
+    chunks = kind == "self_forcing"
+    drawn = random_plans.draw(seed, chunks=chunks)
+    method = fw.build(kind, {"shift": 5.0, **drawn.salt}, tmp_path)
+    blocks = prepared(method, fw).latents.shape[1] if chunks else 1
+
+    def count(exits: list[int], of_student: bool) -> Counted:
+        if chunks:
+            rest = iter(exits)
+            parent = next(c for c in type(method).__mro__ if c.__name__ == "SelfForcingMethod")
+            monkeypatch.setattr(
+                parent,
+                "_sample_exit_indices",
+                lambda _, *, num_blocks, **__: [next(rest) for _ in range(num_blocks)],
+            )
+        return counted_calls(method, fw, with_grad=of_student)
+
+    drawn.check(blocks, planned(kind).rollout, count)
 
 
 def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):

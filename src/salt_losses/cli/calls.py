@@ -52,7 +52,12 @@ def critic_update(exits: Sequence[int]) -> Calls:
 
 
 def generator_update(
-    salt: SaltConfig | None, steps: int, reference_steps: int | None, exits: Sequence[int]
+    salt: SaltConfig | None,
+    steps: int,
+    reference_steps: int | None,
+    exits: Sequence[int],
+    *,
+    from_1: bool = True,
 ) -> Calls:
     """
     Args:
@@ -60,6 +65,8 @@ def generator_update(
         steps: the rollout's step count.
         reference_steps: that of the alignment's reference; `None`: it is off.
         exits: the exit step of each block.
+        from_1: whether the trainer's lists begin at the level 1. If they begin below it (LongLive
+            2.0 and FastGen: 0.999), `sc_time_weight` "clean" counts that level, spares no call.
     """
     calls = Calls(len(exits), sum(exit_step + 1 for exit_step in exits))
     if salt is None:
@@ -67,32 +74,36 @@ def generator_update(
     if wants_defect(salt, steps):
         for block, exit_step in enumerate(exits):
             grid = first_chunk_count(salt.first_chunk_steps, steps) if block == 0 else steps
-            calls = calls.plus(_defect_call(salt), _admits_a_triple(salt, grid)[exit_step])
+            made = _admits_a_triple(salt, grid, from_1)[exit_step]
+            calls = calls.plus(_defect_call(salt), made)
     if reference_steps is not None and salt.align_weight > 0:
         calls = calls.plus(Calls(0, _reference(salt, exits, steps, reference_steps)))
-    return calls.plus(Calls(0, len(exits) * _more_steps(salt, steps)))
+    return calls.plus(Calls(0, _more_steps(salt, steps, len(exits))))
 
 
 def _defect_call(salt: SaltConfig) -> Calls:
     return Calls(0, 1) if salt.sc_stop_grad == "composed" else Calls(1, 0)
 
 
-def _admits_a_triple(salt: SaltConfig, steps: int) -> list[bool]:
+def _admits_a_triple(salt: SaltConfig, steps: int, from_1: bool) -> list[bool]:
     """For each exit step on a grid, whether it makes a call for the defect term."""
     times = step_schedule(steps)
     triple = shortcut_triple_sampler(
         times[:-1], step_schedule(max(salt.step_counts)), step_schedule(salt.inference_steps)
     )
     # What 1 - t_s makes 0 is not computed.
-    counts = [not (salt.sc_time_weight == "clean" and t == 1.0) for t in times[:-1].tolist()]
+    spared = salt.sc_time_weight == "clean" and from_1
+    counts = [not (spared and t == 1.0) for t in times[:-1].tolist()]
     return [bool(feasible) and count for feasible, count in zip(triple.feasible, counts)]
 
 
-def _more_steps(salt: SaltConfig, steps: int) -> int:
-    """Of one block of the discriminator's rollout: one step more than the student may take, and the
-    context pass."""
-    rolls = salt.has_adversary(steps) and salt.adv_against == "more_steps"
-    return steps + 2 if rolls else 0
+def _more_steps(salt: SaltConfig, steps: int, blocks: int) -> int:
+    """The discriminator's rollout: in each block one step more than the student may take, and the
+    context pass. The first block keeps the student's list if that has more steps."""
+    if not (salt.has_adversary(steps) and salt.adv_against == "more_steps"):
+        return 0
+    first = max(first_chunk_count(salt.first_chunk_steps, steps), steps + 1)
+    return first + 1 + (blocks - 1) * (steps + 2)
 
 
 def _reference(
@@ -127,18 +138,20 @@ def expected_generator_update(
     reference_steps: int | None,
     blocks: int,
     rollout: Rollout = SELF_FORCING,
+    *,
+    from_1: bool = True,
 ) -> Calls:
-    """As `generator_update`, for a rollout of so many `blocks`."""
+    """As `generator_update`, for a rollout of `blocks` blocks."""
     calls = Calls(blocks, 0).plus(_beside_exit(salt, steps, blocks, rollout))
     if salt is None:
         return calls
     if wants_defect(salt, steps):
-        made = blocks if rollout.lockstep else expected_triples(salt, steps, blocks)
+        made = blocks if rollout.lockstep else expected_triples(salt, steps, blocks, from_1)
         calls = calls.plus(_defect_call(salt), made)
     if reference_steps is not None and salt.align_weight > 0:
         reference = _expected_reference(salt, steps, reference_steps, blocks, rollout)
         calls = calls.plus(Calls(0, reference))
-    return calls.plus(Calls(0, blocks * _more_steps(salt, steps)))
+    return calls.plus(Calls(0, _more_steps(salt, steps, blocks)))
 
 
 def expected_iteration(
@@ -164,10 +177,10 @@ def expected_iteration(
     return calls
 
 
-def expected_triples(salt: SaltConfig, steps: int, blocks: int) -> float:
-    """How many of a rollout's blocks make a call for the defect term."""
-    first = _admits_a_triple(salt, first_chunk_count(salt.first_chunk_steps, steps))
-    others = _admits_a_triple(salt, steps)
+def expected_triples(salt: SaltConfig, steps: int, blocks: int, from_1: bool = True) -> float:
+    """The expected number of a rollout's blocks that make a call for the defect term."""
+    first = _admits_a_triple(salt, first_chunk_count(salt.first_chunk_steps, steps), from_1)
+    others = _admits_a_triple(salt, steps, from_1)
     return sum(first) / len(first) + (blocks - 1) * sum(others) / len(others)
 
 
