@@ -578,6 +578,46 @@ def test_the_example_configs_name_our_classes_in_the_frameworks_own(name):
     assert config.model_class.salt["step_counts"] == [2, 4, 8]
 
 
+@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.001), (1.0, 0.999)])
+def test_the_alignments_level_is_one_of_the_schedulers(uniform, level, monkeypatch):
+    from salt_losses.integrations.fastgen import alignment
+
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
+    monkeypatch.setattr(model._salt, "align_level", lambda: uniform)
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args[4])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(model)
+    assert seen == [pytest.approx(level)]
+
+
+def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
+    from salt_losses.integrations.fastgen import alignment
+
+    model = fw.build(
+        "self_forcing",
+        settings("self_forcing", 0, 1, align_at="exit"),
+        same_step_across_blocks=False,
+    )
+    blocks = fw.FRAMES // model.net.chunk_size
+    exits = [0, 2, *[0] * (blocks - 2)]
+    monkeypatch.setattr(model, "_sample_denoising_end_steps", lambda _: exits)
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["frames"])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(model)
+    size = model.net.chunk_size
+    assert seen == [list(range(size, 2 * size))]
+
+
 # What `salt-losses plan` says of it
 
 

@@ -781,6 +781,40 @@ def test_the_frameworks_own_tests_of_these_methods_pass_on_the_subclasses(real):
     assert "5 passed" in done.stdout
 
 
+@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.1), (1.0, 0.9)])
+def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
+    fw, kind, uniform, level, tmp_path, monkeypatch
+):
+    method = fw.build(kind, {**BOTH, "align_weight": 1.0, "align_at": "end"}, tmp_path)
+    method._score_min_timestep, method._score_max_timestep = 100, 900
+    monkeypatch.setattr(method._salt, "align_level", lambda: uniform)
+    alignment = sys.modules["salt_losses.integrations.fastvideo.alignment"]
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args[4])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(method, fw, 5)
+    assert seen == [pytest.approx(level)]
+
+
+def test_blocks_that_leave_at_their_first_step_are_not_aligned(fw, tmp_path, monkeypatch):
+    method = fw.build("self_forcing", {**BOTH, "align_weight": 1.0, "align_at": "exit"}, tmp_path)
+    monkeypatch.setattr(method, "_sample_exit_indices", lambda **_: [0, 2, 0])
+    alignment = sys.modules["salt_losses.integrations.fastvideo.alignment"]
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["frames"])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(method, fw, 5)
+    assert seen == [[1]]
+
+
 # What `salt-losses plan` says of it
 
 

@@ -262,6 +262,23 @@ def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
     assert seen == [pytest.approx(level / 1000)]
 
 
+def test_blocks_that_leave_at_their_first_step_are_not_aligned(tmp_path, monkeypatch):
+    from salt_losses.integrations.lightx2v import alignment
+
+    more = {"training__dmd__same_step_across_blocks": False}
+    trainer = fw.build("ar", settings(0, 1, align_at="exit"), tmp_path, **more)
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args, **kwargs):
+        seen.append(kwargs["frames"])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    with followed([0, 2, 0]):
+        step(trainer)
+    assert seen == [[1]]
+
+
 @pytest.mark.parametrize("features", ["fake_score", "real_score"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_gradients_are_not_synchronised_in_the_alignments_pass_and_are_after_it(

@@ -63,7 +63,8 @@ class Alignment:
         def velocity_fn(x: Tensor, t: Tensor) -> Any:
             v = network(
                 x.transpose(1, 2),
-                t.to(network.noise_scheduler.t_precision),
+                # A float32 may be above the largest level, which FastGen does not take.
+                t.to(network.noise_scheduler.t_precision).clamp(max=float(times.max_t)),
                 condition=condition,
                 fwd_pred_type="flow",
             )
