@@ -618,6 +618,40 @@ def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
     assert seen == [list(range(size, 2 * size))]
 
 
+@pytest.mark.parametrize("kind_of_sampling", ["ode", "sde"])
+def test_the_reference_draws_noise_only_if_the_student_does(kind_of_sampling, monkeypatch):
+    """With `align_noise` "own" another stream gives another reference, and none to an ODE's."""
+    salt = settings("self_forcing", 0, 1, align_at="end", align_noise="own")
+    losses = []
+    for seed in (0, 1):
+        model = fw.build("self_forcing", salt, student_sample_type=kind_of_sampling)
+        own = model._salt.generator
+        monkeypatch.setattr(
+            model._salt,
+            "generator",
+            lambda purpose, *a, own=own, seed=seed: (
+                torch.Generator().manual_seed(seed) if purpose == "reference" else own(purpose, *a)
+            ),
+        )
+        losses.append(float(step(model)[0]["salt/align_loss"]))
+    assert (losses[0] == losses[1]) == (kind_of_sampling == "ode")
+
+
+def test_the_references_cache_is_cleared_after_it():
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
+    events: list[str] = []
+    clear = model.net.clear_caches
+
+    def cleared() -> None:
+        events.append("cleared")
+        clear()
+
+    model.net.clear_caches = cleared
+    model.net.register_forward_hook(lambda *_: events.append("call"))
+    step(model)
+    assert events[-1] == "cleared"
+
+
 # What `salt-losses plan` says of it
 
 
