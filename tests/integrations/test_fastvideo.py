@@ -815,6 +815,45 @@ def test_blocks_that_leave_at_their_first_step_are_not_aligned(fw, tmp_path, mon
     assert seen == [[1]]
 
 
+def test_a_rollout_that_does_not_go_through_its_list_for_each_chunk_is_an_error(
+    fw, tmp_path, monkeypatch
+):
+    method = fw.build("self_forcing", {**BOTH, "align_weight": 0, "first_chunk_steps": 8}, tmp_path)
+    batch = prepared(method, fw)
+    parent = next(c for c in type(method).__mro__ if c.__name__ == "SelfForcingMethod")
+
+    def once(self: Any, batch: Any, *, with_grad: bool) -> Tensor:
+        steps = self._get_denoising_step_list(torch.device("cpu"))
+        self._sample_exit_indices(num_blocks=3, num_steps=4, device=torch.device("cpu"))
+        return torch.stack(list(steps))
+
+    monkeypatch.setattr(parent, "_student_rollout", once)
+    with pytest.raises(RuntimeError, match="3 chunks went through its step list 1 times"):
+        method._student_rollout(batch, with_grad=False)
+
+
+def test_ranks_that_share_a_sample_draw_alike(monkeypatch):
+    from salt_losses import SaltConfig
+    from salt_losses.integrations import _salt
+
+    def drawn(rank: int) -> int:
+        monkeypatch.setattr(_salt.dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(_salt.dist, "get_rank", lambda: rank)
+        return _salt.Salt(SaltConfig(), 1.0, ranks_per_sample=2).generator("triples").initial_seed()
+
+    assert drawn(0) == drawn(1) != drawn(2) == drawn(3)
+
+
+def test_a_shift_of_salts_replaces_the_frameworks_own_list(fw, kind, tmp_path):
+    salt = {**BOTH, "align_weight": 0}
+    own = [1000, 757, 522, 250]  # not the grid's
+    for shift, kept in ((None, True), (3.0, False)):
+        method = fw.build(kind, {**salt, "shift": shift}, tmp_path, dmd_denoising_steps=own)
+        grid = method._lists.timesteps(method._salt.plan.times)
+        steps = method._step_list(method._salt.plan.times)
+        assert torch.equal(steps, grid) != kept
+
+
 # What `salt-losses plan` says of it
 
 
