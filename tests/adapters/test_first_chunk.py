@@ -389,10 +389,9 @@ def test_causal_forcing_has_the_list_already(require: Any) -> None:
     model = harness.build_model(require("causal_forcing"), num_layers=1)
     model._initialize_inference_pipeline()
     assert model.inference_pipeline.denoising_step_list_first_chunk is None
-    with (
-        causal_forcing.attached(model, ONE_STEP) as handle,
-        handle._losses._planned(streaming=False),
-    ):
+    handle = causal_forcing.attach(model, ONE_STEP)
+    with handle._losses._planned(streaming=False):
         assert len(model.inference_pipeline.denoising_step_list_first_chunk) == 4
         assert "_consistency_backward_simulation" not in vars(model)
+    handle.detach()
     assert model.inference_pipeline.denoising_step_list_first_chunk is None

@@ -939,41 +939,6 @@ def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
             assert calls == expected_critic_update(config, 4, 1, rollout) == (0, 1)
 
 
-def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
-    others = {
-        "adv": {
-            "weight": 0.1,
-            "against": "more_steps",
-            "step_counts": (2,),
-            "kind": "hinge",
-            "features": "real_score",
-            "blocks": (1,),
-            "noise_range": (0.1, 0.4),
-            "lr": 1e-4,
-            "warmup": 5,
-        },
-        "adv_penalty": 0.1,
-        "adv_sigma": 0.2,
-        "adv_updates": 2,
-        "sweep_every": 5,
-        "sweep_prompts": ("a",),
-    }
-    assert set(others) == {*ADVERSARY, *SWEEPS}
-    for name, value in {
-        **others,
-        "first_chunk_steps": 8,
-        "seed": 3,
-        "align": {"to": "end"},
-    }.items():
-        settings = merged(BOTH, {"align": None, name: value})
-        if name in planned(kind).refuses:
-            with pytest.raises(ValueError, match=name):
-                fw.build(kind, settings, tmp_path)
-            assert (refused.value.setting, str(refused.value)) == problems[0]
-        else:
-            fw.build(kind, settings, tmp_path)
-
-
 @pytest.mark.skipif(fastvideo_real.checkout() is None, reason="needs a checkout of FastVideo")
 @pytest.mark.parametrize(
     ("name", "file"),
