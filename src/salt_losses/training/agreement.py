@@ -56,7 +56,7 @@ def digest(value: object) -> str:
 
     def add(part: object) -> None:
         if isinstance(part, Tensor):
-            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         elif isinstance(part, (Mapping, list, tuple)):
             for inner in part.items() if isinstance(part, Mapping) else part:
                 add(inner)
