@@ -6,46 +6,66 @@ import json
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from salt_losses import SaltConfig, SettingError
 from salt_losses.cli.foresight import foresee, remarks
 from salt_losses.cli.trainers import Trainer
+from salt_losses.terms import Rollout, Term
 
+
+@dataclass(frozen=True)
+class Judged(Term):
+    """A term from elsewhere that needs what the frameworks do not give: real videos."""
+
+    name = "judged"
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        return (rollout.video - rollout.data).square().mean()
+
+
+JUDGED = {"_target_": "tests.settings_pool.Judged", "weight": 0.1}
 POOL: dict[str, list[Any]] = {
     "step_counts": [(2, 4, 8), (4,), (2,), (1, 3, 6), (1,), (8,), (700,)],
     "inference_steps": [1, 2, 4],
     "shift": [None, None, None, 3.0],
     "first_chunk_steps": [None, None, None, 4, 8],
-    "sc_weight": [0.0, 1.0, 1.0],
-    "sc_steps": [(8,), (4,), (2, 4), ()],
-    "sc_time_weight": [None, "clean"],
-    "sc_warmup": [0, 0, 60],
-    "align_weight": [0.0, 0.0, 0.1],
-    "align_reference": [{2: 4, 4: 8}, {1: 4}, {}],
-    "align_prob": [0.0, 0.5, 1.0],
-    "align_warmup": [0, 0, 600],
-    "align_margin": [0.1, 0.1, 2.5],
-    "align_at": ["exit", "end", "input"],
-    "align_block": [None, 0, 1, 40],
-    "adv_weight": [0.0, 0.0, 0.1],
-    "adv_against": ["data", "more_steps"],
-    "adv_blocks": [None, (0,), (40,)],
-    "adv_step_counts": [None, (2,)],
-    "adv_kind": ["relativistic", "hinge"],
-    "adv_warmup": [0, 600],
-    "sweep_every": [0, 0, 0, 500],
+    "sc": [None],
+    "sc.weight": [0.0, 1.0, 1.0],
+    "sc.step_counts": [(8,), (4,), (2, 4), (), None],
+    "sc.time_weight": [None, "clean"],
+    "sc.warmup": [0, 0, 60, 100],
+    "align": [None, {}],
+    "align.weight": [0.0, 0.1],
+    "align.reference": [{2: 4, 4: 8}, {1: 4}, {}],
+    "align.prob": [0.0, 0.5, 1.0],
+    "align.warmup": [0, 0, 600],
+    "align.margin": [0.1, 0.1, 2.5],
+    "align.to": ["exit", "end", "input"],
+    "align.block": [None, 0, 1, 40],
+    "adv": [None, {}],
+    "adv.weight": [0.0, 0.1],
+    "adv.against": ["data", "more_steps"],
+    "adv.blocks": [None, (0,), (40,)],
+    "adv.step_counts": [None, (2,)],
+    "adv.kind": ["relativistic", "hinge"],
+    "adv.warmup": [0, 600],
+    "terms": [[], [], [JUDGED], [{**JUDGED, "step_counts": [3]}], [{**JUDGED, "warmup": 600}]],
 }
 CHOSEN: list[dict[str, Any]] = [
     {},
-    {"align_weight": 0.1, "align_prob": 0},
-    {"step_counts": [2], "probs": [1.0], "sc_steps": [2], "inference_steps": 2,
-     "sc_time_weight": "clean"},
-    {"step_counts": [2], "probs": [1.0], "sc_steps": [2], "inference_steps": 2,
-     "sc_time_weight": "clean", "align_weight": 0.1, "align_margin": 2.5},
-    {"sweep_every": 500, "adv_kind": "hinge"},
+    {"align": {"prob": 0}},
+    {"step_counts": [2], "probs": [1.0], "inference_steps": 2,
+     "sc": {"step_counts": [2], "time_weight": "clean"}},
+    {"step_counts": [2], "probs": [1.0], "inference_steps": 2,
+     "sc": {"step_counts": [2], "time_weight": "clean"}, "align": {"margin": 2.5}},
+    {"adv": {"kind": "hinge"}},
     {"step_counts": [3], "probs": [1.0]},
-    {"adv_weight": 0.1, "adv_warmup": 600},
+    {"adv": {"weight": 0.1, "warmup": 600}},
+    {"terms": [JUDGED]},
 ]  # fmt: skip
 
 
@@ -62,7 +82,7 @@ def settings(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                SaltConfig(**found)
+                SaltConfig.from_mapping(found)
         except SettingError:
             continue
         yield found
@@ -80,7 +100,7 @@ def compare(
     are that and `plan`'s own remarks."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config, refused = SaltConfig(**settings), None
+        config, refused = SaltConfig.from_mapping(settings), None
         try:
             run(config)
         except SettingError as error:

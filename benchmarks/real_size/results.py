@@ -20,6 +20,7 @@ from benchmarks.real_size.subjects import Subject
 from benchmarks.real_size.workbench import Update
 from benchmarks.report import machine_name
 from benchmarks.trainers import packages
+from benchmarks.video.recorded import setting_of
 
 Results = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]
@@ -109,6 +110,8 @@ def subject_of(row: dict[str, Any]) -> Subject:
     fields = {"name": row["subject"]} | {
         f.name: row[f.name] for f in dataclasses.fields(Subject) if f.name != "name"
     }
+    if fields["settings"] is not None:  # flat ones, from before each term had a block of its own
+        fields["settings"] = {setting_of(k): v for k, v in fields["settings"].items()}
     return Subject(**fields)
 
 

@@ -9,12 +9,7 @@ from salt_losses import SaltConfig
 from salt_losses.cli.calls import Calls, critic_update, generator_update
 from salt_losses.cli.seconds import Sizes, Work, work_of
 
-OFF: dict[str, Any] = {
-    "sc.weight": 0.0,
-    "sc.step_counts": (),
-    "align.weight": 0.0,
-    "adv.weight": 0.0,
-}
+OFF: dict[str, Any] = {"sc": None, "align": None, "adv": None}
 # Times any float32 it is 0, but the term is computed.
 VANISHING = 1e-60
 
@@ -51,11 +46,20 @@ class Subject:
             "step_counts": (self.steps,),
             "probs": (1.0,),
             "inference_steps": max(1, self.steps // 2),
+        }
+        always = {
             "align.reference": {self.steps: 2 * self.steps},
             "align.warmup": 0,
             "align.prob": 1.0,
         }
-        return SaltConfig.from_mapping({**first, **OFF, **self.settings})
+        own = {k: v for k, v in self.settings.items() if not k.startswith("sweep_")}
+        aligned = always if any(k.startswith("align.") for k in own) else {}
+        return SaltConfig.from_mapping({**first, **OFF, **aligned, **own})
+
+    @property
+    def sweeps(self) -> dict[str, Any]:
+        """Arguments of `record`."""
+        return {k: v for k, v in (self.settings or {}).items() if k.startswith("sweep_")}
 
     @property
     def key(self) -> str:
@@ -91,8 +95,8 @@ class Subject:
             sizes,
             calls,
             generator_updates=1,
-            alignments=float(salt is not None and salt.align.weight > 0),
-            adversaries=float(salt is not None and salt.has_adversary(self.steps)),
+            alignments=float(salt is not None and salt.align is not None),
+            adversaries=float(salt is not None and salt.adv is not None),
         )
 
 

@@ -133,7 +133,7 @@ class Workbench:
                 outside = undo.enter_context(Patches())
                 outside.set(model, "generator_loss", self._with_data(model.generator_loss))
             if recorded:
-                record(handle, self.trainer)
+                record(handle, self.trainer, **subject.sweeps)
             yield numbers
 
     def _steps(self, count: int) -> Tensor:

@@ -31,7 +31,7 @@ TITLE = "Iterations on examples/tiny_video"
 # With this seed, the first four plans of a generator update have both references and a defect term.
 ALIGN = Alignment(weight=0.1, reference_noise="own", warmup=0, prob=0.5, reference={2: 4, 4: 8})
 SALT = SaltConfig(sc=SelfConsistency(weight=1.0), align=ALIGN, seed=35)
-ONE_STEP = SaltConfig(step_counts=(1,), probs=(1.0,), seed=SALT.seed)
+ONE_STEP = SaltConfig(step_counts=(1,), probs=(1.0,), sc=None, seed=SALT.seed)
 _RELEASE = SaltConfig.preset("released_causal_forcing")
 VARIANTS: dict[str, SaltConfig | None] = {
     "DMD": None,

@@ -26,6 +26,13 @@ def name_of(setting: str) -> str:
     return RENAMED.get(setting, setting.replace(".", "_"))
 
 
+def setting_of(name: str) -> str:
+    """`"sc.weight"`, of its flat name."""
+    renamed = {flat: setting for setting, flat in RENAMED.items()}
+    block = name.partition("_")[0] in ("sc", "align", "adv")
+    return renamed.get(name, name.replace("_", ".", 1) if block else name)
+
+
 def flat(salt: SaltConfig) -> dict[str, Any]:
     """All settings of a recorded student."""
     settings = salt.to_mapping()

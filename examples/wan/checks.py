@@ -20,6 +20,12 @@ def check_data(data: EncodedData, config: Config) -> None:
                 f"be {value!r}; got {settings[name]!r}"
             )
     images = data.images()
+    hungry = [term.name for term in config.salt.all_terms if "data" in term.needs]
+    if images and hungry:
+        raise ValueError(
+            f"{hungry[0]} needs real videos: {len(images)} of the {len(data)} samples of "
+            f"{config.data} are images ({images[0]}, for one)"
+        )
     if images and not config.backward_simulation:
         raise ValueError(
             f"backward_simulation must be true for {config.data}: {len(images)} of its "

@@ -14,10 +14,13 @@ from typing import Any
 import yaml
 
 from salt_losses import MixedStepScheduler, SaltConfig, SettingError
+from salt_losses.errors import SettingTypeError, checked
 from salt_losses.trainers import TRAINERS, Facts
 
+from .text import decode
+
 # The recipe's settings of Salt, of a config file without a `salt:` block: eq. 10.
-SALT: dict[str, Any] = {"step_counts": (8,), "probs": (1.0,), "align_reference": {}}
+SALT: dict[str, Any] = {"step_counts": (8,), "probs": (1.0,)}
 # What the authors of LoRA trainers for Wan adapt: all projections of a block.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -50,10 +53,9 @@ class Config:
         score_shift, score_levels: noise levels at which the scores are compared and the critic is
             trained: uniform, shifted, clamped.
         backward_simulation: `x_s` from the student's own rollout, rather than a noised video.
-        salt: settings of the defect term and of mixed steps (`salt_losses.SaltConfig`); eq. 10 is
-            `step_counts: [8], probs: [1.0]`. What belongs to rollouts with a KV cache, to a
-            discriminator or to the adapters' sweeps is refused, and the `align_` and `adv_`
-            settings beside a weight of 0 are not used.
+        salt: settings of mixed steps and of the terms (`salt_losses.SaltConfig`); eq. 10 is
+            `step_counts: [8], probs: [1.0]`. The alignment and the discriminator are refused: a
+            student that sees the whole video at once has no rollout to compare with another.
         ema_decay: of the student's average, which is what is sampled and kept; at iteration n at
             most `(1 + n) / (10 + n)`.
         save_every, keep_checkpoints: iterations between checkpoints, and how many stay.
@@ -105,23 +107,28 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _typed(f.name, str(f.type), getattr(self, f.name)))
+            value = checked(f.name, _typed, getattr(self, f.name), str(f.type))
+            object.__setattr__(self, f.name, value)
         for name, known in (("roles", ("lora", "full")), ("weights", ("bfloat16", "float32"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}; got {getattr(self, name)!r}")
+                raise SettingError(
+                    name, f"{name} must be one of {known}; got {getattr(self, name)!r}"
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be from {low:g} to {high:g}; got {value!r}")
+                raise SettingError(name, f"{name} must be from {low:g} to {high:g}; got {value!r}")
         if not self.sample_steps or min(self.sample_steps) < 1:
-            raise ValueError(
-                f"sample_steps must be step counts, at least 1; got {list(self.sample_steps)}"
+            raise SettingError(
+                "sample_steps",
+                f"sample_steps must be step counts, at least 1; got {list(self.sample_steps)}",
             )
         low, high = self.score_levels if len(self.score_levels) == 2 else (1.0, 0.0)
         if not 0 < low < high < 1:
-            raise ValueError(
+            raise SettingError(
+                "score_levels",
                 "score_levels must be two rising noise levels between 0 and 1; "
-                f"got {list(self.score_levels)}"
+                f"got {list(self.score_levels)}",
             )
         for setting, sentence in TRAINERS["wan"].problems(self.salt, Facts()):
             raise SettingError(f"salt.{setting}", f"salt.{sentence}")
@@ -131,8 +138,9 @@ class Config:
         """Settings that it leaves out keep their defaults.
 
         Raises:
-            ValueError: an unknown key (with the nearest known one), a value out of range.
-            TypeError: a value of the wrong type, or no mapping.
+            SettingError: an unknown key (with the nearest known one), a value out of range or of
+                the wrong type; of Salt's settings `.setting` begins with `"salt."`.
+            TypeError: not a mapping.
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"a config must be a mapping of settings; got {mapping!r}")
@@ -141,20 +149,23 @@ class Config:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"unknown setting {key!r}; {hint}")
+                raise SettingError(str(key), f"unknown setting {key!r}; {hint}")
         for name in ("model", "data", "out"):
             if name not in mapping:
-                raise ValueError(f"{name} must be given, in the config or on the command line")
+                raise SettingError(
+                    name, f"{name} must be given, in the config or on the command line"
+                )
         return cls(**mapping)
 
     @classmethod
     def load(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
-        """From a YAML file; the command line's `changes` go over it (`salt.` and a name: one of
-        Salt's settings, and nothing else).
+        """From a YAML file; the command line's `changes` go over it (`salt.sc.weight`: that setting
+        of Salt, and nothing else).
 
         Raises:
-            ValueError, TypeError: as `from_mapping`; the message begins with the file, or with the
-                change that is wrong.
+            SettingError, TypeError: as `from_mapping`; the message begins with the file, or with
+                the change that is wrong.
+            ValueError: the file is not a YAML mapping.
             OSError: the file cannot be read.
         """
         mapping, changes = read_yaml(path), changes or {}
@@ -167,21 +178,21 @@ class Config:
             for key, value in changes.items():
                 _put(mapping, key, value)
             return cls.from_mapping(mapping)
-        except (TypeError, ValueError) as error:
-            place = _given_by(changes, str(error)) or str(path)
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{place}: {error}") from error
+        except SettingError as error:
+            place = _given_by(changes, error) or str(path)
+            raise type(error)(error.setting, f"{place}: {error}") from error
 
     def plans(self) -> MixedStepScheduler:
         """The plan of each iteration."""
-        return dataclasses.replace(self.salt, seed=self.seed).scheduler(self.shift)
+        scheduler = self.salt.scheduler(self.shift)
+        scheduler.seed = self.seed
+        return scheduler
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+        return dict(json.loads(json.dumps({**vars(self), "salt": self.salt.to_mapping()})))
 
 
-# Settings of Salt that the recipe has by another name, or cannot follow.
 _HUGE = 10**9
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("lora_rank", "iterations", "batch_size", "critic_updates"), (1, _HUGE)),
@@ -194,63 +205,67 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+class Loader(yaml.SafeLoader):
+    """YAML's floats need a dot: `1e-6` would be text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def read_yaml(path: str | Path) -> Any:
-    """The values of a YAML file, in any encoding that YAML allows.
+    """The values of a YAML file, in any encoding that `decode` knows.
 
     Raises:
         ValueError: it is damaged, or another kind of file.
     """
     try:
-        return yaml.safe_load(Path(path).read_bytes())
+        return yaml.load(decode(Path(path).read_bytes()), Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise ValueError(f"{path} is not a YAML file: {error}") from error
 
 
 def _put(mapping: dict[str, Any], key: str, value: Any) -> None:
-    """Set one setting; after `salt`, dots lead into the blocks inside."""
-    *blocks, name = key.split(".") if key.startswith("salt.") else [key]
-    for block in blocks:
-        inner = mapping.get(block, {})
-        if not isinstance(inner, Mapping):
-            raise TypeError(f"{key} cannot be set: {block} must be a mapping; got {inner!r}")
-        mapping[block] = mapping = dict(inner)
-    mapping[name] = value
+    """Set one setting; those of Salt under their path in the block, which `SaltConfig` follows."""
+    name = key.removeprefix("salt.")
+    if name != key:
+        salt = mapping["salt"]
+        if not isinstance(salt, Mapping):
+            raise SettingTypeError("salt", f"salt must be a mapping of settings; got {salt!r}")
+        # Last, as later keys go over earlier ones.
+        key, value = "salt", {**{k: v for k, v in salt.items() if k != name}, name: value}
+    mapping[key] = value
 
 
-def _given_by(changes: Mapping[str, Any], message: str) -> str | None:
-    """The argument that an error is about: the setting it begins with, calls unknown, or names."""
-    unknown = re.match(r"unknown setting (['\"])(.*?)\1", message)
-    subject = unknown[2] if unknown else re.findall(r"^[\w.]*", message)[0]
-    mentioned = {word for word in re.findall(r"\w+", message) if "_" in word}
-    for names in ({subject}, mentioned):
+def _given_by(changes: Mapping[str, Any], error: SettingError) -> str | None:
+    """The argument that an error is about, if one is."""
+    for setting in (error.setting.partition("[")[0], *error.rests_on):
         for key, value in changes.items():
-            setting = key.removeprefix("salt.")
-            if names & {key, setting, setting.partition(".")[0]}:
+            if f"{setting}.".startswith(f"{key}.") or key.startswith(f"{setting}."):
                 return f"--{key}" if key in ("model", "data", "out") else f"--set {key}={value}"
     return None
 
 
-def _typed(name: str, wanted: str, value: Any) -> Any:
-    """`value`, if it is what the annotation `wanted` says; a list becomes a tuple.
-
-    YAML reads `1e-6` as text (its floats need a dot): the numbers that it meant are taken.
-    """
+def _typed(name: str, value: Any, wanted: str) -> Any:
+    """`value`, if it is what the annotation `wanted` says; a list becomes a tuple."""
     if name == "salt":
         if not isinstance(value, SaltConfig | Mapping):
             raise TypeError(f"salt must be a mapping of settings; got {value!r}")
-        return value if isinstance(value, SaltConfig) else SaltConfig.from_mapping(value)
+        try:
+            return value if isinstance(value, SaltConfig) else SaltConfig.from_mapping(value)
+        except SettingError as error:
+            rests_on = [f"salt.{other}" for other in error.rests_on]
+            raise type(error)(f"salt.{error.setting}", str(error), rests_on) from error
     if value is None and "None" in wanted:
         return None
     if wanted.startswith("tuple"):
         item = wanted[len("tuple[") :].split(",")[0].rstrip("]")
         if not isinstance(value, list | tuple):
             raise TypeError(f"{name} must be a list; got {value!r}")
-        return tuple(_typed(f"{name}[{i}]", item, v) for i, v in enumerate(value))
-    if wanted.startswith("float") and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+        return tuple(_typed(f"{name}[{i}]", v, item) for i, v in enumerate(value))
+    if wanted.startswith("float") and type(value) in (int, float):
+        return float(value)
     kind = {"int": int, "bool": bool, "str": str}.get(wanted)
     if kind is not None and type(value) is kind:
         return value

@@ -1,4 +1,4 @@
-"""SC-DMD (eq. 10): the student's loss and the fake score's, from the library's functions."""
+"""The student's loss, DMD and the terms of Salt (eq. 10), and the fake score's."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from salt_losses import (
     dmd_grad,
     dmd_loss,
     guide,
-    salt_loss,
-    semigroup_defect_loss,
     shift_time,
-    shortcut_triple_sampler,
     velocity_to_x0,
 )
+from salt_losses.terms import Trace
+from salt_losses.trainers import TRAINERS
 
 from .config import Config
 from .roles import Condition, Roles
@@ -62,32 +61,38 @@ class Distillation:
     def student_loss(
         self, batch: dict[str, Tensor], plan: StepPlan, draws: Draws
     ) -> tuple[Tensor, Losses]:
-        """Calls: the student's 1, and 1 more with the defect term; fake score's 1; teacher's 2."""
-        salt, condition = self.config.salt, condition_of(batch)
+        """Calls: the student's 1, the fake score's 1, the teacher's 2, and those of the terms: the
+        student's 1 more with the self-consistency term."""
+        condition = condition_of(batch)
         x_s, t_s = self._start(batch, plan, draws)
         v_s = self.roles("student", x_s, t_s, condition)
         generated = velocity_to_x0(x_s, v_s, t_s)
-        dmd = dmd_loss(generated, self._direction(generated.detach(), condition, draws.batch))
-        logs = {"dmd": dmd.detach()}
-        sc = None
-        if plan.use_sc and salt.sc_weight > 0:
-            triple = shortcut_triple_sampler(
-                t_s,
-                plan.train_times,
-                plan.inference_times,
-                nearest=salt.sc_nearest,
-                generator=draws.batch,
-            )
-            sc = semigroup_defect_loss(
-                lambda x, t: self.roles("student", x, t, condition),
-                x_s,
-                triple,
-                v_s=v_s,
-                weight=1 - t_s if salt.sc_time_weight == "clean" else None,
-                stop_grad=salt.sc_stop_grad,
-            )
-            logs["sc"] = sc.detach()
-        return salt_loss(dmd, plan, salt, sc=sc), logs
+        dmd, fake_x0, real_x0 = self._dmd(generated, condition, draws.batch)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return swap(self.roles("student", swap(x), t.to(t_s), condition))
+
+        # The calls must be the same in all processes, each of which has levels of its own.
+        trace = Trace(
+            self.config.salt.all_terms,
+            plan,
+            lambda purpose: f"{draws.batch.initial_seed()} {purpose}",
+            trainer=TRAINERS["wan"].title,
+            times=Tensor.tolist,
+            lockstep=True,
+        )
+        trace.exit_step(swap(x_s), swap(v_s), t_s.cpu().double(), velocity)
+        trace.offers |= {
+            "video": swap(generated),
+            "output": swap(generated),
+            "prompts": condition,
+            "fake_x0": swap(fake_x0),
+            "real_x0": swap(real_x0),
+            "dmd": lambda video: self._dmd(swap(video), condition, None)[0],
+        }
+        if "latents" in batch:
+            trace.offers["data"] = swap(batch["latents"])
+        return trace.objective(dmd)
 
     def critic_loss(
         self, batch: dict[str, Tensor], plan: StepPlan, draws: Draws
@@ -130,24 +135,25 @@ class Distillation:
         t_s = times[chosen]
         return Start(add_noise(latents, draw_like(latents, draws.batch), t_s), t_s)
 
-    @torch.no_grad()
-    def _direction(
-        self, generated: Tensor, condition: Condition, generator: torch.Generator
-    ) -> Tensor:
-        """The DMD update direction (eq. 4) at one noised sample."""
+    def _dmd(
+        self, generated: Tensor, condition: Condition, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The DMD loss (eq. 4) at one noised sample, and the two scores' predictions there."""
         t, scale = self._level(generated, generator), self.config.guidance_scale
-        noisy = add_noise(generated, draw_like(generated, generator), t)
-        fake = self.roles("fake_score", noisy, t, condition)
-        real = self.roles("teacher", noisy, t, condition)
-        if scale:  # at 0 the second call would count for nothing
-            negative = self.negative.to(noisy.device).expand_as(condition.text)
-            unconditional = condition._replace(text=negative)
-            real = guide(real, self.roles("teacher", noisy, t, unconditional), scale)
+        noisy = add_noise(generated.detach(), draw_like(generated, generator), t)
+        with torch.no_grad():
+            fake = self.roles("fake_score", noisy, t, condition)
+            real = self.roles("teacher", noisy, t, condition)
+            if scale:  # at 0 the second call would count for nothing
+                negative = self.negative.to(noisy.device).expand_as(condition.text)
+                unconditional = condition._replace(text=negative)
+                real = guide(real, self.roles("teacher", noisy, t, unconditional), scale)
         fake_x0, real_x0 = (velocity_to_x0(noisy, v, t) for v in (fake, real))
-        # A student without a direction would train on by the self-consistency term only.
-        return dmd_grad(fake_x0, real_x0, generated, none_finite="nan")
+        # A student without a direction would train on by the other terms only.
+        direction = dmd_grad(fake_x0, real_x0, generated.detach(), none_finite="nan")
+        return dmd_loss(generated, direction), fake_x0, real_x0
 
-    def _level(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def _level(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         u = torch.rand(len(like), generator=generator, device=like.device)
         return shift_time(u, self.config.score_shift).clamp(*self.config.score_levels)
 
@@ -156,5 +162,10 @@ def condition_of(batch: dict[str, Tensor]) -> Condition:
     return Condition(batch["text"], batch.get("condition"), batch.get("image"))
 
 
-def draw_like(like: Tensor, generator: torch.Generator) -> Tensor:
+def draw_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device)
+
+
+def swap(x: Tensor) -> Tensor:
+    """Frames and channels, which diffusers has in another order than terms."""
+    return x.transpose(1, 2)

@@ -16,18 +16,22 @@ _MARKS = (
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, or of a UTF-16 or UTF-32 one with a byte-order mark, which is left
-    out; every line ends in a line feed.
+    """The text of a file, as `decode` takes it.
 
     Raises:
         ValueError: the file cannot be read, or is not text.
     """
     try:
-        data = path.read_bytes()
-        encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        return decode(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from error
+
+
+def decode(data: bytes) -> str:
+    """UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is left out; every line ends in a
+    line feed."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> list[str]:

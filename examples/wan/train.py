@@ -13,16 +13,16 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
-from salt_losses.training.settings_check import warn_of_no_effect
 from torch import Tensor
 from tqdm import tqdm
 
 from salt_losses import StepPlan
+from salt_losses.trainers import TRAINERS, Facts
 
 from . import checkpoint
 from .batches import Batch, Batches
 from .checks import check_accelerator, check_data
-from .config import Config
+from .config import Config, Loader
 from .data import EncodedData, stream
 from .distil import Distillation, Draws
 from .pretrained import content_of, load_transformer
@@ -80,7 +80,7 @@ class Trainer:
         if found:
             self._resume(*found)
         self._say(self._beginning(found))
-        warn_of_no_effect(config.salt, "examples.wan.train", iterations=config.iterations)
+        TRAINERS["wan"].warn(config.salt, Facts(iterations=config.iterations))
 
         self.plans = config.plans()
         self.distillation = Distillation(
@@ -131,7 +131,6 @@ class Trainer:
         values = torch.stack([logs[name].float().to(self.accelerator.device) for name in names])
         values = self.accelerator.reduce(values, "mean").tolist()
         return {
-            "steps": plan.num_steps,
             "skipped": sum(self.skipped.values()),
             "skipped_student": self.skipped["student"],
             "skipped_critic": self.skipped["fake_score"],
@@ -227,6 +226,7 @@ class Trainer:
         training = {
             "identity": self.identity,
             "optimizers": optimizers,
+            "terms": {term.name: term.state_dict() for term in self.config.salt.all_terms},
             **({} if scaler is None else {"scaler": scaler.state_dict()}),
         }
         what = (self.config, self.iteration, self.roles, weights, training)
@@ -243,6 +243,9 @@ class Trainer:
             checkpoint.load_optimizer_state(optimizer.optimizer, training["optimizers"][role])
         if self.accelerator.scaler is not None and "scaler" in training:
             self.accelerator.scaler.load_state_dict(training["scaler"])
+        for term in self.config.salt.all_terms:
+            if term.name in training.get("terms", {}):
+                term.load_state_dict(training["terms"][term.name])
         self.iteration = self.ema.optimization_step = training["iteration"]
 
     def _sample(self) -> None:
@@ -266,7 +269,7 @@ def load_config(options: argparse.Namespace) -> Config:
         if not sign:
             raise ValueError(f"--set must be name=value; got {change!r}")
         try:
-            changes[name] = yaml.safe_load(value)
+            changes[name] = yaml.load(value, Loader)
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"--set {change}: {value!r} is not YAML: {error}") from error
     for name in ("model", "data", "out"):
@@ -296,7 +299,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other setting, as in the YAML file: --set iterations=100 --set salt.sc_weight=0",
+        help="any other setting, as in the YAML file: --set iterations=100 --set salt.sc.weight=0",
     )
     return parser.parse_args(arguments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -281,7 +282,10 @@ def _terms(given: object) -> list[Term]:
             kind = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise SettingError(path, f"{path}._target_ cannot be imported: {error}") from error
-        terms.append(checked(path, lambda _, v, kind=kind: kind.from_mapping(v), values))
+        try:
+            terms.append(checked(path, lambda _, v, kind=kind: kind.from_mapping(v), values))
+        except SettingError as error:  # of a term that only the list names
+            raise type(error)(error.setting, str(error), [*error.rests_on, "terms"]) from error
     return terms
 
 
@@ -308,9 +312,13 @@ def _new_place(key: str) -> str | None:
         place = MOVED[key]
         return "it is gone" if place is None else f"it is now {place}"
     block, _, field = key.partition("_")
-    if block in BLOCKS and field in {f.name for f in dataclasses.fields(BLOCKS[block])}:
+    if block not in BLOCKS:
+        return None
+    fields = [f.name for f in dataclasses.fields(BLOCKS[block])]
+    near = difflib.get_close_matches(field, fields, n=1)
+    if field in fields:
         return f"it is now {block}.{field}"
-    return None
+    return f"did you mean '{block}.{near[0]}'?" if near else None
 
 
 def _integer_keys(name: str, value: object) -> object:
@@ -324,7 +332,9 @@ def _integer_keys(name: str, value: object) -> object:
 
 
 def _plain_term(term: Term) -> dict[str, Any]:
-    return {f.name: _plain(getattr(term, f.name)) for f in dataclasses.fields(term) if f.init}
+    """What its class is made with, and keeps under the same names."""
+    names = inspect.signature(type(term)).parameters
+    return {name: _plain(getattr(term, name)) for name in names if hasattr(term, name)}
 
 
 def _plain(value: Any) -> Any:

@@ -12,17 +12,17 @@ class SettingError(ValueError):
     """A setting that is wrong in itself, or that a trainer cannot follow.
 
     Args:
-        setting: its path, such as `"sc_weight"`; of a trainer's own, the trainer's name of it.
+        setting: its path, such as `"sc.weight"`; of a trainer's own, the trainer's name of it.
         message: names the setting, what came and what is wanted.
         rests_on: other settings that decide whether it is wrong.
 
     Example:
-        >>> from salt_losses import SaltConfig
+        >>> from salt_losses.terms import SelfConsistency
         >>> try:
-        ...     SaltConfig(sc_weight=-1)
+        ...     SelfConsistency(weight=-1)
         ... except SettingError as error:
         ...     print(error.setting)
-        sc_weight
+        sc.weight
     """
 
     def __init__(self, setting: str, message: str, rests_on: Sequence[str] = ()) -> None:

@@ -12,9 +12,11 @@ import tiny
 from salt_losses import SaltConfig, SettingError
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
 from salt_losses.adapters.family.facts import facts_of
+from salt_losses.cli.foresight import foresee
 from salt_losses.cli.networks import NETWORKS, Network
 from salt_losses.cli.trainer_configs import with_config
 from salt_losses.cli.trainers import TRAINERS, Trainer, replaced
+from salt_losses.terms import Alignment
 from salt_losses.trainers import TRAINERS as DESCRIBED
 from tests import settings_pool
 
@@ -57,9 +59,30 @@ WAYS: dict[str, Any] = {
 }  # fmt: skip
 
 
+ALIGNED = SaltConfig(align=Alignment())
+# The settings that are refused, with the default settings and with an alignment.
+OF_FAMILY: dict[str, tuple[list[str], list[str]]] = {
+    "manual_generator_backward": (["manual_generator_backward"],) * 2,
+    "sp_size": (["sp_size"],) * 2,
+    "generator_type": (["generator_type"],) * 2,
+    "local_attn_size": (["local_attn_size"],) * 2,
+}
+REFUSED: dict[str, dict[str, tuple[list[str], list[str]]]] = {
+    "self_forcing": {**OF_FAMILY, "last_step_only": (["sc"],) * 2},
+    "longlive2": {
+        **OF_FAMILY,
+        "last_step_only": (["sc"],) * 2,
+        "backward_simulation": (["backward_simulation"],) * 2,
+        "i2v": (["i2v"],) * 2,
+        "teacher_forcing": ([], ["align"]),
+        "generator_is_causal": ([], ["align"]),
+    },
+}
+
+
 @pytest.mark.parametrize("name", ["self_forcing", "longlive2"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_configuration_and_the_trainer_that_it_makes_have_the_same_facts(
+def test_a_configuration_and_the_trainer_that_it_makes_are_refused_alike(
     name: str, way: str
 ) -> None:
     args = SimpleNamespace(**{way: WAYS[way]})
@@ -69,10 +92,26 @@ def test_a_configuration_and_the_trainer_that_it_makes_have_the_same_facts(
     read = with_config(TRAINERS[name], config, "config.yaml").facts
     at_once = live.at_once and name == "longlive2"  # only it knows generator_is_causal
     assert replace(read, own_steps=None) == replace(live, at_once=at_once)
-    described = DESCRIBED[name]
-    salts = (SaltConfig(), SaltConfig(align_weight=0.1), SaltConfig(sc_steps=(2, 8)))
-    for salt in salts:
-        assert described.problems(salt, read) == described.problems(salt, replace(read))
+    default, aligned = REFUSED[name].get(way, ([], []))
+    for facts in (live, read):
+        for salt, settings in ((SaltConfig(), default), (ALIGNED, aligned)):
+            problems = DESCRIBED[name].problems(salt, replace(facts, at_once=at_once))
+            assert [problem.setting for problem in problems] == settings
+
+
+@pytest.mark.parametrize("way", OF_FAMILY)
+def test_attach_refuses_a_way_of_training_with_the_sentence_that_plan_prints(way: str) -> None:
+    trainer: Any = tiny.build_trainer()
+    trainer.model.args = SimpleNamespace(**{**vars(trainer.model.args), way: WAYS[way]})
+    trainer.model.local_attn_size = getattr(trainer.model.args, "local_attn_size", -1)
+    config = {"trainer": "score_distillation", way: WAYS[way]}
+    plan = with_config(planned("self_forcing"), config, "config.yaml")
+    (problem,) = foresee(SaltConfig(), plan, 100, "tiny", "tiny", 16)["problems"]
+    before = dict(vars(trainer.model))
+    with pytest.raises(SettingError) as refused:
+        self_forcing.attach(trainer)
+    assert (refused.value.setting, str(refused.value)) == (problem["setting"], problem["problem"])
+    assert vars(trainer.model) == before
 
 
 def test_a_bidirectional_student_is_refused_by_its_setting_and_nothing_is_changed() -> None:

@@ -64,7 +64,16 @@ def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, arguments: lis
         done = run(sys.executable, *start, *arguments)
         assert done.returncode == 0
         assert re.search(r"\| +salt_losses\.cli$", done.stderr, re.MULTILINE)
-        assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE), "torch is imported"
+        slow = re.findall(r"\| +(torch|jinja2)$", done.stderr, re.MULTILINE)
+        assert not slow, f"{slow} is imported"
+
+
+def test_plan_and_check_need_no_jinja2(tmp_path: Path) -> None:
+    (tmp_path / "salt.json").write_text("{}")
+    for command in (["plan", str(tmp_path / "salt.json")], ["check", str(tmp_path)]):
+        done = run(sys.executable, "-m", "salt_losses", *command)
+        assert "Traceback" not in done.stderr
+        assert not re.search(r"\| +jinja2$", done.stderr, re.MULTILINE), "jinja2 is imported"
 
 
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:

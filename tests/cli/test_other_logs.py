@@ -12,7 +12,7 @@ from salt_losses.cli.report.page import page
 from salt_losses.cli.report.read import read_runs
 from salt_losses.cli.report.verdict import verdicts
 
-WAN = "model: tiny\niterations: 12\nsalt: {sc_weight: 0.2, step_counts: [4]}\n"
+WAN = "model: tiny\niterations: 12\nsalt: {sc: {weight: 0.2}, step_counts: [4]}\n"
 
 
 def test_the_wan_recipes_log_is_read(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_the_wan_recipes_log_is_read(tmp_path: Path) -> None:
     (log / "log.jsonl").write_text("\n".join(lines) + "\n")
     (run,) = read_runs([log])
     assert len(run.lines) == 12
-    assert run.settings["sc_weight"] == 0.2
+    assert run.settings["sc"] == {"weight": 0.2}
     assert run.settings["iterations"] == 12
     text = page([run], 1e9, 40)
     assert all(f'id="{key}"' in text for key in ("salt/dmd_loss", "salt/sc_loss", "critic/loss"))

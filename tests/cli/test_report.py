@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from PIL import Image
 
 from benchmarks.pages.browser import Browser, find
 from salt_losses.cli import main
-from salt_losses.cli.report.axes import Axis, number, value_range
+from salt_losses.cli.report import figures
+from salt_losses.cli.report.curves import Axis, number, of_step_count, series, value_range
+from salt_losses.cli.report.figures import HEIGHT, TOP, figure
 from salt_losses.cli.report.measures import HEALTH, TERMS, Measure
 from salt_losses.cli.report.page import page
 from salt_losses.cli.report.read import Run, read_runs
-from salt_losses.cli.report.series import of_step_count, series
-from salt_losses.cli.report.svg import HEIGHT, TOP, figure
 
 STEPS = (2, 4, 8)
 
@@ -252,7 +253,7 @@ def test_settings_that_differ_between_runs_come_first(tmp_path: Path) -> None:
         (log / "salt_run.json").write_text(json.dumps(record | {"versions": {"torch": "2.13"}}))
     text = page_of(*logs)
     differ, same = text[text.index("What differs") :].split("What is the same")
-    assert re.findall("<th scope=row>(.*?)</th>", differ) == ["sc_weight"]
+    assert re.findall("<th scope=row>(.*?)</th>", differ) == ["sc.weight"]
     assert re.findall("<td class=text>(.*?)</td>", differ) == ["0.3", "1.0"]
     assert "seed" in same
     assert "version: torch" in same
@@ -341,6 +342,8 @@ def test_nothing_of_a_log_becomes_markup_and_nothing_is_loaded(tmp_path: Path) -
     text = page_of(log)
     assert "<img src=x" not in text
     assert text.count("<script>") == text.count("</script>") == 1
+    linked = re.findall(r'href="#(sweep/[^"]*)"', page_of(log, write_log(tmp_path / "other")))
+    assert linked == ["sweep/agreement/&lt;img src=x onerror=alert(1)&gt;"]
     assert set(re.findall(r'src="(\w+):', text)) == {"data"}
     assert not re.search(r"https?://", text)
 
@@ -372,6 +375,16 @@ def test_the_command_writes_one_file_where_it_is_told_to(
     assert main(["report", str(log), "-o", str(output)]) == 0
     assert str(output) in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_report_without_jinja2_says_what_it_needs(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures._templates.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["report", str(log)]) == 2
+    assert "needs Jinja2: pip install jinja2" in capsys.readouterr().err
+    assert not (log / "salt_report.html").exists()
 
 
 def test_a_folder_without_a_log_is_an_error_that_says_what_is_missing(
@@ -436,7 +449,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path, browser: Browser) -> None:
 
     # The verdict leads to its charts.
     links = "[...document.querySelectorAll('.verdict li.wrong a')]"
-    assert evaluate(f"{links}.map(a => !!document.getElementById(a.hash.slice(1)))") == [True, True]
+    assert evaluate(f"{links}.map(a => !!document.getElementById(a.hash.slice(1)))") == [True] * 3
 
     # On a phone nothing is wider than the screen.
     browser.size(360, 800)

@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,11 @@ def test_a_defect_term_that_is_too_strong_is_wrong_since_the_first_update(
     assert (
         "above its range (below 1) since iteration 0" in of(found, "Self-consistency to DMD").text
     )
-    assert of(found, "Self-consistency to DMD").change == "lower sc_weight in proportion"
+    assert of(found, "Self-consistency to DMD").change == "lower sc.weight in proportion"
     assert main(["report", str(log)]) == 1
     out = capsys.readouterr().out
     assert "something is wrong" in out
-    assert "lower sc_weight in proportion" in out
+    assert "lower sc.weight in proportion" in out
     text = (log / "salt_report.html").read_text()
     assert '<a href="#salt/health/sc_ratio">Self-consistency to DMD</a>' in text
     assert 'id="salt/health/sc_ratio"' in text
@@ -243,6 +244,12 @@ def test_sweeps_say_since_when_more_steps_look_worse(tmp_path: Path) -> None:
     assert main(["report", str(log)]) == 0  # the numbers are well: the samples decide
 
 
+def test_sweeps_without_step_counts_are_not_judged(tmp_path: Path) -> None:
+    log = write(tmp_path / "run")
+    sweeps(log, lambda i: {"step_counts": [], "deviation": {"4": 1.0}})
+    assert "is not judged" in of(verdict(log), "More steps against fewer").text
+
+
 def test_sweeps_that_get_better_or_are_few_or_jitter_are_not_called_worse(tmp_path: Path) -> None:
     log = write(tmp_path / "better")
     sweeps(log, rising)
@@ -317,7 +324,7 @@ def test_the_term_is_judged_by_four_sweeps_or_not_at_all(
     for log in runs:
         sweeps(log, lambda i: {"agreement": {"4-8": 0.5}}, count=count)
     told = of(verdict(*runs), "The self-consistency term")
-    assert ("sc_weight" in told.change) is judged
+    assert ("sc.weight" in told.change) is judged
     if not judged:
         there = f"{'is 1 sweep' if count == 1 else 'are 3 sweeps'} at the same iterations as plain"
         assert f"Its effect is not judged: there {there}, and it takes 4" in told.text
@@ -394,7 +401,7 @@ def test_updates_that_the_wan_recipe_left_out_are_counted_and_wrong(
     pytest.importorskip("yaml")
     log = tmp_path / "wan"
     log.mkdir()
-    (log / "config.yaml").write_text("salt: {sc_weight: 0.2}")
+    (log / "config.yaml").write_text("salt: {sc: {weight: 0.2}}")
     lines = []
     for i in range(1, 301):
         bad = i > 100 and i % 10 != 0
@@ -566,8 +573,8 @@ def test_the_page_has_where_the_ranges_are_from_and_its_own_help(tmp_path: Path)
     assert "docs/health.md" not in text
     helped = text[text.index('id="help"') :]
     logged = [m for m in (*TERMS, *HEALTH) if m.key in {**WELL, "salt/dmd_loss": 0}]
-    assert re.findall("<dt>(.*?)</dt>", helped) == [m.title.replace("'", "&#x27;") for m in logged]
-    assert "lower sc_weight in proportion" in helped
+    assert list(map(unescape, re.findall("<dt>(.*?)</dt>", helped))) == [m.title for m in logged]
+    assert "lower sc.weight in proportion" in helped
 
 
 def test_every_range_has_its_origin_and_what_to_change_on_each_side() -> None:

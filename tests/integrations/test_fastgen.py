@@ -18,7 +18,9 @@ from unittest import mock
 
 import fastgen_real as fw
 import pytest
+import random_plans
 import torch
+from naive_defect import RELEASED, Call, naive_loss
 from tools import merged, reference, sc_loss
 from torch import Tensor
 
@@ -163,6 +165,52 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
         scale = max(b.abs().max() for _, b in pairs)
         assert max((a - b).abs().max() for a, b in pairs) < 2e-6 * scale
     assert tried > 1
+
+
+def test_the_loss_of_the_released_presets_is_a_naive_one(kind):
+    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    found = []
+    for seed in range(6):
+        model = fw.build(kind, RELEASED, seed=seed)
+        made: list[Call] = []
+
+        def noted(
+            net: Any, args: Any, kwargs: dict[str, Any], x0: Tensor, made: list[Call] = made
+        ) -> None:
+            if torch.is_grad_enabled() and not kwargs.get("store_kv"):
+                x, t = (value.detach().double() for value in args)
+                v = (x - x0.detach().double()) / t[:, None, None, None, None]
+                made.append(Call(x, t, v))
+
+        model.net.register_forward_hook(noted, with_kwargs=True)
+        losses, _ = step(model, 2, seed)
+        grid = model._steps(model._salt.plan.train_times)
+        found.append(float(losses["salt/sc_loss"]))
+        expected = naive_loss(made, model._salt, grid, lockstep=kind == "dmd2")
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
+    assert sum(value > 0 for value in found) > 1
+
+
+def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind):
+    exits = 1 if kind == "dmd2" else fw.FRAMES
+    for seed in range(4):
+        counts = {}
+        for name, salt in {
+            "parent": None,
+            "off": settings(kind, 0, 0),
+            "on": settings(kind, 1, 0),
+        }.items():
+            model = fw.build(kind, salt, seed=seed)
+            calls = Calls(model)
+            step(model, seed=seed)
+            counts[name] = (len(calls.made), len(calls.with_gradient))
+            if name == "parent":
+                left_last = sum(call[1].item() == 0.624 for call in calls.with_gradient)
+        assert counts["off"] == counts["parent"]
+        assert counts["parent"][1] == exits
+        # Where ranks leave at steps of their own, the call is made without a triple too.
+        extra = 1 if kind == "dmd2" else exits - left_last
+        assert counts["on"] == (counts["parent"][0] + extra, exits + extra)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -506,6 +554,80 @@ def test_the_example_configs_name_our_classes_in_the_frameworks_own(name):
     assert config.model_class.salt["step_counts"] == [2, 4, 8]
 
 
+@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.001), (1.0, 0.999)])
+def test_the_alignments_level_is_one_of_the_schedulers(uniform, level, monkeypatch):
+    from salt_losses.integrations.fastgen import alignment
+
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
+    monkeypatch.setattr(model._salt, "align_level", lambda: uniform)
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args[4])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(model)
+    assert seen == [pytest.approx(level)]
+
+
+def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
+    from salt_losses.integrations.fastgen import alignment
+
+    model = fw.build(
+        "self_forcing",
+        settings("self_forcing", 0, 1, align_at="exit"),
+        same_step_across_blocks=False,
+    )
+    blocks = fw.FRAMES // model.net.chunk_size
+    exits = [0, 2, *[0] * (blocks - 2)]
+    monkeypatch.setattr(model, "_sample_denoising_end_steps", lambda _: exits)
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["frames"])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(model)
+    size = model.net.chunk_size
+    assert seen == [list(range(size, 2 * size))]
+
+
+@pytest.mark.parametrize("kind_of_sampling", ["ode", "sde"])
+def test_the_reference_draws_noise_only_if_the_student_does(kind_of_sampling, monkeypatch):
+    """With `align_noise` "own" another stream gives another reference, and none to an ODE's."""
+    salt = settings("self_forcing", 0, 1, align_at="end", align_noise="own")
+    losses = []
+    for seed in (0, 1):
+        model = fw.build("self_forcing", salt, student_sample_type=kind_of_sampling)
+        own = model._salt.generator
+        monkeypatch.setattr(
+            model._salt,
+            "generator",
+            lambda purpose, *a, own=own, seed=seed: (
+                torch.Generator().manual_seed(seed) if purpose == "reference" else own(purpose, *a)
+            ),
+        )
+        losses.append(float(step(model)[0]["salt/align_loss"]))
+    assert (losses[0] == losses[1]) == (kind_of_sampling == "ode")
+
+
+def test_the_references_cache_is_cleared_after_it():
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
+    events: list[str] = []
+    clear = model.net.clear_caches
+
+    def cleared() -> None:
+        events.append("cleared")
+        clear()
+
+    model.net.clear_caches = cleared
+    model.net.register_forward_hook(lambda *_: events.append("call"))
+    step(model)
+    assert events[-1] == "cleared"
+
+
 # What `salt-losses plan` says of it
 
 
@@ -545,6 +667,31 @@ def test_a_plans_calls_are_those_that_are_counted(kind, align_at, monkeypatch):
     reference = 8 if aligned else None
     assert expected_critic_update(config, 4, blocks, rollout) == critic
     assert expected_generator_update(config, 4, reference, blocks, rollout) == generator
+
+
+@pytest.mark.parametrize("seed", random_plans.SEEDS)
+def test_the_calls_of_random_settings_are_those_that_a_plan_expects(kind, seed, monkeypatch):
+    """FastGen's lists begin at 0.999, so that `sc_time_weight` spares no call."""
+    trainer = TRAINERS["fastgen_dmd2" if kind == "dmd2" else "fastgen"]
+    chunks = kind == "self_forcing"
+    drawn = random_plans.draw(seed, chunks=chunks, aligned=chunks)
+    model = fw.build(kind, {"shift": 5.0, **drawn.salt})
+    blocks = fw.FRAMES // model.net.chunk_size if chunks else 1
+    calls: list[bool] = []
+    model.net.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+
+    def count(exits: list[int], of_student: bool) -> Counted:
+        calls.clear()
+        if chunks:
+            rest = iter(exits)
+            parent = next(c for c in type(model).__mro__ if c.__name__ == "SelfForcingModel")
+            monkeypatch.setattr(
+                parent, "_sample_denoising_end_steps", lambda _, n: [next(rest) for _ in range(n)]
+            )
+        model.single_train_step(fw.batch(), 2 if of_student else 1)
+        return Counted(sum(calls), len(calls) - sum(calls))
+
+    drawn.check(blocks, trainer.rollout, count, from_1=False)
 
 
 @pytest.mark.parametrize(("name", "file"), [("fastgen", "sf"), ("fastgen_dmd2", "dmd2")])

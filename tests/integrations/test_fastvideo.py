@@ -3,6 +3,7 @@ the hooks that Salt holds on to everywhere."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -12,12 +13,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fastvideo_real
 import fastvideo_stand_in
 import pytest
+import random_plans
 import torch
 from fastvideo_oracle import literal_reference, watched
+from naive_defect import RELEASED, Call, naive_loss
 from tools import merged, reference, sc_loss
 from torch import Tensor
 
@@ -272,6 +276,37 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     slow = [g for g in gradients(method.student) if g is not None]
     scale = max(g.abs().max() for g in slow)
     assert max((a - b).abs().max() for a, b in zip(fast, slow, strict=True)) < 1e-6 * scale
+
+
+@pytest.mark.parametrize("mode", ["simulate", "data_latent"])
+def test_the_loss_of_the_released_presets_is_a_naive_one(fw, kind, mode, tmp_path):
+    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    if kind == "self_forcing" and mode == "data_latent":
+        pytest.skip("it simulates always")
+    found = []
+    for seed in range(6):
+        method = fw.build(kind, RELEASED, tmp_path, seed=seed, rollout_mode=mode)
+        made: list[Call] = []
+
+        def noted(call: Any, made: list[Call] = made) -> Any:
+            def predict(x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+                v = call(x, timestep, *args, **kwargs)
+                if torch.is_grad_enabled() and not kwargs.get("store_kv"):
+                    levels = timestep.reshape(len(timestep), -1)[:, 0].double() / 1000
+                    made.append(Call(x.detach(), levels.expand(len(x)), v.detach()))
+                return v
+
+            return predict
+
+        for name in ("predict_noise", "predict_noise_streaming"):
+            if hasattr(method.student, name):
+                setattr(method.student, name, noted(getattr(method.student, name)))
+        _, metrics, *_ = step(method, fw, 5, seed)
+        grid = method._times(method._salt.plan.train_times)
+        found.append(float(metrics["salt/sc_loss"]))
+        expected = naive_loss(made, method._salt, grid, lockstep=kind == "dmd2")
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
+    assert sum(value > 0 for value in found) > 1
 
 
 def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(fw, kind, tmp_path):
@@ -723,6 +758,79 @@ def test_the_frameworks_own_tests_of_these_methods_pass_on_the_subclasses(real):
     assert "5 passed" in done.stdout
 
 
+@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.1), (1.0, 0.9)])
+def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
+    fw, kind, uniform, level, tmp_path, monkeypatch
+):
+    method = fw.build(kind, {**BOTH, "align_weight": 1.0, "align_at": "end"}, tmp_path)
+    method._score_min_timestep, method._score_max_timestep = 100, 900
+    monkeypatch.setattr(method._salt, "align_level", lambda: uniform)
+    alignment = sys.modules["salt_losses.integrations.fastvideo.alignment"]
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args[4])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(method, fw, 5)
+    assert seen == [pytest.approx(level)]
+
+
+def test_blocks_that_leave_at_their_first_step_are_not_aligned(fw, tmp_path, monkeypatch):
+    method = fw.build("self_forcing", {**BOTH, "align_weight": 1.0, "align_at": "exit"}, tmp_path)
+    monkeypatch.setattr(method, "_sample_exit_indices", lambda **_: [0, 2, 0])
+    alignment = sys.modules["salt_losses.integrations.fastvideo.alignment"]
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["frames"])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(method, fw, 5)
+    assert seen == [[1]]
+
+
+def test_a_rollout_that_does_not_go_through_its_list_for_each_chunk_is_an_error(
+    fw, tmp_path, monkeypatch
+):
+    method = fw.build("self_forcing", {**BOTH, "align_weight": 0, "first_chunk_steps": 8}, tmp_path)
+    batch = prepared(method, fw)
+    parent = next(c for c in type(method).__mro__ if c.__name__ == "SelfForcingMethod")
+
+    def once(self: Any, batch: Any, *, with_grad: bool) -> Tensor:
+        steps = self._get_denoising_step_list(torch.device("cpu"))
+        self._sample_exit_indices(num_blocks=3, num_steps=4, device=torch.device("cpu"))
+        return torch.stack(list(steps))
+
+    monkeypatch.setattr(parent, "_student_rollout", once)
+    with pytest.raises(RuntimeError, match="3 chunks went through its step list 1 times"):
+        method._student_rollout(batch, with_grad=False)
+
+
+def test_ranks_that_share_a_sample_draw_alike(monkeypatch):
+    from salt_losses import SaltConfig
+    from salt_losses.integrations import _salt
+
+    def drawn(rank: int) -> int:
+        monkeypatch.setattr(_salt.dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(_salt.dist, "get_rank", lambda: rank)
+        return _salt.Salt(SaltConfig(), 1.0, ranks_per_sample=2).generator("triples").initial_seed()
+
+    assert drawn(0) == drawn(1) != drawn(2) == drawn(3)
+
+
+def test_a_shift_of_salts_replaces_the_frameworks_own_list(fw, kind, tmp_path):
+    salt = {**BOTH, "align_weight": 0}
+    own = [1000, 757, 522, 250]  # not the grid's
+    for shift, kept in ((None, True), (3.0, False)):
+        method = fw.build(kind, {**salt, "shift": shift}, tmp_path, dmd_denoising_steps=own)
+        grid = method._lists.timesteps(method._salt.plan.times)
+        steps = method._step_list(method._salt.plan.times)
+        assert torch.equal(steps, grid) != kept
+
+
 # What `salt-losses plan` says of it
 
 
@@ -743,10 +851,11 @@ def counted_calls(method: Any, fw: Any, *, with_grad: bool) -> Counted:
 
         return watched_call
 
-    for name in ("predict_noise", "predict_noise_streaming"):
-        if hasattr(method.student, name):
-            setattr(method.student, name, watching(getattr(method.student, name)))
-    with torch.set_grad_enabled(with_grad):
+    with contextlib.ExitStack() as watched, torch.set_grad_enabled(with_grad):
+        for name in ("predict_noise", "predict_noise_streaming"):
+            call = getattr(method.student, name, None)
+            if call is not None:
+                watched.enter_context(mock.patch.object(method.student, name, watching(call)))
         method._student_rollout(batch, with_grad=with_grad)
     return calls
 
@@ -794,6 +903,29 @@ def test_a_plans_calls_are_those_that_are_counted(fw, kind, align_at, tmp_path):
     assert generator.grad == blocks + (blocks if kind == "dmd2" else blocks * 3 / 4)
 
 
+@pytest.mark.parametrize("seed", random_plans.SEEDS)
+def test_the_calls_of_random_settings_are_those_that_a_plan_expects(
+    fw, kind, seed, tmp_path, monkeypatch
+):
+    chunks = kind == "self_forcing"
+    drawn = random_plans.draw(seed, chunks=chunks)
+    method = fw.build(kind, {"shift": 5.0, **drawn.salt}, tmp_path)
+    blocks = prepared(method, fw).latents.shape[1] if chunks else 1
+
+    def count(exits: list[int], of_student: bool) -> Counted:
+        if chunks:
+            rest = iter(exits)
+            parent = next(c for c in type(method).__mro__ if c.__name__ == "SelfForcingMethod")
+            monkeypatch.setattr(
+                parent,
+                "_sample_exit_indices",
+                lambda _, *, num_blocks, **__: [next(rest) for _ in range(num_blocks)],
+            )
+        return counted_calls(method, fw, with_grad=of_student)
+
+    drawn.check(blocks, planned(kind).rollout, count)
+
+
 def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
     salt = merged(BOTH, {"sc": {"weight": 1.0}, "align": None})
     rollout = Rollout(cache=False, before_exit="none", lockstep=True, skips=False)
@@ -805,41 +937,6 @@ def test_a_plan_counts_a_prediction_from_data_as_one_call(fw, tmp_path):
             assert calls == expected_generator_update(config, 4, None, 1, rollout) == (2, 0)
         else:
             assert calls == expected_critic_update(config, 4, 1, rollout) == (0, 1)
-
-
-def test_a_plan_refuses_the_settings_that_the_methods_refuse(fw, kind, tmp_path):
-    others = {
-        "adv": {
-            "weight": 0.1,
-            "against": "more_steps",
-            "step_counts": (2,),
-            "kind": "hinge",
-            "features": "real_score",
-            "blocks": (1,),
-            "noise_range": (0.1, 0.4),
-            "lr": 1e-4,
-            "warmup": 5,
-        },
-        "adv_penalty": 0.1,
-        "adv_sigma": 0.2,
-        "adv_updates": 2,
-        "sweep_every": 5,
-        "sweep_prompts": ("a",),
-    }
-    assert set(others) == {*ADVERSARY, *SWEEPS}
-    for name, value in {
-        **others,
-        "first_chunk_steps": 8,
-        "seed": 3,
-        "align": {"to": "end"},
-    }.items():
-        settings = merged(BOTH, {"align": None, name: value})
-        if name in planned(kind).refuses:
-            with pytest.raises(ValueError, match=name):
-                fw.build(kind, settings, tmp_path)
-            assert (refused.value.setting, str(refused.value)) == problems[0]
-        else:
-            fw.build(kind, settings, tmp_path)
 
 
 @pytest.mark.skipif(fastvideo_real.checkout() is None, reason="needs a checkout of FastVideo")

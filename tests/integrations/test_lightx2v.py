@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import lightx2v_real as fw
 import pytest
+import random_plans
 import torch
 from lightx2v_oracle import (
     Calls,
@@ -16,9 +19,10 @@ from lightx2v_oracle import (
     student_rollout,
     tensor,
 )
+from naive_defect import RELEASED, Call, naive_loss
 from tools import sc_loss
 
-from salt_losses import step_schedule
+from salt_losses import shift_time, step_schedule
 from salt_losses.cli.calls import (
     NONE,
     expected_critic_update,
@@ -171,6 +175,119 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
     assert tried > 1
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_loss_of_the_released_presets_is_a_naive_one(kind, size, tmp_path):
+    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    more = {"training__dmd__same_step_across_blocks": False} if kind == "ar" else {}
+    found = []
+    for seed in range(6):
+        trainer = fw.build(kind, RELEASED, tmp_path, seed=seed, **more)
+        calls = Calls(trainer)
+        numbers, _ = step(trainer, seed, size=size)
+        calls.end()
+        made = []
+        for call in calls.with_gradient:
+            x = tensor(call["x"])
+            levels = call["kwargs"]["t"].reshape(len(x), -1)[:, 0].double() / 1000
+            made.append(Call(x, levels, tensor(call["v"]).detach()))
+        grid = trainer._levels(trainer._salt.plan.train_times)
+        found.append(float(numbers["salt/sc_loss"]))
+        expected = naive_loss(made, trainer._salt, grid, lockstep=False)
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
+    assert sum(value > 0 for value in found) > 1
+
+
+@pytest.mark.parametrize(("uniform", "level"), [(0.0, 20), (1.0, 980), (0.5, None)])
+def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
+    kind, uniform, level, tmp_path, monkeypatch
+):
+    from salt_losses.integrations.lightx2v import alignment
+
+    trainer = fw.build(kind, settings(0, 1, align_at="end"), tmp_path)
+    assert (trainer.min_step, trainer.max_step) == (20, 980)
+    level = (
+        1000 * float(shift_time(uniform, trainer.score_timestep_shift)) if level is None else level
+    )
+    monkeypatch.setattr(trainer._salt, "align_level", lambda: uniform)
+    seen = []
+    compute = alignment.rollout_align_loss
+
+    def watched(*args, **kwargs):
+        seen.append(args[4])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    step(trainer)
+    assert seen == [pytest.approx(level / 1000)]
+
+
+def test_blocks_that_leave_at_their_first_step_are_not_aligned(tmp_path, monkeypatch):
+    from salt_losses.integrations.lightx2v import alignment
+
+    more = {"training__dmd__same_step_across_blocks": False}
+    trainer = fw.build("ar", settings(0, 1, align_at="exit"), tmp_path, **more)
+    seen, compute = [], alignment.rollout_align_loss
+
+    def watched(*args, **kwargs):
+        seen.append(kwargs["frames"])
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    with followed([0, 2, 0]):
+        step(trainer)
+    assert seen == [[1]]
+
+
+@pytest.mark.parametrize("features", ["fake_score", "real_score"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_gradients_are_not_synchronised_in_the_alignments_pass_and_are_after_it(
+    kind, features, fails, tmp_path, monkeypatch
+):
+    """DDP would wait for gradients of the features' network, which this pass does not have."""
+    from salt_losses.integrations.lightx2v import alignment
+
+    salt = settings(0, 1, align_at="end", align_features=features)
+    trainer = fw.build(kind, salt, tmp_path)
+    network = (
+        trainer.fake_model if features == "fake_score" else trainer.teacher_model
+    ).transformer
+    events = []
+    compute = alignment.rollout_align_loss
+
+    def watched(*args, **kwargs):
+        events.append("pass")
+        if fails:
+            raise RuntimeError("out of memory")
+        return compute(*args, **kwargs)
+
+    def switched(module, enabled):
+        assert module is network
+        events.append(enabled)
+
+    monkeypatch.setattr(alignment, "rollout_align_loss", watched)
+    monkeypatch.setattr(alignment, "set_ddp_gradient_sync", switched)
+    with pytest.raises(RuntimeError, match="out of memory") if fails else contextlib.nullcontext():
+        step(trainer)
+    assert events == [False, "pass", True]
+
+
+def test_the_defect_term_costs_one_call_per_exit_step_and_nothing_when_off(kind, tmp_path):
+    exits = 1 if kind == "dmd" else fw.FRAMES
+    for seed in range(4):
+        counts, left = {}, 0.0
+        for name, salt in {"parent": None, "off": settings(0, 0), "on": settings(1, 0)}.items():
+            trainer = fw.build(kind, salt, tmp_path, seed=seed)
+            calls = Calls(trainer)
+            step(trainer, seed)
+            calls.end()
+            counts[name] = (len(calls.made), len(calls.with_gradient))
+            left = float(calls.with_gradient[0]["kwargs"]["t"].flatten()[0])
+        assert counts["off"] == counts["parent"]
+        assert counts["parent"][1] == exits
+        extra = 0 if left < 700 else exits  # from the list's last level there is no triple
+        assert counts["on"] == (counts["parent"][0] + extra, counts["parent"][1] + extra)
+
+
 def test_the_cache_holds_constants_when_an_extra_call_comes(tmp_path):
     for cache, in_graph in (("as configured", False), ("in the graph", True)):
         trainer = fw.build("ar", settings(1, 0), tmp_path, seed=4, **CACHES[cache])
@@ -203,3 +320,21 @@ def test_a_plans_calls_are_those_that_are_counted(align_at, tmp_path):
     config = trainer._salt.config
     assert expected_critic_update(config, 4, blocks, rollout) == critic
     assert expected_generator_update(config, 4, 8, blocks, rollout) == generator
+
+
+@pytest.mark.parametrize("seed", random_plans.SEEDS)
+def test_the_calls_of_random_settings_are_those_that_a_plan_expects(seed, tmp_path):
+    drawn = random_plans.draw(seed, chunks=True)
+    # A reference has a list that holds the student's; the framework's own has four steps.
+    trainer = fw.build("ar", {"shift": 5.0, **drawn.salt}, tmp_path)
+    trainer.diversity_trick.enabled = False  # it leaves no rollout at the first step
+
+    def count(exits: list[int], of_student: bool) -> Counted:
+        calls = Calls(trainer)
+        with followed(exits):
+            step(trainer, stage="student" if of_student else "fake")
+        calls.end()
+        grad = len(calls.with_gradient)
+        return Counted(grad, len(calls.made) - grad)
+
+    drawn.check(fw.FRAMES, TRAINERS["lightx2v"].rollout, count)

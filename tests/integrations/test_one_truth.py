@@ -3,7 +3,6 @@ it warns."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,6 @@ def test_plan_and_fastvideos_constructors_judge_alike(
     for settings in settings_pool.settings(30, seed=len(str(method))):
 
         def construct(salt: SaltConfig) -> None:
-            fastvideo_stand_in.build(kind, dataclasses.asdict(salt), tmp_path, **method)
+            fastvideo_stand_in.build(kind, salt.to_mapping(), tmp_path, **method)
 
         settings_pool.compare(settings, construct, trainer, "FastVideo's")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from salt_losses.integrations._refuse import OFFERS, check_blocks, check_settings
 
 from salt_losses import SaltConfig
-from salt_losses.errors import SettingError
 from salt_losses.terms import Adversarial, Alignment, SelfConsistency
+from salt_losses.trainers import TRAINERS, Facts
 
 DOCS = Path(__file__).parents[2] / "docs" / "frameworks.md"
 OTHER: dict[str, Any] = {
@@ -41,25 +40,29 @@ def test_every_setting_has_a_row_and_every_row_a_setting():
     assert rows().keys() == names | of_sc
 
 
+# Of each column of the table: the class with chunks, and the one without.
+COLUMNS = (("fastvideo", "fastvideo_dmd2"), ("fastgen", "fastgen_dmd2"), ("model_optimizer",) * 2)
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_what_the_table_calls_refused_is_and_nothing_else(name):
     """If classes differ the table says so: those with chunks and those without."""
-    config, cell = SaltConfig(**{name: OTHER[name]}), rows()[name][0]
-    refused = {}
-    for chunked in (True, False):
-        try:
-            check_settings(config, OFFERS, "a framework", chunked=chunked)
-            refused[chunked] = False
-        except SettingError:
-            refused[chunked] = True
-    assert refused[True] == cell.startswith("refused")
-    assert refused[False] == ("refused" in cell)
+    config = SaltConfig(**{name: OTHER[name]})
+    for (chunked, whole), cell in zip(COLUMNS, rows()[name]):
+        for trainer, refused in ((chunked, cell.startswith("refused")), (whole, "refused" in cell)):
+            problems = TRAINERS[trainer].problems(config, Facts())
+            settings = {problem.setting.partition(".")[0] for problem in problems}
+            assert settings == ({name} if refused else set()), trainer
 
 
 def test_blocks_that_are_not_there_are_refused():
-    config = SaltConfig(align=Alignment(block=3))
-    check_blocks(config, {"fake_score": 4, "real_score": None})
-    with pytest.raises(SettingError, match="index into the 3 blocks of fake_score; got 3"):
-        check_blocks(config, {"fake_score": 3, "real_score": 3})
-    with pytest.raises(SettingError, match="align must be null if the fake_score has no"):
-        check_blocks(config, {"fake_score": None, "real_score": 3})
+    config, trainer = SaltConfig(align=Alignment(block=3)), TRAINERS["fastvideo"]
+
+    def refused(**blocks):
+        return [str(p.sentence) for p in trainer.problems(config, Facts(blocks=blocks))]
+
+    assert refused(fake_score=4) == refused(real_score=3) == []
+    (sentence,) = refused(fake_score=3, real_score=3)
+    assert "index into the 3 blocks of fake_score; got 3" in sentence
+    (sentence,) = refused(fake_score=0, real_score=3)
+    assert "align must be null where the fake_score has no" in sentence

@@ -594,9 +594,11 @@ Alignment(noise_range=(0.0, "1"))
 Alignment(noise_range=(-0.1, 0.2))
     ValueError: align.noise_range[0] must be a finite number of at least 0; got -0.1
 Alignment(noise_range=(0.2, 0.2))
-    ValueError: align.noise_range must be two noise levels in [0, 1], the lower one first; got (0.2, 0.2)
+    ValueError: align.noise_range must be two noise levels in [0, 1], the lower one first; got
+    (0.2, 0.2)
 Alignment(noise_range=(0.0, 200))
-    ValueError: align.noise_range must be two noise levels in [0, 1], the lower one first; got (0.0, 200)
+    ValueError: align.noise_range must be two noise levels in [0, 1], the lower one first; got
+    (0.0, 200)
 Adversarial(weight=-0.03)
     ValueError: adv.weight must be a finite number of at least 0; got -0.03
 Adversarial(against="teacher")
@@ -618,7 +620,8 @@ Adversarial(blocks=(1, 1))
 Adversarial(blocks=(-1,))
     ValueError: adv.blocks[0] must be at least 0; got -1
 Adversarial(noise_range=(0.5, 0.5))
-    ValueError: adv.noise_range must be two noise levels in [0, 1], the lower one first; got (0.5, 0.5)
+    ValueError: adv.noise_range must be two noise levels in [0, 1], the lower one first; got
+    (0.5, 0.5)
 Adversarial(lr=0.0)
     ValueError: adv.lr must be a finite number above 0; got 0.0
 SelfConsistency(warmup=0.5)
@@ -782,6 +785,9 @@ HEAD([X, META])
     ValueError: features[1] must be on the device of the head, cpu; got meta"""
 
 
+SETTINGS = ("SaltConfig(", "MixedStepScheduler(", "SelfConsistency(", "Alignment(", "Adversarial(")
+
+
 def rows():
     calls = []
     for line in TABLE.strip().splitlines():
@@ -798,6 +804,6 @@ def test_a_malformed_call_says_what_came_and_what_is_wanted(call, error):
         eval(call, NAMES)
     kind = "TypeError" if isinstance(raised.value, TypeError) else "ValueError"
     assert f"{kind}: {raised.value}" == error
-    if call.startswith(("SaltConfig(", "MixedStepScheduler(", "SelfC", "Align", "Advers")) and ")." not in call:
+    if call.startswith(SETTINGS) and ")." not in call:
         assert isinstance(raised.value, SettingError)
         assert raised.value.setting == re.match(r"[\w.]+", str(raised.value))[0]

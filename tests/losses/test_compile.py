@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import salt_losses
 from salt_losses import (
     MixedStepScheduler,
-    SaltConfig,
     ShortcutTriple,
     StepPlan,
     add_noise,
@@ -38,12 +37,11 @@ from salt_losses import (
     velocity_to_x0,
     x0_to_velocity,
 )
-from salt_losses.terms import Alignment, SelfConsistency
 
 COARSE, FINE = (1.0, 0.5, 0.0), (1.0, 0.75, 0.5, 0.25, 0.0)
 GRID = torch.tensor(FINE, dtype=torch.float64)
-CONFIG = SaltConfig(sc=SelfConsistency(weight=0.5), align=Alignment(weight=2.0))
-PLAN = StepPlan(0, 8, GRID, True, True, 16, GRID, GRID, GRID)
+WEIGHTS = {"sc": 0.5, "align": 2.0}
+PLAN = StepPlan(0, 8, GRID, True, True, 16, GRID, GRID, GRID, weights=WEIGHTS)
 MASK = torch.tensor([[True, False, True], [True, True, True]])
 
 
@@ -103,9 +101,7 @@ LOSSES = {
     "semigroup_defect_loss, direct": defect_loss(stop_grad="direct", reduction="norm"),
     "semigroup_defect_loss, composed": defect_loss(stop_grad="composed", reduction="none"),
     "semigroup_defect_loss, weight": defect_loss(weight=True),
-    "salt_loss": lambda x, y, z: salt_loss(
-        x.mean(), PLAN, CONFIG, sc=x.sin().sum(), align=y.mean()
-    ),
+    "salt_loss": lambda x, y, z: salt_loss(x.mean(), PLAN, sc=x.sin().sum(), align=y.mean()),
 }
 DETERMINISTIC = {
     **LOSSES,
@@ -392,7 +388,6 @@ WITHOUT_SYNC = {
     **{name: DETERMINISTIC[name] for name in ("euler_step", "guide", "dmd_grad", "shift_time")},
     **{name: DETERMINISTIC[name] for name in ("to_velocity, x0", "to_velocity, noise")},
     "dmd_grad, nan": DETERMINISTIC["dmd_grad, nan"],
-    "dmd_grad, block": DETERMINISTIC["dmd_grad, block"],
     "shortcut_triple_sampler": lambda x, y, z: shortcut_triple_sampler(
         x * 0 + 1, GRID, GRID[::2], nearest=1
     ),

@@ -5,7 +5,6 @@ The meta device stands in, under a mode that refuses what such a device refuses.
 
 import pytest
 import torch
-from salt_losses.training.defect import Defect
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from salt_losses import (
@@ -24,6 +23,7 @@ from salt_losses import (
     velocity_to_x0,
     x0_to_velocity,
 )
+from salt_losses.terms import Trace
 from salt_losses.training.step_lists import StepLists
 
 PLAN = MixedStepScheduler(shift=5.0).plan(0)
@@ -56,16 +56,21 @@ def velocity(x, t):
 
 
 def exit_step(x):
-    defect = Defect(SaltConfig(), torch.Generator(), PLAN.train_times, PLAN.inference_times)
+    config = SaltConfig(step_counts=(8,), probs=(1.0,))
+    plan = config.scheduler().plan(0)
+    trace = Trace(
+        config.all_terms, plan, str, trainer="a trainer", times=lambda grid: grid.tolist()
+    )
     t_s = torch.full((2,), 1.0, dtype=torch.float64)
-    defect.exit_step(velocity, x, 0.5 * x, t_s)
-    return defect.loss()
+    trace.exit_step(x, 0.5 * x, t_s, velocity)
+    return trace.objective(torch.zeros((), device="meta"))[0]
 
 
 def step_list(x):
     scheduler = type("Scheduler", (), {"timesteps": torch.linspace(1000, 1, 1000), "shift": 5.0})
-    own = torch.empty(4, device="meta")
-    return StepLists(own, scheduler).timesteps(PLAN.times)
+    lists = StepLists(torch.empty(4), scheduler, shift=3.0)
+    lists._own = lists._own.to("meta")  # which the host reads where it is to be kept
+    return lists.timesteps(PLAN.times)
 
 
 def defect_of_a_triple(x):

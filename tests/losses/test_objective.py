@@ -1,16 +1,16 @@
 import dataclasses
 import fractions
+import hashlib
 import json
 import pickle
 
 import pytest
 import torch
+import yaml
 
+from examples.own_term.moments import Moments
 from salt_losses import MixedStepScheduler, SaltConfig, SettingError, salt_loss
 from salt_losses.terms import Adversarial, Alignment, SelfConsistency, Term
-
-# At 0e54e92, with seed 7, no warm-up of the alignment and otherwise the defaults.
-DRAWN = "4a4822a8884a822484a84a4a488488"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +105,47 @@ def test_the_plans_weights_say_what_is_on():
         assert plan.use_sc == (plan.num_steps == 4)
 
 
-def test_plans_of_one_seed_are_those_of_the_first_version():
-    """Draw by draw, so that recorded studies remain comparable."""
-    scheduler = SaltConfig(align=Alignment(warmup=0), seed=7).scheduler()
-    plans = [scheduler.plan(i) for i in range(24)]
-    drawn = "".join(str(plan.num_steps) + "a" * plan.use_align for plan in plans)
-    assert drawn == DRAWN
+OTHER_GRIDS = {
+    "step_counts": (1, 2, 6), "probs": (0.3, 0.3, 0.4), "inference_steps": 3, "seed": -3,
+    "first_chunk_steps": {1: 4, 2: 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "shift", "digest"),
+    [
+        (SaltConfig(seed=7, align=Alignment(warmup=0)), 5.0, "f563623c9d7c3c7a"),
+        (
+            SaltConfig(
+                **OTHER_GRIDS,
+                sc=SelfConsistency(step_counts=(6, 2), warmup=20),
+                align=Alignment(reference={2: 6}, warmup=30, prob=0.7),
+            ),
+            None,
+            "fd0497b8cd4d68f4",
+        ),
+    ],
+)
+def test_plans_of_one_seed_are_those_of_the_flat_settings(config, shift, digest):
+    """Draw by draw, as at 0e54e92, so that recorded studies remain comparable."""
+    scheduler, found = config.scheduler(shift), hashlib.sha256()
+    for plan in map(scheduler.plan, range(500)):
+        grids = (
+            plan.times, plan.reference_times, plan.first_times, plan.reference_first_times,
+        )  # fmt: skip
+        rounded = (None if g is None else [round(t, 12) for t in g.tolist()] for g in grids)
+        drawn = (plan.num_steps, plan.use_sc, plan.use_align, plan.reference_steps, *rounded)
+        found.update(repr(drawn).encode())
+    assert found.hexdigest()[:16] == digest
+
+
+def test_a_plans_random_stream_depends_on_seed_iteration_and_purpose_only():
+    def drawn(seed, iteration, purpose, weight=1.0):
+        config = SaltConfig(seed=seed, sc=SelfConsistency(weight=weight))
+        return config.scheduler().plan(iteration).random(purpose).random()
+
+    assert drawn(0, 3, "a") == drawn(0, 3, "a", weight=0.5)
+    assert len({drawn(0, 3, "a"), drawn(1, 3, "a"), drawn(0, 4, "a"), drawn(0, 3, "b")}) == 4
 
 
 def test_the_configs_scheduler_has_its_settings():
@@ -170,20 +205,36 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one(typo, nearest)
         SaltConfig.from_mapping(typo)
 
 
-@pytest.mark.parametrize(
-    ("flat", "place"),
-    [
-        ("sc_weight", "it is now sc.weight"), ("sc_steps", "it is now sc.step_counts"),
-        ("align_at", "it is now align.to"), ("align_noise", "it is now align.reference_noise"),
-        ("align_levels", "it is now align.noise_range"), ("adv_kind", "it is now adv.kind"),
-        ("adv_step_counts", "it is now adv.step_counts"), ("adv_penalty", "it is gone"),
-        ("sweep_every", "the argument `sweep_every` of `record`"),
-    ],
-)  # fmt: skip
+# All of the flat settings, where they are by block.
+FLAT = {
+    "sc": {"steps": "step_counts", **{n: n for n in (
+        "weight", "stop_grad", "time_weight", "nearest", "warmup")}},
+    "align": {"at": "to", "noise": "reference_noise", "levels": "noise_range", **{n: n for n in (
+        "reference", "warmup", "prob", "weight", "margin", "features", "block")}},
+    "adv": {"levels": "noise_range", **{n: n for n in (
+        "weight", "against", "step_counts", "kind", "features", "blocks", "lr", "warmup")}},
+}  # fmt: skip
+PLACES = {
+    **{f"{block}_{old}": f"it is now {block}.{new}"
+       for block, names in FLAT.items() for old, new in names.items()},
+    **{f"adv_{name}": "it is gone" for name in ("penalty", "sigma", "updates")},
+    **{name: f"it is now the argument `{name}` of `record`"
+       for name in ("sweep_every", "sweep_prompts")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("flat", "place"), PLACES.items())
 def test_a_flat_setting_is_refused_with_its_new_place(flat, place):
-    with pytest.raises(SettingError, match=place) as caught:
+    with pytest.raises(SettingError) as caught:
         SaltConfig.from_mapping({flat: 1})
+    assert str(caught.value) == f"unknown setting {flat!r}; {place}"
     assert caught.value.setting == flat
+
+
+def test_every_field_of_a_term_had_a_flat_setting():
+    for block, names in FLAT.items():
+        fields = {field.name for field in dataclasses.fields(getattr(OTHER, block))}
+        assert fields - set(names.values()) == ({"step_counts"} if block == "align" else set())
 
 
 def test_terms_from_elsewhere_are_named_by_their_class():
@@ -197,6 +248,31 @@ def test_terms_from_elsewhere_are_named_by_their_class():
     ):
         with pytest.raises(SettingError, match=words):
             SaltConfig.from_mapping({"terms": [block]})
+
+
+class Plain(Term):
+    """Not a dataclass: its class takes no warm-up."""
+
+    name = "plain"
+
+    def __init__(self, weight, *, kind="a"):
+        super().__init__(weight=weight)
+        self.kind = kind
+
+
+def test_a_term_of_a_plain_class_is_written_as_what_its_class_takes():
+    config = SaltConfig(terms=(Plain(0.5, kind="b"),))
+    (block,) = config.to_mapping()["terms"]
+    assert block == {"_target_": f"{__name__}.Plain", "weight": 0.5, "kind": "b"}
+    (term,) = SaltConfig.from_mapping(config.to_mapping()).terms
+    assert (term.weight, term.kind) == (0.5, "b")
+
+
+def test_a_wrong_setting_of_a_listed_term_rests_on_the_list():
+    block = {"_target_": "examples.own_term.moments.Moments", "weight": -1}
+    with pytest.raises(SettingError, match=r"moments.weight must be") as caught:
+        SaltConfig.from_mapping({"terms": [block]})
+    assert (caught.value.setting, caught.value.rests_on) == ("moments.weight", ("terms",))
 
 
 def test_terms_have_different_names():
@@ -227,6 +303,7 @@ def test_a_term_is_checked_where_it_is_made():
 
 # Every setting away from its default, as Python code has it.
 OTHER = SaltConfig(
+    terms=(Moments(0.3, warmup=2, step_counts=(3,)),),
     step_counts=(1, 3, 6), probs=(0.1, 0.2, 0.7), shift=2.0, inference_steps=3, seed=11,
     first_chunk_steps={3: 6, 1: 4},
     sc=SelfConsistency(
@@ -250,6 +327,7 @@ def test_to_mapping_json_pickle_and_replace_give_the_config_back(config):
     for same in (
         SaltConfig.from_mapping(settings),
         SaltConfig.from_mapping(json.loads(json.dumps(settings))),
+        SaltConfig.from_mapping(yaml.safe_load(yaml.safe_dump(settings))),
         dataclasses.replace(config),
         pickle.loads(pickle.dumps(config)),
     ):
@@ -259,6 +337,7 @@ def test_to_mapping_json_pickle_and_replace_give_the_config_back(config):
 
 
 def test_every_setting_counts_in_a_comparison():
+    assert dataclasses.replace(OTHER, terms=()) != OTHER
     for block in ("sc", "align", "adv"):
         term = getattr(OTHER, block)
         for field in dataclasses.fields(term):
@@ -319,7 +398,7 @@ def test_numbers_of_numpy_are_numbers():
         expected.scheduler().state_dict()
     )
     for truth in (np.bool_(True), np.array([1.0]), np.complex64(1)):
-        with pytest.raises(TypeError, match="sc.weight must be a number"):
+        with pytest.raises(TypeError, match=r"sc\.weight must be a number"):
             SaltConfig(sc=SelfConsistency(weight=truth))
 
 

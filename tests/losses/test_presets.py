@@ -1,6 +1,7 @@
 """The published recipes as settings, and the YAML files of the examples that hold settings."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from salt_losses import (
     shortcut_triple_sampler,
     step_schedule,
 )
+from salt_losses.config import BLOCKS
 from salt_losses.presets import PRESETS
+from salt_losses.terms import Adversarial, Alignment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAINERS = ("self_forcing", "longlive", "causal_forcing")
+LEFT_OUT = {"align": {"step_counts"}}  # `reference` has them
 SETTINGS = {field.name for field in dataclasses.fields(SaltConfig)}
 
 
@@ -27,14 +31,21 @@ def read_yaml(path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_everything_but_what_belongs_to_a_run(name):
-    of_a_run = {"shift", "seed", "sweep_every", "sweep_prompts"}
-    assert set(PRESETS[name]) == SETTINGS - of_a_run
+    assert set(PRESETS[name]) == SETTINGS - {"shift", "seed"}
+    for block in ("sc", "align"):
+        fields = {field.name for field in dataclasses.fields(BLOCKS[block])}
+        assert set(PRESETS[name][block]) == fields - (
+            {"step_counts"} if block == "align" else set()
+        )
 
 
 def test_the_released_recipes_differ_in_start_and_noise_only():
     recipes = [PRESETS[f"released_{trainer}"] for trainer in TRAINERS]
-    differ = {name for name in recipes[0] if len({str(recipe[name]) for recipe in recipes}) > 1}
-    assert differ == {"align_warmup", "align_noise"}
+    for recipe in recipes:
+        assert recipe | {"align": {}} == recipes[0] | {"align": {}}
+    aligns = [recipe["align"] for recipe in recipes]
+    differ = {name for name in aligns[0] if len({str(align[name]) for align in aligns}) > 1}
+    assert differ == {"warmup", "reference_noise"}
 
 
 def test_a_preset_in_a_mapping_can_be_overridden():
@@ -62,9 +73,17 @@ def test_every_setting_of_the_released_yaml_names_its_source(trainer):
 
 @pytest.mark.parametrize("trainer", [*TRAINERS, "longlive2"])
 def test_the_salt_yaml_of_a_trainer_holds_every_setting_at_its_default(trainer):
-    settings = read_yaml(EXAMPLES / trainer / "salt.yaml")
+    path = EXAMPLES / trainer / "salt.yaml"
+    settings = read_yaml(path)
     assert set(settings) == SETTINGS
     assert SaltConfig.from_mapping(settings) == SaltConfig()
+    # The blocks of what is off are there as comments.
+    off = re.findall(r"^# (align:|adv:|  .*)$", path.read_text(), re.MULTILINE)
+    found = yaml.safe_load("\n".join(off))
+    assert SaltConfig.from_mapping(found) == SaltConfig(align=Alignment(), adv=Adversarial())
+    for block, settings in found.items():
+        fields = {field.name for field in dataclasses.fields(BLOCKS[block])}
+        assert set(settings) == fields - LEFT_OUT.get(block, set())
 
 
 def gradient_on_v_s(config, t_s):

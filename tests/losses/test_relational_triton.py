@@ -1,6 +1,6 @@
 """The Triton kernels against the oracle: on a GPU where there is one, else in the interpreter,
 
-TRITON_INTERPRET=1 python -m pytest tests/test_relational_triton.py
+TRITON_INTERPRET=1 python -m pytest tests/losses/test_relational_triton.py
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def named(made: StepLists, **settings: Any) -> list[str]:
         ((1000, 500), {}),
         ((1000,), {}),
         ((1000, 357, 200), {}),  # a length that is not used
-        ((1000, 900, 800, 700), HALF),
-        ((1000, 357), {**HALF}),  # the only list
+        ((1000, 900, 800, 700), HALF | {"align": None}),
+        ((1000, 357), HALF | {"align": None}),  # the only list
         ((1000, 357), {"step_counts": (4, 8), "probs": (0.5, 0.5)}),
         ((1000, 357), {"probs": (0.0, 0.5, 0.5)}),
     ],

@@ -1,21 +1,20 @@
 """How often an iteration calls the generator: the formulas of docs/cost.md.
 
 Everything is counted in forwards of the generator on one block of frames, with and without
-gradient. `python -m benchmarks.speed iteration` counts the calls on `examples/tiny_video` and
-holds them against these functions, exit step by exit step and in expectation.
+gradient. What a term adds, it says itself (`Term.calls`). `python -m benchmarks.speed iteration`
+counts the calls on `examples/tiny_video` and compares them with these functions, exit step by exit
+step and in expectation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from ..config import SaltConfig
-from ..mixed_step import first_chunk_count
-from ..schedule import step_schedule
-from ..shortcut import shortcut_triple_sampler
-from ..terms.base import Calls
+from ..mixed_step import StepPlan, first_chunk_count
+from ..terms import Term
+from ..terms.base import Calls, Chunks
 from .trainers import Rollout
 
 NONE = Calls(0.0, 0.0)
@@ -23,20 +22,26 @@ LATE = 2**31  # an iteration after every warm-up
 SELF_FORCING = Rollout()
 
 
-def wants_defect(salt: SaltConfig, steps: int) -> bool:
-    return salt.sc is not None and salt.sc.is_on_at(steps)
-
-
-def wants_reference(salt: SaltConfig, steps: int) -> bool:
-    align = salt.align
-    return align is not None and align.weight > 0 and align.prob > 0 and steps in align.reference
-
-
-def wants_discriminator(salt: SaltConfig, steps: int) -> bool:
-    adv = salt.adv
-    return (
-        adv is not None and adv.weight > 0 and (adv.step_counts is None or steps in adv.step_counts)
+def plan_at(salt: SaltConfig, steps: int, reference_steps: int | None = None) -> StepPlan:
+    """A plan after all warm-ups, with this step count and reference."""
+    return dataclasses.replace(
+        salt.scheduler().plan(LATE),
+        num_steps=steps,
+        use_align=reference_steps is not None,
+        reference_steps=reference_steps,
     )
+
+
+def counts_with(salt: SaltConfig, term: Term | None) -> list[int]:
+    """The step counts at which a term may be on, after its warm-up."""
+    if term is None or term.weight == 0:
+        return []
+    align, found = salt.align, []
+    for steps in salt.step_counts:
+        reference = None if align is None else align.reference_at(steps)
+        if term.wanted(plan_at(salt, steps, reference)):
+            found.append(steps)
+    return found
 
 
 # One iteration, whose exit steps are known.
@@ -61,82 +66,50 @@ def generator_update(
         steps: the rollout's step count.
         reference_steps: that of the alignment's reference; `None`: it is off.
         exits: the exit step of each block.
-        from_1: whether the trainer's lists begin at the level 1. If they begin below it (LongLive
-            2.0 and FastGen: 0.999), `sc.time_weight` "clean" counts that level, spares no call.
+        from_1: whether the trainer's lists begin at the level 1 (see `Chunks`).
     """
     calls = Calls(len(exits), sum(exit_step + 1 for exit_step in exits))
     if salt is None:
         return calls
-    if wants_defect(salt, steps):
-        for block, exit_step in enumerate(exits):
-            grid = first_chunk_count(salt.first_chunk_steps, steps) if block == 0 else steps
-            made = _admits_a_triple(salt, grid, from_1)[exit_step]
-            calls = calls.plus(_defect_call(salt), made)
-    if reference_steps is not None and salt.align is not None:
-        calls = calls.plus(Calls(0, _reference(salt, exits, steps, reference_steps)))
-    calls = calls.plus(Calls(0, _more_steps(salt, steps, len(exits))))
-    return calls.plus(_other_terms(salt, steps), len(exits))
-
-
-def _defect_call(salt: SaltConfig) -> Calls:
-    return NONE if salt.sc is None else salt.sc.cost(salt.scheduler().plan(0))
-
-
-def _other_terms(salt: SaltConfig, steps: int) -> Calls:
-    """What terms from elsewhere say that they add to a chunk."""
-    calls, plan = NONE, dataclasses.replace(salt.scheduler().plan(LATE), num_steps=steps)
-    for term in salt.terms:
-        if term.weight > 0 and term.wanted(plan):
-            calls = calls.plus(term.cost(plan))
+    plan = plan_at(salt, steps, reference_steps)
+    chunks = Chunks(exits, _counts(salt, steps, len(exits)), from_1)
+    for term in salt.all_terms:
+        if term.wanted(plan):
+            calls = calls.plus(term.calls(plan, chunks))
     return calls
 
 
-def _admits_a_triple(salt: SaltConfig, steps: int, from_1: bool) -> list[bool]:
-    """For each exit step on a grid, whether it makes a call for the defect term."""
-    times = step_schedule(steps)
-    triple = shortcut_triple_sampler(
-        times[:-1], step_schedule(max(salt.step_counts)), step_schedule(salt.inference_steps)
-    )
-    # What 1 - t_s makes 0 is not computed.
-    spared = salt.sc is not None and salt.sc.time_weight == "clean" and from_1
-    counts = [not (spared and t == 1.0) for t in times[:-1].tolist()]
-    return [bool(feasible) and count for feasible, count in zip(triple.feasible, counts)]
-
-
-def _more_steps(salt: SaltConfig, steps: int, blocks: int) -> int:
-    """The discriminator's rollout: in each block one step more than the student may take, and the
-    context pass. The first block keeps the student's list if that has more steps."""
-    if salt.adv is None or not wants_discriminator(salt, steps) or salt.adv.against == "data":
-        return 0
-    first = max(first_chunk_count(salt.first_chunk_steps, steps), steps + 1)
-    return first + 1 + (blocks - 1) * (steps + 2)
-
-
-def _reference(
-    salt: SaltConfig, exits: Sequence[int], steps: int, reference_steps: int, skips: bool = True
-) -> int:
-    """Each block's steps up to the reference's exit, its context pass, the student's input."""
-    to = "exit" if salt.align is None else salt.align.to
-    first = first_chunk_count(salt.first_chunk_steps, steps)
-    counts = [(first, math.lcm(first, reference_steps)), *[(steps, reference_steps)] * len(exits)]
-    if to == "end":
-        return sum(of_reference + 1 for _, of_reference in counts[: len(exits)])
-    references = [e * high // low for e, (low, high) in zip(exits, counts)]
-    # A block whose reference has taken no more steps than the student is not aligned.
-    aligned = sum(r > e for r, e in zip(references, exits))
-    if not aligned and skips:
-        return 0
-    return sum(r + 2 for r in references) + (aligned if to == "input" else 0)
-
-
-# In expectation over the exit step, which is uniform, and the same for all blocks (but the first,
-# where that has a grid of its own).
+# In expectation over the exit step, which is uniform, and the same for all blocks except a first
+# one with a grid of its own.
 
 
 def expected_critic_update(
     salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout = SELF_FORCING
 ) -> Calls:
     return Calls(0.0, blocks).plus(_beside_exit(salt, steps, blocks, rollout))
+
+
+def expected_rollout(
+    salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout = SELF_FORCING
+) -> Calls:
+    """The student's rollout in an update of the generator, without any term."""
+    return Calls(blocks, 0).plus(_beside_exit(salt, steps, blocks, rollout))
+
+
+def expected_term(
+    term: Term,
+    salt: SaltConfig,
+    plan: StepPlan,
+    blocks: int,
+    rollout: Rollout = SELF_FORCING,
+    *,
+    from_1: bool = True,
+) -> Calls:
+    """What a term that is on adds to an update of the generator."""
+    calls, found = NONE, chunks_of(salt, plan.num_steps, blocks, rollout, from_1)
+    for chunks in found:
+        calls = calls.plus(term.calls(plan, chunks))
+    return calls.over(len(found))
 
 
 def expected_generator_update(
@@ -149,17 +122,14 @@ def expected_generator_update(
     from_1: bool = True,
 ) -> Calls:
     """As `generator_update`, for a rollout of `blocks` blocks."""
-    calls = Calls(blocks, 0).plus(_beside_exit(salt, steps, blocks, rollout))
+    calls = expected_rollout(salt, steps, blocks, rollout)
     if salt is None:
         return calls
-    if wants_defect(salt, steps):
-        made = blocks if rollout.lockstep else expected_triples(salt, steps, blocks, from_1)
-        calls = calls.plus(_defect_call(salt), made)
-    if reference_steps is not None and salt.align is not None:
-        reference = _expected_reference(salt, steps, reference_steps, blocks, rollout)
-        calls = calls.plus(Calls(0, reference))
-    calls = calls.plus(Calls(0, _more_steps(salt, steps, blocks)))
-    return calls.plus(_other_terms(salt, steps), blocks)
+    plan = plan_at(salt, steps, reference_steps)
+    for term in salt.all_terms:
+        if term.wanted(plan):
+            calls = calls.plus(expected_term(term, salt, plan, blocks, rollout, from_1=from_1))
+    return calls
 
 
 def expected_iteration(
@@ -175,9 +145,9 @@ def expected_iteration(
     calls = NONE
     for steps, prob in probs.items():
         shares: dict[int | None, float] = {None: 1.0}
-        if salt is not None and salt.align is not None and wants_reference(salt, steps):
-            prob_of = salt.align.prob
-            shares = {None: 1.0 - prob_of, salt.align.reference[steps]: prob_of}
+        align = None if salt is None else salt.align
+        if align is not None and (reference := align.reference_at(steps)) is not None:
+            shares = {None: 1.0 - align.prob, reference: align.prob}
         calls = calls.plus(expected_critic_update(salt, steps, blocks), prob)
         for reference_steps, share in shares.items():
             update = expected_generator_update(salt, steps, reference_steps, blocks)
@@ -185,22 +155,22 @@ def expected_iteration(
     return calls
 
 
-def expected_triples(salt: SaltConfig, steps: int, blocks: int, from_1: bool = True) -> float:
-    """The expected number of a rollout's blocks that make a call for the defect term."""
-    first = _admits_a_triple(salt, first_chunk_count(salt.first_chunk_steps, steps), from_1)
-    others = _admits_a_triple(salt, steps, from_1)
-    return sum(first) / len(first) + (blocks - 1) * sum(others) / len(others)
+def chunks_of(
+    salt: SaltConfig, steps: int, blocks: int, rollout: Rollout, from_1: bool = True
+) -> list[Chunks]:
+    """All exit steps of a rollout's blocks, each as likely as any."""
+    counts = _counts(salt, steps, blocks)
+    first = counts[0]
+    if first == steps:  # the first chunk leaves with the others
+        exits = [[e] * blocks for e in range(steps)]
+    else:
+        exits = [[e, *[o] * (blocks - 1)] for e in range(first) for o in range(steps)]
+    how = (from_1, rollout.cache, rollout.lockstep, rollout.skips)
+    return [Chunks(e, counts, *how) for e in exits]
 
 
-def reference_chance(
-    salt: SaltConfig, steps: int, reference_steps: int, rollout: Rollout = SELF_FORCING
-) -> float:
-    """How likely an alignment that the plan wants has feature passes. Where the student leaves at
-    its first step, `align.to` "exit" and "input" have none."""
-    if rollout.lockstep:
-        return 1.0
-    exits = _exits(salt, steps, 2)
-    return sum(_reference(salt, e, steps, reference_steps) > 0 for e in exits) / len(exits)
+def _counts(salt: SaltConfig, steps: int, blocks: int) -> list[int]:
+    return [first_chunk_count(salt.first_chunk_steps, steps), *[steps] * (blocks - 1)]
 
 
 def _beside_exit(salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout) -> Calls:
@@ -209,21 +179,3 @@ def _beside_exit(salt: SaltConfig | None, steps: int, blocks: int, rollout: Roll
     others = first - 1 + (blocks - 1) * (steps - 1)
     share = {"exit": 0.5, "all": 1.0, "none": 0.0}[rollout.before_exit]
     return Calls(0.0, share * others + rollout.cache * blocks)
-
-
-def _expected_reference(
-    salt: SaltConfig, steps: int, reference_steps: int, blocks: int, rollout: Rollout
-) -> float:
-    if rollout.lockstep:
-        return reference_steps + rollout.cache
-    exits = _exits(salt, steps, blocks)
-    total = sum(_reference(salt, e, steps, reference_steps, rollout.skips) for e in exits)
-    return total / len(exits)
-
-
-def _exits(salt: SaltConfig, steps: int, blocks: int) -> list[list[int]]:
-    """All exit steps of a rollout's blocks, each as likely as any."""
-    first = first_chunk_count(salt.first_chunk_steps, steps)
-    if first == steps:  # the first chunk leaves with the others
-        return [[e] * blocks for e in range(steps)]
-    return [[e, *[o] * (blocks - 1)] for e in range(first) for o in range(steps)]

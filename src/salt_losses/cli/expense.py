@@ -2,111 +2,128 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config import SaltConfig
+from ..mixed_step import StepPlan
+from ..terms import Alignment, Term
 from ..terms.base import Calls
 from .calls import (
     NONE,
+    chunks_of,
+    counts_with,
     expected_critic_update,
-    expected_generator_update,
-    reference_chance,
-    wants_defect,
-    wants_discriminator,
+    expected_rollout,
+    expected_term,
 )
 from .cards import CARDS, Card, cards_named
 from .memory import head_bytes
-from .seconds import Sizes, seconds_of, work_of
+from .seconds import Sizes, Work, seconds_of, work_of
 from .trainers import Rollout, Trainer
 
 # In forwards: itself, its recomputation under gradient checkpointing, and a backward pass of two.
 CALL_WITH_GRADIENT = 4
+# What a term from elsewhere may use that takes time and is not a call of the generator.
+UNTIMED = {"features", "network", "dmd"}
+ALONE, SALTED = "trainer alone", "with Salt"
 
 
 def iteration_cost(
     salt: SaltConfig,
     trainer: Trainer,
-    of_critic: Counter[int],
-    of_generator: Counter[int],
-    defects: Counter[int],
-    aligned: Counter[int],
+    critics: Sequence[StepPlan],
+    updates: Sequence[StepPlan],
     iterations: int,
     sizes: Sizes,
     measured: Card | None,
 ) -> dict[str, Any]:
-    """Per iteration, of the trainer alone and of each of Salt's parts."""
-    blocks, updates, rollout = trainer.blocks, sum(of_generator.values()), trainer.rollout
-    from_1 = trainer.from_1
+    """Per iteration, of the trainer alone and of each of Salt's parts.
 
-    def total(settings: SaltConfig | None) -> Calls:
+    Args:
+        critics, updates: the plan of each update of the critic, and of the generator.
+    """
+    blocks, rollout = trainer.blocks, trainer.rollout
+
+    def without_terms(settings: SaltConfig | None) -> Calls:
+        def of(plans: Sequence[StepPlan]) -> Counter[int]:
+            return Counter(trainer.steps if settings is None else p.num_steps for p in plans)
+
         calls = NONE
-        for k in of_critic | of_generator:
-            steps = trainer.steps if settings is None else k
-            critic = expected_critic_update(settings, steps, blocks, rollout)
-            calls = calls.plus(critic, of_critic[k])
-            update = expected_generator_update(
-                settings, steps, None, blocks, rollout, from_1=from_1
-            )
-            calls = calls.plus(update, of_generator[k])
-            if settings is not None and settings.sc is not None:  # not before its warm-up ends
-                without = dataclasses.replace(settings, sc=None)
-                bare = expected_generator_update(
-                    without, steps, None, blocks, rollout, from_1=from_1
-                )
-                calls = calls.plus(update.plus(bare, -1), defects[k] - of_generator[k])
-            if settings is not None and settings.align is not None and aligned[k]:
-                reference = expected_generator_update(
-                    settings, k, settings.align.reference[k], blocks, rollout, from_1=from_1
-                )
-                calls = calls.plus(reference.plus(update, -1), aligned[k])
+        for k, n in of(critics).items():
+            calls = calls.plus(expected_critic_update(settings, k, blocks, rollout), n)
+        for k, n in of(updates).items():
+            calls = calls.plus(expected_rollout(settings, k, blocks, rollout), n)
         return calls.over(iterations)
 
-    adv = dataclasses.replace(salt, terms=())
-    align = dataclasses.replace(adv, adv=None)
-    defect = dataclasses.replace(align, align=None)
-    stages = (None, dataclasses.replace(defect, sc=None), defect, align, adv, salt)
-
-    def seconds(settings: SaltConfig | None, calls: Calls) -> float | None:
-        if measured is None:
-            return None
-        passes = (
-            {} if settings is None else _passing_updates(settings, of_generator, aligned, rollout)
-        )
-        work = work_of(
-            settings,
-            sizes,
-            calls,
-            generator_updates=updates / iterations,
-            critic_updates=sum(of_critic.values()) / iterations,
-            **{name: number / iterations for name, number in passes.items()},
-        )
-        return seconds_of(work, measured.seconds)
-
-    found = [(calls := total(stage), seconds(stage, calls)) for stage in stages]
-    names = ("mixed steps", "defect", "alignment", "discriminator", "other terms")
-    parts = {
-        "trainer alone": found[0],
-        **{name: _beyond(found[i + 1], found[i]) for i, name in enumerate(names)},
-        "with Salt": found[-1],
+    plain, mixed = without_terms(None), without_terms(salt)
+    generator_updates = len(updates) / iterations
+    work = work_of(
+        salt,
+        sizes,
+        plain,
+        generator_updates=generator_updates,
+        critic_updates=len(critics) / iterations,
+    )
+    beyond = mixed.plus(plain, -1)
+    parts: dict[str, tuple[Calls, Work | None]] = {
+        ALONE: (plain, work),
+        "mixed steps": (beyond, work_of(salt, sizes, beyond)),
     }
-    ours = {name: _entry(*part, found[0]) for name, part in parts.items()}
+    passes = {term.name: _feature_passes(term, salt, updates, rollout) for term in salt.all_terms}
+    for term in salt.all_terms:
+        calls = _calls_of(term, salt, trainer, updates).over(iterations)
+        times = passes[term.name] / iterations
+        ours = {"alignments": times} if term is salt.align else {}
+        ours |= {"adversaries": times} if term is salt.adv else {}
+        known = term not in salt.terms or not term.needs & UNTIMED
+        parts[term.name] = (calls, work_of(salt, sizes, calls, **ours) if known else None)
+
+    def seconds(work: Work | None) -> float | None:
+        return None if measured is None or work is None else seconds_of(work, measured.seconds)
+
+    found = {name: (calls, seconds(work)) for name, (calls, work) in parts.items()}
+    found[SALTED] = _total(found.values())
+    entries = {name: _entry(*part, found[ALONE]) for name, part in found.items()}
     return {
-        "per_iteration": ours,
-        "relative": ours["with Salt"]["relative"],
-        "seconds": ours["with Salt"]["seconds"],
+        "per_iteration": entries,
+        "relative": entries[SALTED]["relative"],
+        "seconds": entries[SALTED]["seconds"],
         "score_calls": trainer.score_calls,
-        "score_passes_per_generator_update": _score_passes(salt, of_generator, aligned, rollout),
+        "score_passes_per_generator_update": {
+            name: round(2 * number / (len(updates) or 1), 4) for name, number in passes.items()
+        },
     }
 
 
 Cost = tuple[Calls, "float | None"]
 
 
-def _beyond(cost: Cost, other: Cost) -> Cost:
-    seconds = None if cost[1] is None or other[1] is None else cost[1] - other[1]
-    return cost[0].plus(other[0], -1), seconds
+def _calls_of(term: Term, salt: SaltConfig, trainer: Trainer, updates: Sequence[StepPlan]) -> Calls:
+    """Of a term in all updates in which it is on."""
+    known: dict[tuple[int, int | None], Calls] = {}
+    total = NONE
+    for plan in updates:
+        if not term.wanted(plan):
+            continue
+        key = (plan.num_steps, plan.reference_steps)
+        if key not in known:
+            known[key] = expected_term(
+                term, salt, plan, trainer.blocks, trainer.rollout, from_1=trainer.from_1
+            )
+        total = total.plus(known[key])
+    return total
+
+
+def _total(parts: Iterable[Cost]) -> Cost:
+    calls, seconds = NONE, 0.0
+    known = True
+    for of_part, took in parts:
+        calls = calls.plus(of_part)
+        known = known and took is not None
+        seconds += took or 0.0
+    return calls, seconds if known else None
 
 
 def _entry(calls: Calls, seconds: float | None, plain: Cost) -> dict[str, float | None]:
@@ -127,29 +144,32 @@ def _work(calls: Calls) -> float:
     return calls.no_grad + CALL_WITH_GRADIENT * calls.grad
 
 
-def _score_passes(
-    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int], rollout: Rollout
-) -> dict[str, float]:
-    """Passes of whole videos through a score network, up to a block of it."""
-    updates = sum(of_generator.values()) or 1
-    found = _passing_updates(salt, of_generator, aligned, rollout)
-    return {
-        "alignment": round(2 * found["alignments"] / updates, 4),
-        "discriminator": round(2 * found["adversaries"] / updates, 4),
-    }
-
-
-def _passing_updates(
-    salt: SaltConfig, of_generator: Counter[int], aligned: Counter[int], rollout: Rollout
-) -> dict[str, float]:
-    """Generator updates with feature passes, as `work_of` names them."""
-    references = sum(
-        n * reference_chance(salt, k, salt.align.reference[k], rollout)
-        for k, n in aligned.items()
-        if salt.align is not None
+def _feature_passes(
+    term: Term, salt: SaltConfig, updates: Sequence[StepPlan], rollout: Rollout
+) -> float:
+    """Updates in which a term of the library makes two passes of whole videos through a score
+    network, up to a block of it."""
+    if term is not salt.align and term is not salt.adv:
+        return 0.0
+    on = Counter((p.num_steps, p.reference_steps) for p in updates if term.wanted(p))
+    if not isinstance(term, Alignment):
+        return float(sum(on.values()))
+    return sum(
+        n * align_chance(term, salt, k, reference, rollout)
+        for (k, reference), n in on.items()
+        if reference is not None
     )
-    adversaries = sum(n for k, n in of_generator.items() if wants_discriminator(salt, k))
-    return {"alignments": references, "adversaries": adversaries}
+
+
+def align_chance(
+    align: Alignment, salt: SaltConfig, steps: int, reference: int, rollout: Rollout
+) -> float:
+    """How likely an alignment that the plan wants has feature passes. Where the student leaves at
+    its first step, `align.to` "exit" and "input" have none."""
+    if rollout.lockstep:
+        return 1.0
+    found = chunks_of(salt, steps, 2, rollout)
+    return sum(align.takes_part(chunks, reference) for chunks in found) / len(found)
 
 
 def measured_card(
@@ -172,18 +192,14 @@ def measured_card(
     return None, f"{cards[0].name} was not measured at these sizes: {asked}"
 
 
-def peak_memory(
-    salt: SaltConfig, steps: list[dict[str, Any]], card: Card, sizes: Sizes
-) -> dict[str, float] | None:
+def peak_memory(salt: SaltConfig, card: Card, sizes: Sizes) -> dict[str, float] | None:
     """On one GPU that holds all. The alignment and the rollouts without gradient are not at the
     peak."""
     plain = card.peak_gib.get(sizes.teacher)
     if plain is None:
         return None
     defect = (
-        salt.sc is not None
-        and salt.sc.stop_grad != "composed"
-        and any(wants_defect(salt, s["num_steps"]) for s in steps)
+        salt.sc is not None and salt.sc.stop_grad != "composed" and bool(counts_with(salt, salt.sc))
     )
     adv = salt.adv
     head = 0

@@ -10,7 +10,7 @@ from ..config import SaltConfig
 from ..schedule import step_schedule
 from ..terms.base import grid_sizes
 from ..trainers import Facts
-from .calls import expected_triples, wants_defect, wants_discriminator
+from .calls import counts_with, expected_term, plan_at
 from .expense import iteration_cost, measured_card, peak_memory
 from .grids import step_lists
 from .memory import extra_memory
@@ -44,10 +44,13 @@ def foresee(
     plans = {i: scheduler.plan(i) for i in range(trainer.first, trainer.first + iterations)}
     updates = [plan for i, plan in plans.items() if i % trainer.update_every == 0]
     critics = [p for i, p in plans.items() if not trainer.apart or i % trainer.update_every]
-    defects = Counter(p.num_steps for p in updates if p.use_sc)
-    aligned = Counter(p.num_steps for p in updates if p.use_align)
-    of_critic = Counter([p.num_steps for p in critics] * trainer.critic_updates)
+    critics *= trainer.critic_updates
+    of_critic = Counter(p.num_steps for p in critics)
     of_generator = Counter(p.num_steps for p in updates)
+    on = {
+        term.name: Counter(p.num_steps for p in updates if term.wanted(p))
+        for term in salt.all_terms
+    }
     # In streaming training a first chunk is the first of a long sequence.
     counted = dataclasses.replace(salt, first_chunk_steps=None) if trainer.streaming else salt
     sizes = Sizes(generator, teacher, trainer.blocks)
@@ -55,10 +58,8 @@ def foresee(
     calls = iteration_cost(
         counted,
         trainer,
-        of_critic,
-        of_generator,
-        defects,
-        aligned,
+        critics,
+        updates,
         iterations,
         sizes,
         measured,
@@ -71,13 +72,8 @@ def foresee(
             "probability": prob,
             "critic_updates": of_critic[k],
             "generator_updates": of_generator[k],
-            "defect_updates": defects[k],
-            "defect_blocks": expected_triples(counted, k, trainer.blocks, trainer.from_1)
-            / trainer.blocks
-            if wants_defect(salt, k)
-            else 0.0,
-            "align_updates": aligned[k],
-            "adversary_updates": of_generator[k] if wants_discriminator(salt, k) else 0,
+            "terms": {name: count[k] for name, count in on.items()},
+            "sc_blocks": _with_triples(counted, k, trainer),
         }
         for k, prob in sorted(zip(salt.step_counts, salt.probs))
     ]
@@ -100,13 +96,23 @@ def foresee(
             "source": None if measured is None else measured.source,
             "not_measured": why,
         },
-        "peak_gib": None if measured is None else peak_memory(salt, steps, measured, sizes),
+        "peak_gib": None if measured is None else peak_memory(salt, measured, sizes),
         "memory": [
             item._asdict() for item in extra_memory(salt, trainer, generator, teacher, tokens)
         ],
         "sizes": {"generator": generator, "teacher": teacher, "tokens_per_frame": tokens},
         "notes": notes + remarks(salt, trainer, iterations, steps),
     }
+
+
+def _with_triples(salt: SaltConfig, steps: int, trainer: Trainer) -> float:
+    """The share of a rollout's blocks that leave at a step that admits a shortcut triple."""
+    if salt.sc is None or steps not in counts_with(salt, salt.sc):
+        return 0.0
+    rollout = dataclasses.replace(trainer.rollout, lockstep=False)
+    plan = plan_at(salt, steps)
+    calls = expected_term(salt.sc, salt, plan, trainer.blocks, rollout, from_1=trainer.from_1)
+    return (calls.grad + calls.no_grad) / trainer.blocks
 
 
 def _facts(
@@ -136,7 +142,7 @@ def _grids(salt: SaltConfig, trainer: Trainer) -> dict[str, Any]:
     lists = step_lists(trainer, own=salt.shift is None)
     scheduler = salt.scheduler(lists.shift)
     sizes = grid_sizes(salt)
-    if any(wants_defect(salt, k) for k in salt.step_counts):
+    if counts_with(salt, salt.sc):
         sizes |= {salt.inference_steps}
     grids = {
         str(size): [

@@ -9,7 +9,7 @@ import torch
 from ..config import SaltConfig
 from ..discriminator import DiscriminatorHead
 from ..terms import Adversarial
-from .calls import wants_defect, wants_reference
+from .calls import counts_with
 from .networks import NETWORKS, Network
 from .trainers import Trainer
 
@@ -44,7 +44,7 @@ def extra_memory(
 
     sc, align, adv = salt.sc, salt.align, salt.adv
     composed = sc is not None and sc.stop_grad == "composed"
-    if any(wants_defect(salt, k) for k in salt.step_counts) and not composed:
+    if counts_with(salt, sc) and not composed:
         chunk = student.layers * trainer.chunk * tokens * student.dim * BYTES
         items.append(
             Item(
@@ -54,7 +54,7 @@ def extra_memory(
                 "beside the student's graph, which is as large",
             )
         )
-    if align is not None and any(wants_reference(salt, k) for k in salt.step_counts):
+    if align is not None and counts_with(salt, align):
         beside = align.to == "input"
         if trainer.rollout.cache:
             items.append(

@@ -71,9 +71,8 @@ def _nth(number: int) -> str:
 
 
 def _how_often(plan: dict[str, Any]) -> str:
-    rows: list[Sequence[str]] = [
-        ("K", "critic", "generator", "", "defect", "alignment", "discriminator")
-    ]
+    names = list(plan["step_counts"][0]["terms"])
+    rows: list[Sequence[str]] = [("K", "critic", "generator", "", *names)]
     updates = max(1, plan["generator_updates"])
     for s in plan["step_counts"]:
         rows.append(
@@ -82,18 +81,15 @@ def _how_often(plan: dict[str, Any]) -> str:
                 str(s["critic_updates"]),
                 str(s["generator_updates"]),
                 f"{100 * s['generator_updates'] / updates:.1f} %",
-                *(
-                    str(s[key] or "-")
-                    for key in ("defect_updates", "align_updates", "adversary_updates")
-                ),
+                *(str(s["terms"][name] or "-") for name in names),
             )
         )
     text = (
         f"Updates at each step count K (the plans of seed {plan['seed']}), and terms\n{table(rows)}"
     )
     for s in plan["step_counts"]:
-        if s["defect_updates"]:
-            share = 100 * s["defect_blocks"]
+        if s["terms"].get("sc"):
+            share = 100 * s["sc_blocks"]
             text += (
                 f"\n  At K = {s['num_steps']}, {share:.0f} % of the blocks leave at a step that "
                 "admits a shortcut triple."
@@ -147,7 +143,7 @@ def _calls(plan: dict[str, Any]) -> str:
     passes = {k: v for k, v in calls["score_passes_per_generator_update"].items() if v}
     for name, number in passes.items():
         text += (
-            f"\n  The {name} adds {number:.2f} passes of whole videos through a score network to "
+            f"\n  {name} adds {number:.2f} passes of whole videos through a score network to "
             "each generator update."
         )
     if calls["score_calls"]:

@@ -49,7 +49,7 @@ class Trainer:
         critic_updates: of an iteration, all on its plan.
         iterations: of its published run, each an update of the critic.
         solver: whether its rollouts are made by a solver, from a step count.
-        generator, teacher: names of its networks' sizes (`memory.NETWORKS`).
+        generator, teacher: names of its networks' sizes (`networks.NETWORKS`).
         tokens: of one latent frame.
         first: the number of its first iteration.
         apart: whether an iteration that updates the generator leaves the critic alone.

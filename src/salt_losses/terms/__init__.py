@@ -6,7 +6,7 @@
 
 from .adversarial import Adversarial
 from .alignment import Alignment
-from .base import Calls, Run, Start, Term
+from .base import Calls, Chunks, Run, Start, Term
 from .self_consistency import SelfConsistency
 from .trace import ExitStep, Network, Reference, Rollout, Trace
 
@@ -14,6 +14,7 @@ __all__ = [
     "Adversarial",
     "Alignment",
     "Calls",
+    "Chunks",
     "ExitStep",
     "Network",
     "Reference",

@@ -28,7 +28,7 @@ from ..mixed_step import StepPlan
 from ..training import streams
 from ..training.agreement import distributed
 from ..training.frozen import frozen
-from .base import Calls, Start, Term, check_range
+from .base import Calls, Chunks, Start, Term, check_range
 from .trace import Network, Rollout, block_outputs
 
 KINDS = ("non_saturating", "hinge", "relativistic")
@@ -101,6 +101,16 @@ class Adversarial(Term):
     def cost(self, plan: StepPlan) -> Calls:
         steps = self.extra_steps(plan)  # one step more than the student may take, and the context
         return Calls(0.0, 0.0 if steps is None else steps + 1.0)
+
+    def calls(self, plan: StepPlan, chunks: Chunks) -> Calls:
+        steps = self.extra_steps(plan)
+        if steps is None:
+            return Calls(0.0, 0.0)
+        # A first chunk keeps its list if that has more steps.
+        return Calls(
+            0.0,
+            sum(max(steps, count if i == 0 else 0) + 1.0 for i, count in enumerate(chunks.counts)),
+        )
 
     def feature_blocks(self, count: int) -> tuple[int, ...]:
         """The indices of the blocks that are read, of a network of `count`."""

@@ -16,7 +16,7 @@ from ..errors import SettingError
 from ..mixed_step import StepPlan, check_probability, check_references, first_chunk_count
 from ..training.blocks import Block
 from ..training.frozen import frozen
-from .base import Calls, Run, Term, check_range
+from .base import Calls, Chunks, Run, Term, check_range
 from .trace import Rollout
 
 
@@ -154,3 +154,31 @@ class Alignment(Term):
     def cost(self, plan: StepPlan) -> Calls:
         steps = (plan.reference_steps or 0) + 1 + (self.to == "input")
         return Calls(0.0, float(steps))
+
+    def calls(self, plan: StepPlan, chunks: Chunks) -> Calls:
+        """Each chunk's steps up to the reference's exit, its context pass, the student's input."""
+        reference = plan.reference_steps
+        if reference is None:
+            return Calls(0.0, 0.0)
+        if chunks.lockstep:
+            return Calls(0.0, len(chunks.exits) * float(reference + chunks.cache))
+        blocks = self._blocks(chunks, reference)
+        aligned = sum(block.takes_part for block in blocks)
+        if chunks.skips and not aligned:
+            return Calls(0.0, 0.0)
+        inputs = aligned if self.to == "input" else 0
+        return Calls(0.0, sum(block.reference_exit + 2.0 for block in blocks) + inputs)
+
+    def takes_part(self, chunks: Chunks, reference_steps: int) -> bool:
+        """True if any chunk is aligned."""
+        return any(block.takes_part for block in self._blocks(chunks, reference_steps))
+
+    def _blocks(self, chunks: Chunks, reference_steps: int) -> list[Block]:
+        return [
+            Block.of(exit, steps, math.lcm(steps, reference_steps), self.to)
+            for exit, steps in zip(chunks.exits, chunks.counts)
+        ]
+
+    def reference_at(self, num_steps: int) -> int | None:
+        """The reference's step count after the warm-up; `None`: never aligned at this one."""
+        return self.reference.get(num_steps) if self.weight > 0 and self.prob > 0 else None

@@ -52,6 +52,27 @@ class Calls(NamedTuple):
         return Calls(self.grad / number, self.no_grad / number)
 
 
+class Chunks(NamedTuple):
+    """The chunks of a rollout whose generator calls are counted.
+
+    Attributes:
+        exits: the step at which each chunk leaves, from 0.
+        counts: the steps of each chunk's grid; a first chunk may have more than the others.
+        from_1: the trainer's lists begin at the level 1. LongLive 2.0's and FastGen's begin at
+            0.999.
+        cache: each chunk has a call that writes it into a KV cache.
+        lockstep: the calls are made wherever the student leaves, as ranks draw separate exits.
+        skips: there is no reference rollout if every chunk leaves at its first step.
+    """
+
+    exits: Sequence[int]
+    counts: Sequence[int]
+    from_1: bool = True
+    cache: bool = True
+    lockstep: bool = False
+    skips: bool = True
+
+
 class Run(NamedTuple):
     """The run that a term is asked about.
 
@@ -213,8 +234,12 @@ class Term:
             )
 
     def cost(self, plan: StepPlan) -> Calls:
-        """Generator calls that the term adds to each chunk of a rollout of this plan."""
+        """Generator calls that the term adds to each chunk of a rollout of this plan, at most."""
         return Calls(0.0, 0.0)
+
+    def calls(self, plan: StepPlan, chunks: Chunks) -> Calls:
+        """Generator calls that the term adds to a rollout whose exits are known."""
+        return Calls(0.0, 0.0).plus(self.cost(plan), len(chunks.exits))
 
     def extra_steps(self, plan: StepPlan) -> int | None:
         """Steps of a second rollout of the student, from other noise and without gradient, that the

@@ -14,7 +14,7 @@ from ..mixed_step import StepPlan, first_chunk_count
 from ..schedule import step_schedule
 from ..semigroup import semigroup_defect_loss
 from ..shortcut import ShortcutTriple, shortcut_triple_sampler
-from .base import Calls, Run, Term
+from .base import Calls, Chunks, Run, Term
 from .trace import ExitStep, Rollout
 
 
@@ -145,14 +145,31 @@ class SelfConsistency(Term):
     def admits(self, run: Run, num_steps: int) -> list[bool]:
         """For each exit step of such a rollout (of its first chunk, then of the others), whether
         the term makes a call there. A shift moves all levels alike."""
-        config = run.config
-        train, ends = step_schedule(max(config.step_counts)), step_schedule(config.inference_steps)
-        found = []
+        config, found = run.config, list[bool]()
         for steps in (first_chunk_count(config.first_chunk_steps, num_steps), num_steps):
-            exits = step_schedule(steps)[-2:-1] if run.last_step_only else step_schedule(steps)[:-1]
-            feasible = shortcut_triple_sampler(exits, train, ends).feasible
-            found += (feasible & ((exits < 1) if self.time_weight == "clean" else True)).tolist()
+            made = self._made(steps, max(config.step_counts), config.inference_steps)
+            found += made[-1:] if run.last_step_only else made
         return found
+
+    def _made(self, steps: int, finest: int, ends: int, from_1: bool = True) -> list[bool]:
+        """For each exit step on a grid of `steps`, whether a call is made there."""
+        exits = step_schedule(steps)[:-1]
+        feasible = shortcut_triple_sampler(
+            exits, step_schedule(finest), step_schedule(ends)
+        ).feasible
+        # 1 - t_s makes the level 1 worth nothing; a list that begins below it has no such level.
+        worth = (exits < 1) | (self.time_weight != "clean" or not from_1)
+        return [bool(made) for made in feasible & worth]
 
     def cost(self, plan: StepPlan) -> Calls:
         return Calls(0.0, 1.0) if self.stop_grad == "composed" else Calls(1.0, 0.0)
+
+    def calls(self, plan: StepPlan, chunks: Chunks) -> Calls:
+        if chunks.lockstep:
+            return super().calls(plan, chunks)
+        finest, ends = len(plan.train_times) - 1, len(plan.inference_times) - 1
+        made = sum(
+            self._made(steps, finest, ends, chunks.from_1)[exit]
+            for exit, steps in zip(chunks.exits, chunks.counts)
+        )
+        return Calls(0.0, 0.0).plus(self.cost(plan), made)

@@ -13,7 +13,6 @@ from .rules import (
     nesting,
     of_fastgen,
     of_lightx2v,
-    of_recipe,
     of_solver,
     self_consistency,
     simulated_alignment,
@@ -106,7 +105,8 @@ TRAINERS: dict[str, Trainer] = {
                 "shift": "the grid of training and of sampling has `shift`",
                 "seed": "every draw has `seed`",
                 "first_chunk_steps": "a video is one chunk",
-            }), of_recipe),
+            }), needs),
+            lacks=frozenset({"extra", "reference", "features", "network"}),
         ),
     )
 }  # fmt: skip

@@ -277,14 +277,3 @@ def with_div_loss(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterato
             f"step_counts must be above {facts.earliest} with div_loss, which leaves no rollout "
             f"before its step {facts.earliest}; got {config.step_counts}",
         )
-
-
-def of_recipe(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
-    """The Wan recipe's."""
-    for term in (config.align, config.adv):
-        if term is not None and term.weight > 0:
-            yield Problem(
-                term.name,
-                f"{term.name} must be null here: the alignment is for rollouts with a KV cache, "
-                "and this recipe has no discriminator",
-            )

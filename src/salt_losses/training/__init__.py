@@ -1,5 +1,6 @@
-"""What any trainer needs of Salt, under no trainer's names: adapters and integrations build on it.
+"""The parts of a run that every trainer needs, without a trainer's names: terms, adapters and
+integrations build on it.
 
-A rollout's terms: `defect`, `blocks`, `step_lists`, `adversary`, `frozen`. A run: `health`,
-`alarms`. Around them: `patches`, `streams`, `agreement`.
+A rollout: `blocks`, `step_lists`, `frozen`. A run: `health`, `alarms`, `saved_settings`,
+`optimizer_steps`. For both: `patches`, `streams`, `agreement`.
 """

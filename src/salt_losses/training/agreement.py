@@ -56,7 +56,9 @@ def digest(value: object) -> str:
 
     def add(part: object) -> None:
         if isinstance(part, Tensor):
-            found.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+            found.update(
+                part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         elif isinstance(part, (Mapping, list, tuple)):
             for inner in part.items() if isinstance(part, Mapping) else part:
                 add(inner)

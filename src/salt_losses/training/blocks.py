@@ -23,10 +23,10 @@ class Block:
     takes_part: bool
 
     @classmethod
-    def of(cls, exit: int, steps: int, reference_steps: int, align_at: str) -> Block:
+    def of(cls, exit: int, steps: int, reference_steps: int, to: str) -> Block:
         """`steps`, `reference_steps`: this block's, whose lists nest."""
         ratio = reference_steps // steps
-        if align_at == "end":
+        if to == "end":
             return cls(exit, ratio, reference_steps - 1, True)
         # At the student's first step the reference has taken no more steps than the student.
         return cls(exit, ratio, exit * ratio, exit * ratio > exit)

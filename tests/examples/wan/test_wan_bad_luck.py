@@ -169,7 +169,7 @@ def test_a_run_whose_fake_score_has_diverged_stops_and_its_student_stays(t2v, tm
     assert_same({n: p.detach() for n, p in trainer.roles.trained("student").items()}, before)
     rows = rows_of(tmp_path / "run")
     assert [row["iteration"] for row in rows] == [2, 3, 4]  # it stops in the fifth
-    assert all(row["dmd"] is None and row["critic"] is None for row in rows)
+    assert all(row["salt/dmd_loss"] is None and row["critic"] is None for row in rows)
     assert [(r["skipped"], r["skipped_student"], r["skipped_critic"]) for r in rows] == [
         (6, 1, 5)
     ] * 3
@@ -341,5 +341,5 @@ def test_a_run_says_at_its_start_what_it_goes_on_from(t2v, tmp_path, capsys):
 def test_a_run_says_at_its_start_which_term_never_comes_on(t2v, tmp_path):
     settings = {"salt.step_counts": [4], "salt.probs": [1.0], "iterations": 1}
     options = train.parse(t2v.train_options(tmp_path / "run", **settings))
-    with pytest.warns(UserWarning, match=r"the defect term never comes on.* set sc_steps to"):
+    with pytest.warns(UserWarning, match=r"sc never turns on: .* set sc.step_counts to"):
         train.Trainer(train.load_config(options))

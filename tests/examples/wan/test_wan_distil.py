@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from examples.wan import distil
 from examples.wan.config import Config
 from examples.wan.data import stream
 from examples.wan.distil import Distillation, Draws
 from examples.wan.roles import Condition
-from salt_losses import shift_time
+from salt_losses import SaltConfig, shift_time
+from salt_losses.terms import Term, self_consistency
 
 SHAPE = [4, 2, 4, 6]
 
@@ -59,6 +59,7 @@ def test_the_students_loss_is_equation_10_written_out(seed):
     ((noisy, t, _, fake),) = roles.of("fake_score")
     (x_real, t_real, conditional, cond), (x_null, t_null, null, uncond) = roles.of("teacher")
     x_s, t_s, _, v_s = first
+    sc_loss = logs["salt/sc_loss"]
 
     # L_DMD: all scores at one noised sample; guidance; the normalised difference.
     generated = x_s - t_s * v_s
@@ -73,27 +74,27 @@ def test_the_students_loss_is_equation_10_written_out(seed):
     real = noisy - t * (cond + 4.0 * (cond - uncond))
     direction = (noisy - t * fake - real) / (generated - real).abs().mean()
     dmd = 0.5 * direction.detach().square().mean()
-    assert torch.allclose(logs["dmd"], dmd, rtol=1e-4)
+    assert torch.allclose(logs["salt/dmd_loss"], dmd, rtol=1e-4)
 
     # L_SC, eq. 5 to 8: one update to t_e against two by way of t_m.
     assert plan.times[:-1].float().eq(t_s).any()
     if t_s <= plan.times[-2] + 1e-6:
-        assert logs["sc"] == 0  # no level between the last one and 0
+        assert sc_loss == 0  # no level between the last one and 0
         return
     ((x_m, t_m, _, v_m),) = more
     if t_m == t_s:
-        assert logs["sc"] == 0
+        assert sc_loss == 0
         return
     assert torch.allclose(x_m, x_s - (t_s - t_m) * v_s, atol=1e-5)
     ends = [t_e for t_e in plan.inference_times.tolist() if t_e < t_m - 1e-6]
     direct = {t_e: x_s - (t_s - t_e) * v_s for t_e in ends}
     composed = {t_e: x_m - (t_m - t_e) * v_m for t_e in ends}
     defects = [(direct[t_e] - composed[t_e]).square().mean() for t_e in ends]
-    assert any(torch.allclose(logs["sc"], d, rtol=1e-3) for d in defects)
-    assert torch.allclose(loss, logs["dmd"] + config.salt.sc_weight * logs["sc"])
+    assert any(torch.allclose(sc_loss, d, rtol=1e-3) for d in defects)
+    assert torch.allclose(loss, logs["salt/dmd_loss"] + config.salt.sc.weight * sc_loss)
 
     # The gradient: direction / numel through the sample, and that of the defect.
-    sc = defects[[torch.allclose(logs["sc"], d, rtol=1e-3) for d in defects].index(True)]
+    sc = defects[[torch.allclose(sc_loss, d, rtol=1e-3) for d in defects].index(True)]
     surrogate = (generated * direction.detach()).mean() + sc
     (expected,) = torch.autograd.grad(surrogate, roles.scale, retain_graph=True)
     (got,) = torch.autograd.grad(loss, roles.scale)
@@ -104,34 +105,34 @@ def test_the_students_loss_is_equation_10_written_out(seed):
     "settings",
     [
         {},
-        {"sc_weight": 0.3},
-        {"sc_time_weight": "clean"},
-        {"sc_nearest": 1},
-        {"sc_stop_grad": "direct"},
-        {"sc_stop_grad": "composed", "sc_time_weight": "clean", "sc_nearest": 2},
+        {"weight": 0.3},
+        {"time_weight": "clean"},
+        {"nearest": 1},
+        {"stop_grad": "direct"},
+        {"stop_grad": "composed", "time_weight": "clean", "nearest": 2},
     ],
 )
 def test_each_setting_of_the_term_is_in_the_loss_and_its_gradient(settings, monkeypatch):
-    triples, sampler = [], distil.shortcut_triple_sampler
+    triples, sampler = [], self_consistency.shortcut_triple_sampler
 
     def sample(*args, **kwargs):
         triples.append(sampler(*args, **kwargs))
         return triples[-1]
 
-    monkeypatch.setattr(distil, "shortcut_triple_sampler", sample)
+    monkeypatch.setattr(self_consistency, "shortcut_triple_sampler", sample)
 
-    def run(**salt):
-        salt = {"step_counts": [8], "probs": [1.0], **salt}
+    def run(**sc):
+        salt = {"step_counts": [8], "probs": [1.0], "sc": sc}
         roles, distillation, config = make(shift=3.0, salt=salt)
         plan = config.salt.scheduler(config.shift).plan(0)
         loss, logs = distillation.student_loss(batch(64), plan, draws())
         (gradient,) = torch.autograd.grad(loss, roles.scale, retain_graph=True)
-        return roles, config.salt, plan, logs, gradient
+        return roles, config.salt.sc, plan, logs, gradient
 
-    *_, without = run(sc_weight=0)
-    roles, salt, plan, logs, gradient = run(**settings)
+    *_, without = run(weight=0)
+    roles, sc, plan, logs, gradient = run(**settings)
     (x_s, t_s, _, v_s), (x_m, _, _, v_m) = roles.of("student")
-    (triple,) = triples
+    triple = triples[-1]
     ends = [
         [
             s
@@ -145,22 +146,89 @@ def test_each_setting_of_the_term_is_in_the_loss_and_its_gradient(settings, monk
         for i in range(64)
         if triple.feasible[i]
     ]
-    assert max(places) == (3 if salt.sc_nearest is None else salt.sc_nearest - 1)
+    assert max(places) == (3 if sc.nearest is None else sc.nearest - 1)
 
-    t_m, t_e, level = (u.view(-1, 1, 1, 1, 1) for u in (triple.t_m, triple.t_e, t_s))
+    t_m, t_e, level = (u.float().view(-1, 1, 1, 1, 1) for u in (triple.t_m, triple.t_e, t_s))
     direct, composed = x_s - (level - t_e) * v_s, x_m - (t_m - t_e) * v_m
-    if salt.sc_stop_grad:
+    if sc.stop_grad:
         direct, composed = (
-            (direct.detach(), composed)
-            if salt.sc_stop_grad == "direct"
-            else (direct, composed.detach())
+            (direct.detach(), composed) if sc.stop_grad == "direct" else (direct, composed.detach())
         )
-    weight = 1 - t_s if salt.sc_time_weight else torch.ones(64)
+    weight = 1 - t_s if sc.time_weight else torch.ones(64)
     each = weight * (direct - composed).square().mean((1, 2, 3, 4))
     expected = (each * triple.feasible).sum() / triple.feasible.sum()
-    torch.testing.assert_close(logs["sc"], expected.detach(), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(logs["salt/sc_loss"], expected.detach(), rtol=1e-3, atol=1e-7)
     (own,) = torch.autograd.grad(expected, roles.scale)
-    torch.testing.assert_close(gradient - without, salt.sc_weight * own, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradient - without, sc.weight * own, rtol=1e-3, atol=1e-6)
+
+
+OWN = {"examples.own_term.moments.Moments": 1, "examples.own_term.extrapolated.Extrapolated": 2}
+
+
+@pytest.mark.parametrize("target", OWN)
+@pytest.mark.parametrize("others", [{}, {"sc": None}])
+def test_a_term_from_elsewhere_is_in_the_loss_and_leaves_the_others_as_they_are(target, others):
+    """Also the draws: with the term's weight at almost 0, loss and gradient are the same bit for
+    bit."""
+
+    def run(weight):
+        terms = [] if weight is None else [{"_target_": target, "weight": weight}]
+        salt = {"step_counts": [8], "probs": [1.0], **others, "terms": terms}
+        roles, distillation, config = make(shift=3.0, salt=salt)
+        plan = config.salt.scheduler(config.shift).plan(0)
+        loss, logs = distillation.student_loss(batch(3), plan, draws())
+        (gradient,) = torch.autograd.grad(loss, roles.scale)
+        return roles, config.salt.terms, loss, logs, gradient
+
+    plain_roles, _, plain, plain_logs, plain_gradient = run(None)
+    _, _, vanishing, logs, gradient = run(1e-30)
+    assert torch.equal(vanishing, plain)
+    assert torch.equal(gradient, plain_gradient)
+    roles, (term,), loss, logs, gradient = run(0.5)
+    name = f"salt/{term.name}_loss"
+    assert {key: logs[key] for key in logs if key != name} == plain_logs
+    assert torch.allclose(loss, plain + 0.5 * logs[name])
+    assert not torch.equal(gradient, plain_gradient)
+    assert logs[name] > 0
+    for role in ("fake_score", "teacher"):  # Extrapolated scores a second video
+        assert len(roles.of(role)) == OWN[target] * len(plain_roles.of(role))
+
+
+def test_moments_is_the_term_written_out():
+    salt = {"sc": None, "terms": [{"_target_": next(iter(OWN)), "weight": 0.1}]}
+    roles, distillation, config = make(shift=3.0, guidance_scale=2.0, salt=salt)
+    plan = config.salt.scheduler(config.shift).plan(0)
+    _, logs = distillation.student_loss(batch(2), plan, draws())
+    x_s, t_s, _, v_s = roles.of("student")[0]
+    (x, t, _, cond), (_, _, _, uncond) = roles.of("teacher")
+    level, t = (u.view(-1, 1, 1, 1, 1) for u in (t_s, t))
+    ours, teacher = x_s - level * v_s, x - t * (cond + 2.0 * (cond - uncond))
+    difference = ours.std((2, 3, 4)) - teacher.std((2, 3, 4))
+    assert torch.allclose(logs["salt/moments_loss"], difference.square().mean())
+
+
+class Real(Term):
+    """A term that asks for real videos."""
+
+    name = "real"
+
+    def loss(self, rollout):
+        return (rollout.video - rollout.data).square().mean()
+
+
+def test_real_videos_are_given_where_there_are_any():
+    for simulated in (False, True):
+        roles, distillation, config = make(
+            backward_simulation=simulated, salt=SaltConfig(sc=None, terms=[Real()])
+        )
+        plan, videos = config.plans().plan(0), batch()
+        _, logs = distillation.student_loss(videos, plan, draws())
+        x_s, t_s, _, v_s = roles.of("student")[-1]
+        video = x_s - t_s.view(-1, 1, 1, 1, 1) * v_s
+        assert torch.allclose(logs["salt/real_loss"], (video - videos["latents"]).square().mean())
+    del videos["latents"]
+    with pytest.raises(RuntimeError, match="real needs real videos, which the Wan recipe does not"):
+        distillation.student_loss(videos, plan, draws())
 
 
 def test_the_scores_levels_are_shifted_and_clamped():
@@ -211,11 +279,11 @@ def test_states_are_noised_videos_at_the_levels_of_the_grid():
 
 def test_without_the_term_there_is_one_student_call_and_no_guidance_without_a_scale():
     roles, distillation, config = make(
-        guidance_scale=0.0, salt={"step_counts": [8], "probs": [1.0], "sc_weight": 0}
+        guidance_scale=0.0, salt={"step_counts": [8], "probs": [1.0], "sc": None}
     )
     _, logs = distillation.student_loss(batch(), config.salt.scheduler(3.0).plan(0), draws())
     assert [call[0] for call in roles.calls] == ["student", "fake_score", "teacher"]
-    assert set(logs) == {"dmd"}
+    assert set(logs) == {"salt/dmd_loss", "salt/num_steps"}
 
 
 def test_the_critic_is_trained_on_the_students_samples_which_get_no_gradient():
@@ -262,7 +330,7 @@ def test_mixed_steps_change_the_grid_and_switch_the_term():
     for count, plan in plans.items():
         roles.calls.clear()
         _, logs = distillation.student_loss(batch(), plan, draws())
-        assert ("sc" in logs) == (count == 8)
+        assert ("salt/sc_loss" in logs) == (count == 8)
         assert plan.times[:-1].float().eq(roles.of("student")[0][1]).any()
 
 

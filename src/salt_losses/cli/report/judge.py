@@ -7,10 +7,9 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from .axes import number
+from .curves import STEPS, Pairs, number
 from .measures import LEFT_OUT, Measure, Range
 from .read import Line, Run
-from .series import STEPS
 
 WINDOW = 10  # updates at one step count that decide, by their majority
 LOST = 2  # of these that are not finite are too many
@@ -19,7 +18,6 @@ BEGIN, END = 20, 60
 MEMORY = 0.95  # of the critic's running lag: `training.health.DECAY`
 DEVIATIONS = 5  # beyond it; a constant critic with noise was out in at most 0.5 % of 1000 runs
 COPY = 1e-3  # a critic whose first lag is within it began as the teacher
-Pairs = list[tuple[float, float]]
 
 
 @dataclass

@@ -7,6 +7,10 @@ from typing import NamedTuple
 Range = tuple[float | None, float | None]
 
 
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 class Measure(NamedTuple):
     """One number of a run.
 

@@ -10,14 +10,10 @@ from typing import Any, NamedTuple
 
 from ..errors import CommandError
 from . import other_logs
-from .measures import LEFT_OUT
+from .measures import LEFT_OUT, count
 
-METRICS, ALARMS, RUN, SWEEPS = (
-    "salt_metrics.jsonl",
-    "salt_alarms.jsonl",
-    "salt_run.json",
-    "salt_sweeps",
-)
+METRICS, ALARMS = "salt_metrics.jsonl", "salt_alarms.jsonl"
+RUN, SWEEPS = "salt_run.json", "salt_sweeps"
 LARGEST = 1e100  # what is beyond it cannot be drawn, and counts as infinite
 Line = dict[str, float]
 
@@ -33,6 +29,7 @@ class Sweep:
 
     iteration: int
     weights: str
+    step_counts: list[int]
     numbers: dict[str, Any]
     sheet: Path | None
     videos: dict[int, Path]
@@ -126,7 +123,7 @@ def _read_lines(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], i
         else:
             lines.append(value)
     if damaged:
-        remarks.append(f"{path.name}: {_count(damaged, 'line')} could not be read")
+        remarks.append(f"{path.name}: {count(damaged, 'line')} could not be read")
     return lines, damaged
 
 
@@ -143,21 +140,18 @@ def _one_per_update(
     kept: list[list[Line]] = []
     replaced = 0
     for line in lines:
-        numbers = {k: _number(v) for k, v in line.items() if v is None or _is_number(v)}
+        numbers = {k: _number(v) for k, v in line.items() if isinstance(v, float | int | None)}
         if kept and numbers["iteration"] == kept[-1][0]["iteration"]:
             kept[-1].append(numbers)
             continue
-        while kept and numbers["iteration"] < kept[-1][0]["iteration"]:
-            kept.pop()
-            replaced += 1
-        if kept and numbers["iteration"] == kept[-1][0]["iteration"]:
+        while kept and numbers["iteration"] <= kept[-1][0]["iteration"]:
             kept.pop()
             replaced += 1
         kept.append([numbers])
     replaced += _replace_redone(kept, {start.iteration for start in starts})
     if replaced:
         remarks.append(
-            f"{log}: the run went back to a checkpoint; {_count(replaced, 'update')} that it "
+            f"{log}: the run went back to a checkpoint; {count(replaced, 'update')} that it "
             "then made again are shown once"
         )
     means = [_as_one(group) for group in kept]
@@ -165,13 +159,9 @@ def _one_per_update(
     if broken:
         has = "has a number that is" if broken == 1 else "have numbers that are"
         remarks.append(
-            f"{log}: {_count(broken, 'update')} {has} not finite; these numbers are not drawn"
+            f"{log}: {count(broken, 'update')} {has} not finite; these numbers are not drawn"
         )
     return means
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
 
 
 def _number(value: float | None) -> float:
@@ -228,7 +218,7 @@ def _cut(run: Run, starts: list[Start]) -> None:
         gone = len(before) - len(after)
         if gone:
             run.remarks.append(
-                f"{_count(gone, what)} from before the run was started again at an iteration "
+                f"{count(gone, what)} from before the run was started again at an iteration "
                 f"before {'it' if gone == 1 else 'them'}"
             )
     run.lines, run.alarms, run.sweeps = lines, alarms, sweeps
@@ -280,13 +270,13 @@ def _read_sweeps(folder: Path, remarks: list[str]) -> list[Sweep]:
 def _sweep(path: Path, numbers: dict[str, Any]) -> Sweep:
     ending = path.stem.removeprefix("sweep")
     sheet = path.parent / f"sheet{ending}.png"
-    counts = [int(k) for k in numbers.get("step_counts", ())]
+    counts = sorted(int(k) for k in numbers.get("step_counts", ()))
     videos = {
         k: video for k in counts if (video := path.parent / f"steps_{k}{ending}.gif").is_file()
     }
     iteration = int(numbers.get("iteration", path.parent.name.rpartition("_")[2]))
     weights = str(numbers.get("weights", "student"))
-    return Sweep(iteration, weights, numbers, sheet if sheet.is_file() else None, videos)
+    return Sweep(iteration, weights, counts, numbers, sheet if sheet.is_file() else None, videos)
 
 
 def _json(path: Path, remarks: list[str]) -> dict[str, Any] | None:
@@ -308,7 +298,3 @@ def _names(folders: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{'/'.join(p[-1:])} ({i})" for i, p in enumerate(parts, 1)]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

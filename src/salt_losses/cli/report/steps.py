@@ -189,13 +189,9 @@ def _trend(
     return Trend(measure, state, values[0], values[best], present, iteration, counts)
 
 
-def _counts(sweep: Sweep) -> list[int]:
-    return sorted(int(k) for k in sweep.numbers.get("step_counts", ()))
-
-
 def _agreement(sweep: Sweep) -> float | None:
     """Of the two highest step counts."""
-    return _number(sweep.numbers.get("agreement"), "-".join(map(str, _counts(sweep)[-2:])))
+    return _number(sweep.numbers.get("agreement"), "-".join(map(str, sweep.step_counts[-2:])))
 
 
 def _mean_defect(sweep: Sweep) -> float | None:
@@ -207,9 +203,9 @@ def _mean_defect(sweep: Sweep) -> float | None:
 
 def _deviation(sweep: Sweep) -> float | None:
     """The latents' deviation at the most steps, to that at the next fewer."""
-    counts = _counts(sweep)[-2:]
-    low, high = (_number(sweep.numbers.get("deviation"), str(k)) for k in (counts[0], counts[-1]))
-    return high / low if low and high and len(counts) == 2 else None
+    table = sweep.numbers.get("deviation")
+    found = [v for k in sweep.step_counts[-2:] if (v := _number(table, str(k)))]
+    return found[1] / found[0] if len(found) == 2 else None
 
 
 def _number(values: object, key: str) -> float | None:
@@ -218,7 +214,7 @@ def _number(values: object, key: str) -> float | None:
 
 
 def _highest(sweep: Sweep) -> str:
-    return " and ".join(map(str, _counts(sweep)[-2:])) + " steps"
+    return " and ".join(map(str, sweep.step_counts[-2:])) + " steps"
 
 
 # Of each number: what it is in a sweep, what is better, and the least change that counts.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .judge import WINDOW, LeftOut, Number, judged, left_out
-from .measures import HEALTH, TERMS
+from .measures import HEALTH, TERMS, count
 from .read import Run
 from .steps import Steps, Term, more_steps, term
-from .words import Finding, are, count, of_alarm, of_left_out, of_number, of_steps, of_term
+from .words import Finding, are, of_alarm, of_left_out, of_number, of_steps, of_term
 
 WORD = {"well": "all is well", "wrong": "something is wrong", "unsure": "too little to judge by"}
 
@@ -73,11 +73,7 @@ def _verdict(run: Run, runs: list[Run]) -> Verdict:
 
 
 def _headline(
-    run: Run,
-    wrong: list[Number],
-    ranged: list[Number],
-    alarms: int,
-    lost: list[LeftOut],
+    run: Run, wrong: list[Number], ranged: list[Number], alarms: int, lost: list[LeftOut]
 ) -> str:
     if not run.lines:
         if run.unread:
@@ -126,7 +122,7 @@ def as_json(runs: Sequence[Run], found: Sequence[Verdict]) -> dict[str, Any]:
                 "word": v.word,
                 "headline": v.headline,
                 "findings": [dataclasses.asdict(f) for f in v.findings],
-                "numbers": [_plain_number(n) for n in v.numbers],
+                "numbers": _plain(v.numbers),
                 "steps": _plain(v.steps),
                 "term": _plain(v.term),
                 "alarms": _plain(run.alarms),
@@ -136,10 +132,6 @@ def as_json(runs: Sequence[Run], found: Sequence[Verdict]) -> dict[str, Any]:
             for run, v in zip(runs, found)
         ],
     }
-
-
-def _plain_number(n: Number) -> dict[str, Any]:
-    return {**(_plain(n) or {}), "measure": n.measure.key}
 
 
 def _plain(value: Any) -> Any:

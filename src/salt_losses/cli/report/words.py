@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .advice import NOT_FINITE, advice
-from .axes import number
+from .curves import number
 from .judge import LeftOut, Number, said
-from .measures import AGREEMENT, DEFECT
+from .measures import AGREEMENT, DEFECT, count
 from .read import Run
 from .steps import FEWEST, LAST, Steps, Term, Trend
 
@@ -159,7 +159,3 @@ def _short(value: float | None) -> str:
 
 def are(number: int) -> str:
     return "is" if number == 1 else "are"
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

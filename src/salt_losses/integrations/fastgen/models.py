@@ -209,11 +209,13 @@ class _SaltModel:
     def _network(self, name: str, condition: Any) -> Network:
         model = cast(Any, self)
         network = model.fake_score if name == "fake_score" else model.teacher
+        top = float(self.config.sample_t_cfg.max_t)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             v = network(
                 channels_first(x),
-                t.to(network.noise_scheduler.t_precision),
+                # A float32 may be above the largest level, which FastGen does not take.
+                t.to(network.noise_scheduler.t_precision).clamp(max=top),
                 condition=condition,
                 fwd_pred_type="flow",
             )
