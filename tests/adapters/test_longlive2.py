@@ -17,9 +17,9 @@ from test_harness import assert_same, relative_change
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from salt_losses import SaltConfig, step_schedule
+from salt_losses import SaltConfig, SettingError, step_schedule
 from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_forcing
-from salt_losses.adapters.family import losses
+from salt_losses.adapters.watch.sweep import Sweeps
 from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses.training.step_lists import SolverLists
 from tests.nested import changed
@@ -124,8 +124,8 @@ def test_the_reference_is_its_solver_of_more_steps_from_the_students_noise(
 ) -> None:
     model = build(require)
     rollouts: list[Any] = []
-    aligned = losses.aligned
-    monkeypatch.setattr(losses, "aligned", lambda *a: (rollouts.append(a[2]), aligned(*a))[1])
+    loss = Alignment.loss
+    monkeypatch.setattr(Alignment, "loss", lambda *a: (rollouts.append(a[1]), loss(*a))[1])
     started: list[Any] = []
     real = model._consistency_backward_simulation
 
@@ -282,16 +282,15 @@ def test_a_step_count_that_its_rollout_does_not_read_is_an_error(require: Any) -
     [
         ({}, {"shift": 5.0}, "shift must be null"),
         ({}, {"first_chunk_steps": 8}, "first_chunk_steps must be null"),
-        ({}, {"sweep_every": 10}, "sweep_every must be 0"),
         ({"backward_simulation": False}, {}, "backward_simulation must be on"),
         ({"i2v": True}, {}, "i2v must be off"),
         ({"teacher_forcing": True}, {"align": {"weight": 0.1}}, "teacher_forcing is on"),
         (
             {"generator_is_causal": False},
             {"align": {"weight": 0.1}},
-            "generator_is_causal is off: .*got align_weight=0.1",
+            "align must be null where generator_is_causal is off",
         ),
-        ({"generator_is_causal": False}, {"adv": {"weight": 0.1}}, "got adv_weight=0.1"),
+        ({"generator_is_causal": False}, {"adv": {"weight": 0.1}}, "adv must be null where gen"),
     ],
 )
 def test_what_does_not_carry_over_is_refused_in_a_sentence(
@@ -302,3 +301,12 @@ def test_what_does_not_carry_over_is_refused_in_a_sentence(
     with pytest.raises(ValueError, match=message):
         longlive2.attach(model, salt(model, **settings))
     assert everything(model) == before
+
+
+def test_sweeps_are_refused_as_it_samples_by_a_solver(require: Any) -> None:
+    model = build(require, num_layers=1)
+    with longlive2.attached(model, salt(model)) as handle:
+        lists = handle._losses.lists
+        with pytest.raises(SettingError, match="sweep_every must be 0: .*by a solver") as refused:
+            Sweeps(model, None, handle.config, lists, None, every=10, prompts=["a cat"])
+    assert refused.value.setting == "sweep_every"
