@@ -38,6 +38,7 @@ from salt_losses.cli.calls import (
 )
 from salt_losses.cli.grids import step_lists
 from salt_losses.cli.trainers import TRAINERS
+from salt_losses.terms import alignment
 
 KINDS = ("dmd2", "self_forcing")
 EVERY = {  # the defect term in every iteration, and the framework's own step list
@@ -171,7 +172,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
 
 
 def test_the_loss_of_the_released_presets_is_a_naive_one(kind):
-    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    """`sc.nearest` 2 and `sc.time_weight` "clean"."""
     found = []
     for seed in range(6):
         model = fw.build(kind, RELEASED, seed=seed)
@@ -645,12 +646,10 @@ def test_a_path_outside_of_the_checkout_is_none_that_the_framework_reads(folder,
     assert not config
 
 
-@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.001), (1.0, 0.999)])
-def test_the_alignments_level_is_one_of_the_schedulers(uniform, level, monkeypatch):
-    from salt_losses.integrations.fastgen import alignment
-
-    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
-    monkeypatch.setattr(model._salt, "align_level", lambda: uniform)
+@pytest.mark.parametrize(("low", "high", "level"), [(0.0, 1e-9, 0.001), (1 - 1e-9, 1.0, 0.999)])
+def test_the_alignments_level_is_one_of_the_schedulers(low, high, level, monkeypatch):
+    align = {"to": "end", "noise_range": [low, high]}
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align=align))
     seen, compute = [], alignment.rollout_align_loss
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -663,11 +662,9 @@ def test_the_alignments_level_is_one_of_the_schedulers(uniform, level, monkeypat
 
 
 def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
-    from salt_losses.integrations.fastgen import alignment
-
     model = fw.build(
         "self_forcing",
-        settings("self_forcing", 0, 1, align_at="exit"),
+        settings("self_forcing", 0, 1, align={"to": "exit"}),
         same_step_across_blocks=False,
     )
     blocks = fw.FRAMES // model.net.chunk_size
@@ -687,17 +684,17 @@ def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
 
 @pytest.mark.parametrize("kind_of_sampling", ["ode", "sde"])
 def test_the_reference_draws_noise_only_if_the_student_does(kind_of_sampling, monkeypatch):
-    """With `align_noise` "own" another stream gives another reference, and none to an ODE's."""
-    salt = settings("self_forcing", 0, 1, align_at="end", align_noise="own")
+    """Another stream of their own gives another reference, and none to an ODE's."""
+    salt = settings("self_forcing", 0, 1, align={"to": "end", "reference_noise": "own"})
     losses = []
     for seed in (0, 1):
         model = fw.build("self_forcing", salt, student_sample_type=kind_of_sampling)
-        own = model._salt.generator
+        key = model._salt.key
         monkeypatch.setattr(
             model._salt,
-            "generator",
-            lambda purpose, *a, own=own, seed=seed: (
-                torch.Generator().manual_seed(seed) if purpose == "reference" else own(purpose, *a)
+            "key",
+            lambda purpose, key=key, seed=seed: (
+                str(seed) if "reference" in purpose else key(purpose)
             ),
         )
         losses.append(float(step(model)[0]["salt/align_loss"]))
@@ -705,7 +702,7 @@ def test_the_reference_draws_noise_only_if_the_student_does(kind_of_sampling, mo
 
 
 def test_the_references_cache_is_cleared_after_it():
-    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align={"to": "end"}))
     events: list[str] = []
     clear = model.net.clear_caches
 
@@ -762,7 +759,7 @@ def test_a_plans_calls_are_those_that_are_counted(kind, align_at, monkeypatch):
 
 @pytest.mark.parametrize("seed", random_plans.SEEDS)
 def test_the_calls_of_random_settings_are_those_that_a_plan_expects(kind, seed, monkeypatch):
-    """FastGen's lists begin at 0.999, so that `sc_time_weight` spares no call."""
+    """FastGen's lists begin at 0.999, so that `sc.time_weight` spares no call."""
     trainer = TRAINERS["fastgen_dmd2" if kind == "dmd2" else "fastgen"]
     chunks = kind == "self_forcing"
     drawn = random_plans.draw(seed, chunks=chunks, aligned=chunks)
