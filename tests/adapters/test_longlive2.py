@@ -307,6 +307,6 @@ def test_sweeps_are_refused_as_it_samples_by_a_solver(require: Any) -> None:
     model = build(require, num_layers=1)
     with longlive2.attached(model, salt(model)) as handle:
         lists = handle._losses.lists
-        with pytest.raises(SettingError, match="sweep_every must be 0: .*by a solver") as refused:
+        with pytest.raises(SettingError, match=r"sweep_every must be 0: .*by a solver") as refused:
             Sweeps(model, None, handle.config, lists, None, every=10, prompts=["a cat"])
     assert refused.value.setting == "sweep_every"
