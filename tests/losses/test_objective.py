@@ -106,7 +106,7 @@ def test_the_plans_weights_say_what_is_on():
 
 
 OTHER_GRIDS = {
-    "step_counts": (1, 2, 6), "probs": (0.3, 0.3, 0.4), "inference_steps": 3, "seed": -3,
+    "step_counts": (1, 2, 6), "probs": (0.3, 0.3, 0.4), "inference_steps": 3, "seed": 3,
     "first_chunk_steps": {1: 4, 2: 6},
 }  # fmt: skip
 
