@@ -122,7 +122,7 @@ OTHER_GRIDS = {
                 align=Alignment(reference={2: 6}, warmup=30, prob=0.7),
             ),
             None,
-            "fd0497b8cd4d68f4",
+            "98fb4c2ae181c2a6",
         ),
     ],
 )
