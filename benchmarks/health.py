@@ -1,7 +1,7 @@
 """What the health numbers look like: a run that goes well, and runs that go wrong.
 
 Trainings of `benchmarks.video`'s configuration with Salt: as it should be; with a critic that
-learns 200 times too slowly; with one that learns 100 times too fast; with an `sc_weight` of 30.
+learns 200 times too slowly; with one that learns 100 times too fast; with an `sc.weight` of 30.
 Their curves are the figure of docs/health.md. `--cost` measures what the numbers cost instead: the
 share of the processor time of an iteration.
 """
@@ -40,7 +40,7 @@ RUNS: dict[str, Changes] = {
     "well": ({}, {}, False),
     "slow critic": ({"lr_critic": 5e-6}, {}, False),
     "wild critic": ({"lr_critic": 0.1}, {}, True),
-    "sc_weight 30": ({}, {"sc.weight": 30.0}, False),
+    "sc.weight 30": ({}, {"sc.weight": 30.0}, False),
 }
 NUMBERS = (
     *("dmd_norm", "sc_ratio", "sc_cosine"),
@@ -101,7 +101,7 @@ def attached(
     trainer = Trainer(config, teacher, torch.device("cpu"))
     # As in benchmarks.video: it saves memory that is not short here.
     trainer.model.fake_score.model.gradient_checkpointing = False
-    return trainer, self_forcing.attach(trainer, SaltConfig(**settings))
+    return trainer, self_forcing.attach(trainer, SaltConfig.from_mapping(settings))
 
 
 def found(metrics: Metrics, number: str) -> tuple[list[float], list[float]]:

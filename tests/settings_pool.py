@@ -46,10 +46,12 @@ POOL: dict[str, list[Any]] = {
     "align.margin": [0.1, 0.1, 2.5],
     "align.to": ["exit", "end", "input"],
     "align.block": [None, 0, 1, 40],
+    "align.features": ["fake_score", "real_score"],
     "adv": [None, {}],
     "adv.weight": [0.0, 0.1],
     "adv.against": ["data", "more_steps"],
     "adv.blocks": [None, (0,), (40,)],
+    "adv.features": ["fake_score", "real_score"],
     "adv.step_counts": [None, (2,)],
     "adv.kind": ["relativistic", "hinge"],
     "adv.warmup": [0, 600],
@@ -66,6 +68,8 @@ CHOSEN: list[dict[str, Any]] = [
     {"step_counts": [3], "probs": [1.0]},
     {"adv": {"weight": 0.1, "warmup": 600}},
     {"terms": [JUDGED]},
+    {"shift": 3.0},
+    {"align": {"features": "real_score", "block": 40}},
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """FastGen's DMD2 of the bidirectional Wan 2.1 1.3B, with Salt.
 
-torchrun --nproc_per_node=8 train.py --config=PATH/examples/fastgen/config_dmd2.py
+FastGen reads configs in its own folders only: README.md has the commands.
 """
 
 from fastgen.configs.experiments.WanT2V import config_dmd2
@@ -13,7 +13,7 @@ def create_config():
     config = config_dmd2.create_config()
     config.model_class = LazyCall(SaltDMD2Model)(
         config=None,
-        salt={"sc.weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4]},
+        salt={"step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4], "sc": {"weight": 1.0}},
     )
     config.log_config.group = "wan_dmd2_salt"
     return config

@@ -1,6 +1,6 @@
 """FastGen's Self Forcing of the causal Wan 2.1 1.3B, with Salt.
 
-torchrun --nproc_per_node=8 train.py --config=PATH/examples/fastgen/config_sf.py
+FastGen reads configs in its own folders only: README.md has the commands.
 """
 
 from fastgen.configs.experiments.WanT2V import config_sf
@@ -13,7 +13,7 @@ def create_config():
     config = config_sf.create_config()
     config.model_class = LazyCall(SaltSelfForcingModel)(
         config=None,
-        salt={"sc.weight": 1.0, "step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4]},
+        salt={"step_counts": [2, 4, 8], "probs": [0.2, 0.4, 0.4], "sc": {"weight": 1.0}},
     )
     config.log_config.group = "wan_sf_salt"
     return config

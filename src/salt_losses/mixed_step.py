@@ -159,8 +159,7 @@ class MixedStepScheduler:
                 f"so that the inference grid is part of the training grid; got {inference_steps}",
                 rests_on=["step_counts", "sc_steps"],
             )
-        # Any integer: Python's random seeds from its decimal text.
-        self.seed = checked("seed", check_count, seed, low=-(2**63))
+        self.seed = checked("seed", check_count, seed, low=0)
         self.first_chunk_steps = checked(
             "first_chunk_steps",
             _first_chunk_steps,

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -15,14 +14,12 @@ import pytest
 import torch
 from test_adapters import VANISHING, counted_calls, everything, generator_step, own_steps, salt
 from test_harness import assert_same, relative_change
-from test_sweep import sweeps_of
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from salt_losses import SaltConfig, step_schedule
+from salt_losses import SaltConfig, SettingError, step_schedule
 from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_forcing
-from salt_losses.adapters.family import losses
-from salt_losses.errors import SettingError
+from salt_losses.adapters.watch.sweep import Sweeps
 from salt_losses.terms import Alignment, SelfConsistency
 from salt_losses.training.step_lists import SolverLists
 from tests.nested import changed
@@ -127,8 +124,8 @@ def test_the_reference_is_its_solver_of_more_steps_from_the_students_noise(
 ) -> None:
     model = build(require)
     rollouts: list[Any] = []
-    aligned = losses.aligned
-    monkeypatch.setattr(losses, "aligned", lambda *a: (rollouts.append(a[2]), aligned(*a))[1])
+    loss = Alignment.loss
+    monkeypatch.setattr(Alignment, "loss", lambda *a: (rollouts.append(a[1]), loss(*a))[1])
     started: list[Any] = []
     real = model._consistency_backward_simulation
 
@@ -293,11 +290,7 @@ def test_a_step_count_that_its_rollout_does_not_read_is_an_error(require: Any) -
             {"align": {"weight": 0.1}},
             "align must be null where generator_is_causal is off",
         ),
-        (
-            {"generator_is_causal": False},
-            {"adv": {"weight": 0.1}},
-            "adv must be null where generator_is_causal is off",
-        ),
+        ({"generator_is_causal": False}, {"adv": {"weight": 0.1}}, "adv must be null where gen"),
     ],
 )
 def test_what_does_not_carry_over_is_refused_in_a_sentence(
@@ -310,9 +303,10 @@ def test_what_does_not_carry_over_is_refused_in_a_sentence(
     assert everything(model) == before
 
 
-def test_step_sweeps_are_refused_as_it_samples_by_a_solver(require: Any, tmp_path: Path) -> None:
+def test_sweeps_are_refused_as_it_samples_by_a_solver(require: Any) -> None:
     model = build(require, num_layers=1)
-    handle = longlive2.attach(model, salt(model))
-    with pytest.raises(SettingError, match="sweep_every must be 0: the trainer samples by a"):
-        sweeps_of(handle, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    with longlive2.attached(model, salt(model)) as handle:
+        lists = handle._losses.lists
+        with pytest.raises(SettingError, match=r"sweep_every must be 0: .*by a solver") as refused:
+            Sweeps(model, None, handle.config, lists, None, every=10, prompts=["a cat"])
+    assert refused.value.setting == "sweep_every"

@@ -14,6 +14,7 @@ from test_longlive2 import build
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import longlive2
+from tests.nested import changed
 
 
 def at_once(require: Any) -> Any:
@@ -68,13 +69,9 @@ def test_at_once_the_defects_gradient_is_that_of_the_literal_endpoints(
     require: Any, stop_grad: str | None
 ) -> None:
     model = at_once(require)
-    two = {
-        "step_counts": (2,),
-        "sc": {"step_counts": (2,), "weight": 1e4},
-        "align": {"reference": {}},
-    }
-    config = salt(model, **two, sc={"stop_grad": stop_grad})
-    off = salt(model, **(two | {"sc": {"weight": VANISHING}}))
+    sc = {"step_counts": (2,), "weight": 1e4, "stop_grad": stop_grad}
+    config = salt(model, step_counts=(2,), sc=sc, align={"reference": {}})
+    off = changed(config, sc={"weight": VANISHING})
     calls: list[Any] = []
     seed = next(s for s in range(10) if step_at_once(model, off, s)[2]["salt/sc_loss"] > 0)
     hook = model.generator.register_forward_hook(

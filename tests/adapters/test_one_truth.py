@@ -16,7 +16,8 @@ from salt_losses.cli.foresight import foresee
 from salt_losses.cli.networks import NETWORKS, Network
 from salt_losses.cli.trainer_configs import with_config
 from salt_losses.cli.trainers import TRAINERS, Trainer, replaced
-from salt_losses.terms import Alignment
+from salt_losses.terms import Adversarial, Alignment
+from salt_losses.terms.base import OFFERS
 from salt_losses.trainers import TRAINERS as DESCRIBED
 from tests import settings_pool
 
@@ -123,3 +124,26 @@ def test_a_bidirectional_student_is_refused_by_its_setting_and_nothing_is_change
         self_forcing.attach(model)
     assert refused.value.setting == "generator_type"
     assert vars(model) == before
+
+
+def test_a_term_of_ones_own_that_needs_more_is_refused_alike_in_streaming_training() -> None:
+    trainer: Any = tiny.build_trainer()
+    model = trainer.model
+    streaming = SimpleNamespace(base_model=model)
+    config = SaltConfig.from_mapping({"sc": None, "terms": [settings_pool.JUDGED]})
+    described = DESCRIBED["longlive"]
+    (problem,) = described.problems(config, facts_of(model, None, streaming))
+    expected = "judged needs real videos, which LongLive v1.0 does not offer"
+    assert problem == ("judged", expected)
+    plan = TRAINERS["longlive_streaming"]
+    (told,) = foresee(config, plan, 100, "1.3B", "1.3B", 1560)["problems"]
+    assert told == {"setting": "judged", "problem": expected}
+    # The discriminator has a setting that helps, and is not refused twice.
+    against_data = SaltConfig(adv=Adversarial())
+    (told,) = foresee(against_data, plan, 100, "1.3B", "1.3B", 1560)["problems"]
+    assert told["setting"] == "adv.against"
+
+
+def test_what_descriptions_lack_is_among_what_terms_may_need() -> None:
+    for described in DESCRIBED.values():
+        assert described.lacks <= OFFERS.keys()

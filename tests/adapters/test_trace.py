@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -11,10 +12,12 @@ from harness import FRAME_TOKENS
 from test_adapters import generator_step, loss_inputs, salt
 from test_harness import relative_change
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from salt_losses import add_noise, dmd_grad
+from salt_losses import SaltConfig, add_noise, dmd_grad
 from salt_losses._random import draw
 from salt_losses.terms import Rollout, Term
+from salt_losses.terms.trace import Trace
 from salt_losses.training import streams
 
 
@@ -138,3 +141,36 @@ def test_features_are_those_of_the_block_for_the_noised_video(model: Any) -> Non
     assert relative_change({"": term.gradient}, {"": gradient}) < 1e-4
     assert all(p.grad is None for p in network.parameters())
     assert loss_inputs(model)["conditional_dict"].keys() <= term.prompts.keys()
+
+
+class OnTheHost(Term):
+    """Returns what the host knows: nothing of it is on the device."""
+
+    name = "host"
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        return torch.zeros(())
+
+    def metrics(self) -> dict[str, float]:
+        return {"number": 1.5}
+
+
+def test_numbers_of_the_host_reach_the_device_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and not (kwargs or {}).get("non_blocking"):
+                waits.append(args)
+            return func(*args, **(kwargs or {}))
+
+    waits: list[Any] = []
+    monkeypatch.setattr(streams, "untouched", lambda _: contextlib.nullcontext())
+    term = OnTheHost()
+    plan = SaltConfig(sc=None, terms=(term,)).scheduler(1.0).plan(0)
+    trace = Trace([term], plan, str, trainer="a trainer", times=Tensor.tolist)
+    with Copies():
+        total, log = trace.objective(torch.zeros((), device="meta"))
+    assert waits == []
+    assert {total.device.type, *(value.device.type for value in log.values())} == {"meta"}
+    assert set(log) == {"salt/num_steps", "salt/dmd_loss", "salt/host_loss", "salt/host_number"}

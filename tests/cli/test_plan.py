@@ -445,3 +445,102 @@ def test_a_wrong_command_line_ends_with_code_2(arguments: list[str]) -> None:
     except SystemExit as error:
         code = error.code
     assert code == 2
+
+
+def planned(path: Path, config: Any, trainer: str, *more: str) -> int:
+    path.write_text(json.dumps(config))
+    command = ["plan", "--trainer", trainer, "--trainer-config", str(path), "--iterations", "9"]
+    return main([*command, *more])
+
+
+@pytest.mark.parametrize(
+    ("changed", "setting"),
+    [
+        ({"distributed": {"sequence_parallel": {"size": 2, "enabled": True}}}, "sequence_parallel"),
+        ({"distributed": {"sp_size": 2}}, "distributed.sequence_parallel.size must be 1"),
+        ({"scheduler": {"num_train_timesteps": 500}}, "num_train_timestep and scheduler."),
+        ({"scheduler": {"time_shift_settings": {"time_shift_power": 2}}}, "time_shift_power must"),
+        ({"dmd": {"denoising_step_list": [500, 750]}}, "denoising_step_list must be strictly"),
+        ({"dmd": {"div_loss": {"enabled": True}, "salt": {"step_counts": [1, 8],
+         "probs": [0.5, 0.5]}}}, "step_counts must be above 1 with div_loss"),
+    ],
+)  # fmt: skip
+def test_what_salt_cannot_follow_of_a_lightx2v_configuration_is_refused(
+    changed: dict[str, Any], setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dmd = {"num_frame_per_chunk": 3, **changed.pop("dmd", {})}
+    config = {"training": {"method": "salt_video_ar_dmd", "dmd": dmd}, **changed}
+    assert planned(tmp_path / "run.yaml", config, "lightx2v") == 1
+    assert setting in capsys.readouterr().out
+
+
+def test_a_lightx2v_configurations_networks_and_length_are_those_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "training": {"method": "salt_video_ar_dmd", "max_train_iters": 5000},
+        "model": {"pretrained_model_name_or_path": "/models/Wan2.1-T2V-14B/"},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(config))
+    arguments = ["plan", "--trainer", "lightx2v", "--trainer-config", str(path), "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["iterations"] == found["generator_updates"] == 5000
+    assert (found["sizes"]["generator"], found["sizes"]["teacher"]) == ("14B", "14B")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "config", "message"),
+    [
+        (
+            "longlive",
+            {"trainer": "score_distillation", "streaming_training": True},
+            "streaming_training is on, for which there is --trainer longlive_streaming",
+        ),
+        (
+            "longlive_streaming",
+            {"trainer": "score_distillation"},
+            "streaming_training is off, for which there is --trainer longlive",
+        ),
+        ("self_forcing", {"training": {}}, "no configuration of Self Forcing has none"),
+        ("self_forcing", {"trainer": "gan"}, "it has 'gan'"),
+        ("wan", {"trainer": "score_distillation"}, "no configuration of the Wan recipe"),
+        ("lightx2v", {"trainer": "score_distillation"}, "salt_video_ar_dmd`; it has None"),
+    ],
+)
+def test_a_configuration_of_another_trainer_is_refused_and_the_right_one_named(
+    trainer: str,
+    config: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert planned(tmp_path / "run.yaml", config, trainer) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_seed_below_0_is_refused_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "salt.yaml"
+    path.write_text("step_counts: [2, 4, 8]\nseed: -1\n")
+    assert main(["plan", str(path), "--trainer", "self_forcing"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path}:2: seed must be")
+    assert line.endswith("got -1")
+
+
+def test_notes_are_printed_next_to_the_errors_and_are_as_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "salt.json"
+    path.write_text(json.dumps({"align": {"prob": 0, "block": 40}}))
+    command = ["plan", str(path), "--trainer", "self_forcing", "--iterations", "900"]
+    assert main(command) == 1
+    first, note = capsys.readouterr().out.split("\n", 1)
+    assert "align.block must be an index into the 30 blocks" in first
+    assert note.startswith("Note: align never turns on: align.prob is 0")
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [len(found[key]) for key in ("problems", "notes")] == [1, 1]

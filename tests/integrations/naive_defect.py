@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from salt_losses import shortcut_triple_sampler
+from salt_losses.training import streams
 
 # Many ends for each exit step, of which the two nearest are drawn.
 RELEASED = {
-    "step_counts": [8], "probs": [1.0], "sc_steps": [8], "inference_steps": 8, "sc_weight": 1.0,
-    "sc_nearest": 2, "sc_time_weight": "clean", "align_weight": 0.0,
+    "step_counts": [8], "probs": [1.0], "inference_steps": 8,
+    "sc": {"step_counts": [8], "nearest": 2, "time_weight": "clean"},
 }  # fmt: skip
 
 
@@ -27,7 +28,8 @@ class Call(NamedTuple):
 
 def naive_loss(calls: Sequence[Call], salt: Any, grid: list[float], *, lockstep: bool) -> float:
     """`calls`: each exit step, then the term's own, if it makes one. `grid`: of 8 steps, and 0."""
-    triples, rest, terms = salt.generator("triples"), iter(calls), []
+    triples, rest, terms = torch.Generator(), iter(calls), []
+    triples.manual_seed(streams.seed_of(salt.key("triples")))
     for x_s, t, v_s in rest:
         exits = [min(grid, key=lambda u, t=t_s: abs(u - t)) for t_s in t.tolist()]
         t_s = torch.tensor(exits, dtype=torch.float64)

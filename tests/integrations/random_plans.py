@@ -34,8 +34,8 @@ class Drawn(NamedTuple):
 
     @property
     def reference_steps(self) -> int | None:
-        aligned = self.config.align_weight > 0
-        return self.config.align_reference.get(self.steps) if aligned else None
+        align = self.config.align
+        return None if align is None else align.reference.get(self.steps)
 
     def exits(self, blocks: int) -> Iterator[list[int]]:
         """Every exit step, the first block's apart where it has another list."""
@@ -74,22 +74,25 @@ def draw(seed: int, *, chunks: bool, aligned: bool = True) -> Drawn:
     salt: dict[str, Any] = {
         "step_counts": [steps, finest] if finest > steps else [steps],
         "probs": [1.0, 0.0] if finest > steps else [1.0],
-        "sc_steps": rng.choice([[steps], [steps], [finest]]),
         "inference_steps": rng.choice(ends),
-        "sc_weight": rng.choice([1.0, 1.0, 0.0]),
-        "sc_stop_grad": rng.choice([None, "direct", "composed"]),
-        "sc_time_weight": rng.choice([None, "clean", "clean"]),
-        "sc_nearest": rng.choice([None, 2]),
-        "align_warmup": 0,
-        "align_prob": 1.0,
-        "align_reference": {},
+        "sc": {
+            "step_counts": rng.choice([[steps], [steps], [finest]]),
+            "weight": rng.choice([1.0, 1.0, 0.0]),
+            "stop_grad": rng.choice([None, "direct", "composed"]),
+            "time_weight": rng.choice([None, "clean", "clean"]),
+            "nearest": rng.choice([None, 2]),
+        },
         "seed": seed,
     }
     if aligned and rng.random() < 0.7:
-        salt["align_weight"] = 0.1
-        salt["align_reference"] = {steps: steps * rng.choice([2, 3])}
-        salt["align_at"] = rng.choice(["exit", "end", "input"] if chunks else ["exit", "end"])
-        salt["align_noise"] = rng.choice(["own", "shared"])
+        salt["align"] = {
+            "weight": 0.1,
+            "warmup": 0,
+            "prob": 1.0,
+            "reference": {steps: steps * rng.choice([2, 3])},
+            "to": rng.choice(["exit", "end", "input"] if chunks else ["exit", "end"]),
+            "reference_noise": rng.choice(["own", "shared"]),
+        }
     if chunks and rng.random() < 0.5:
         salt["first_chunk_steps"] = {steps: 2 * steps}
     return Drawn(salt, steps)

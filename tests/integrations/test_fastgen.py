@@ -8,7 +8,9 @@ import importlib
 import itertools
 import json
 import os
-import runpy
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ import fastgen_real as fw
 import pytest
 import random_plans
 import torch
+import yaml
 from naive_defect import RELEASED, Call, naive_loss
 from tools import merged, reference, sc_loss
 from torch import Tensor
@@ -35,6 +38,7 @@ from salt_losses.cli.calls import (
 )
 from salt_losses.cli.grids import step_lists
 from salt_losses.cli.trainers import TRAINERS
+from salt_losses.terms import alignment
 
 KINDS = ("dmd2", "self_forcing")
 EVERY = {  # the defect term in every iteration, and the framework's own step list
@@ -168,7 +172,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
 
 
 def test_the_loss_of_the_released_presets_is_a_naive_one(kind):
-    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    """`sc.nearest` 2 and `sc.time_weight` "clean"."""
     found = []
     for seed in range(6):
         model = fw.build(kind, RELEASED, seed=seed)
@@ -545,21 +549,107 @@ def test_another_version_of_the_parent_is_named_in_one_sentence(monkeypatch):
         import salt_losses.integrations.fastgen  # noqa: F401
 
 
-@pytest.mark.parametrize("name", ["config_sf", "config_dmd2"])
-def test_the_example_configs_name_our_classes_in_the_frameworks_own(name):
-    path = Path(__file__).parents[2] / "examples" / "fastgen" / f"{name}.py"
-    config = runpy.run_path(str(path))["create_config"]()
-    target = config.model_class["_target_"]
-    assert "Salt" in (target if isinstance(target, str) else target.__name__)
-    assert config.model_class.salt["step_counts"] == [2, 4, 8]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fastgen"
+SCRIPT = """
+import runpy, sys
+import fastgen_real
+fastgen_real.activate()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.001), (1.0, 0.999)])
-def test_the_alignments_level_is_one_of_the_schedulers(uniform, level, monkeypatch):
-    from salt_losses.integrations.fastgen import alignment
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout with the examples where their README puts them."""
+    copy = tmp_path_factory.mktemp("fastgen") / "FastGen"
+    for name in ("fastgen", "scripts"):
+        shutil.copytree(fw.checkout() / name, copy / name)
+    shutil.copy(fw.checkout() / "train.py", copy)
+    copies = re.findall(r"cp \.\./salt-losses/(\S+) (\S+)", (EXAMPLE / "README.md").read_text())
+    assert len(copies) == 2
+    for source, target in copies:
+        shutil.copy(EXAMPLE.parents[1] / source, copy / target)
+    return copy
 
-    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
-    monkeypatch.setattr(model._salt, "align_level", lambda: uniform)
+
+def dry_run(folder: Path, *command: str) -> tuple[str, dict[str, Any]]:
+    """What one of FastGen's scripts prints, and the config that it makes of a command."""
+    paths = [Path(__file__).parent, *sys.path]
+    output = folder / "output"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *command, *(() if "--dryrun" in command else ["--dryrun"])],
+        cwd=folder,
+        env={
+            **os.environ,
+            fw.VARIABLE: str(folder),
+            "PYTHONPATH": os.pathsep.join(map(str, filter(None, paths))),
+            "FASTGEN_OUTPUT_ROOT": str(output),
+        },
+        capture_output=True,
+        text=True,
+    )
+    files = list(output.rglob("config.yaml"))
+    config = yaml.safe_load(files[0].read_text()) if files else {}
+    shutil.rmtree(output, ignore_errors=True)
+    return done.stdout + done.stderr, config
+
+
+def commands(script: str) -> list[list[str]]:
+    text = (EXAMPLE / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(rf"^    .*\b({re.escape(script)} .*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_readmes_commands_make_the_frameworks_own_scripts_train_with_salt(folder):
+    train = commands("train.py")
+    assert len(train) == 2
+    other = [part.replace("config_sf", "config_dmd2") for part in train[0]]
+    change = [*train[1], "model_class.salt.sc.weight=0.5"]
+    at = change.index("-")
+    change = [*change[:at], "--dryrun", *change[at:]]
+    for command, name, weight in (
+        (train[0], "SaltSelfForcingModel", "1.0"),
+        (other, "SaltDMD2Model", "1.0"),
+        (change, "SaltSelfForcingModel", "0.5"),
+    ):
+        said, config = dry_run(folder, *command)
+        assert name in config["model_class"]["_target_"], said
+        salt = config["model_class"]["salt"]
+        assert (salt["step_counts"], salt["sc"]) == (["2", "4", "8"], {"weight": weight})
+    assert config["trainer"]["fsdp"] == "True"
+    assert "/path/to/videos" in str(config["dataloader_train"]["datatags"])
+
+
+def test_the_readmes_command_samples_on_the_grids_of_training(folder):
+    (command,) = commands("scripts/inference/video_model_inference.py")
+    at = command.index("-")
+    said, config = dry_run(folder, *command[:at], "--dryrun", *command[at:])
+    times = config["model"]["sample_t_cfg"]["t_list"]
+    assert [float(t) for t in times] == [0.999, 0.833, 0.0], said
+    table = re.findall(r"^\| (\d) \| `\[(.*?)\]`", (EXAMPLE / "README.md").read_text(), re.M)
+    assert [count for count, _ in table] == ["2", "4", "8"]
+    model = fw.build("self_forcing", {})
+    for count, times in table:
+        expected = model._steps(step_schedule(int(count), TRAINERS["fastgen"].shift))
+        assert [float(t) for t in times.split(",")] == pytest.approx(list(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("path", [EXAMPLE / "config_sf.py", "../salt-losses/config_sf.py"])
+def test_a_path_outside_of_the_checkout_is_none_that_the_framework_reads(folder, path):
+    """The README says so; when this fails, its copies can go."""
+    if not isinstance(path, Path):
+        (folder.parent / "salt-losses").mkdir()
+        shutil.copy(EXAMPLE / "config_sf.py", folder.parent / "salt-losses")
+    said, config = dry_run(folder, "train.py", f"--config={path}")
+    assert "TypeError: the 'package' argument is required" in said
+    assert not config
+
+
+@pytest.mark.parametrize(("low", "high", "level"), [(0.0, 1e-9, 0.001), (1 - 1e-9, 1.0, 0.999)])
+def test_the_alignments_level_is_one_of_the_schedulers(low, high, level, monkeypatch):
+    align = {"to": "end", "noise_range": [low, high]}
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align=align))
     seen, compute = [], alignment.rollout_align_loss
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -572,11 +662,9 @@ def test_the_alignments_level_is_one_of_the_schedulers(uniform, level, monkeypat
 
 
 def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
-    from salt_losses.integrations.fastgen import alignment
-
     model = fw.build(
         "self_forcing",
-        settings("self_forcing", 0, 1, align_at="exit"),
+        settings("self_forcing", 0, 1, align={"to": "exit"}),
         same_step_across_blocks=False,
     )
     blocks = fw.FRAMES // model.net.chunk_size
@@ -596,17 +684,17 @@ def test_blocks_that_leave_at_their_first_step_are_not_aligned(monkeypatch):
 
 @pytest.mark.parametrize("kind_of_sampling", ["ode", "sde"])
 def test_the_reference_draws_noise_only_if_the_student_does(kind_of_sampling, monkeypatch):
-    """With `align_noise` "own" another stream gives another reference, and none to an ODE's."""
-    salt = settings("self_forcing", 0, 1, align_at="end", align_noise="own")
+    """Another stream of their own gives another reference, and none to an ODE's."""
+    salt = settings("self_forcing", 0, 1, align={"to": "end", "reference_noise": "own"})
     losses = []
     for seed in (0, 1):
         model = fw.build("self_forcing", salt, student_sample_type=kind_of_sampling)
-        own = model._salt.generator
+        key = model._salt.key
         monkeypatch.setattr(
             model._salt,
-            "generator",
-            lambda purpose, *a, own=own, seed=seed: (
-                torch.Generator().manual_seed(seed) if purpose == "reference" else own(purpose, *a)
+            "key",
+            lambda purpose, key=key, seed=seed: (
+                str(seed) if "reference" in purpose else key(purpose)
             ),
         )
         losses.append(float(step(model)[0]["salt/align_loss"]))
@@ -614,7 +702,7 @@ def test_the_reference_draws_noise_only_if_the_student_does(kind_of_sampling, mo
 
 
 def test_the_references_cache_is_cleared_after_it():
-    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align_at="end"))
+    model = fw.build("self_forcing", settings("self_forcing", 0, 1, align={"to": "end"}))
     events: list[str] = []
     clear = model.net.clear_caches
 
@@ -671,7 +759,7 @@ def test_a_plans_calls_are_those_that_are_counted(kind, align_at, monkeypatch):
 
 @pytest.mark.parametrize("seed", random_plans.SEEDS)
 def test_the_calls_of_random_settings_are_those_that_a_plan_expects(kind, seed, monkeypatch):
-    """FastGen's lists begin at 0.999, so that `sc_time_weight` spares no call."""
+    """FastGen's lists begin at 0.999, so that `sc.time_weight` spares no call."""
     trainer = TRAINERS["fastgen_dmd2" if kind == "dmd2" else "fastgen"]
     chunks = kind == "self_forcing"
     drawn = random_plans.draw(seed, chunks=chunks, aligned=chunks)

@@ -38,6 +38,7 @@ from salt_losses.cli.grids import step_lists
 from salt_losses.cli.settings import read_file
 from salt_losses.cli.trainer_configs import with_config
 from salt_losses.cli.trainers import TRAINERS, Rollout, Trainer
+from salt_losses.terms import alignment
 
 KINDS = ("dmd2", "self_forcing")
 BOTH = {  # every term in every iteration, and the framework's own step list
@@ -280,7 +281,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
 
 @pytest.mark.parametrize("mode", ["simulate", "data_latent"])
 def test_the_loss_of_the_released_presets_is_a_naive_one(fw, kind, mode, tmp_path):
-    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    """`sc.nearest` 2 and `sc.time_weight` "clean"."""
     if kind == "self_forcing" and mode == "data_latent":
         pytest.skip("it simulates always")
     found = []
@@ -302,7 +303,7 @@ def test_the_loss_of_the_released_presets_is_a_naive_one(fw, kind, mode, tmp_pat
             if hasattr(method.student, name):
                 setattr(method.student, name, noted(getattr(method.student, name)))
         _, metrics, *_ = step(method, fw, 5, seed)
-        grid = method._times(method._salt.plan.train_times)
+        grid = [*method._levels(method._salt.plan.train_times), 0.0]
         found.append(float(metrics["salt/sc_loss"]))
         expected = naive_loss(made, method._salt, grid, lockstep=kind == "dmd2")
         assert found[-1] == pytest.approx(expected, rel=1e-4)
@@ -549,12 +550,12 @@ def test_a_list_and_a_term_that_are_never_used_are_said(fw, kind, tmp_path):
 def test_dmd2_refuses_alignments_that_it_has_no_rollout_for(fw, tmp_path):
     with pytest.raises(ValueError, match="whose student has no cache"):
         fw.build("dmd2", {"align": {"weight": 1, "to": "input"}}, tmp_path)
-    with pytest.raises(ValueError, match=r"reference rollout.* with rollout_mode"):
+    with pytest.raises(ValueError, match="where rollout_mode is not"):
         fw.build("dmd2", {"align": {"weight": 1}}, tmp_path, rollout_mode="data_latent")
 
 
 def test_dmd2_has_no_first_chunk(fw, tmp_path):
-    with pytest.raises(ValueError, match="first_chunk_steps must be None in FastVideo's SaltDMD2"):
+    with pytest.raises(ValueError, match="first_chunk_steps must be null in FastVideo's SaltDMD2"):
         fw.build("dmd2", {"first_chunk_steps": 4}, tmp_path)
 
 
@@ -619,7 +620,7 @@ def real(fw: Any) -> Any:
 
 
 def test_the_stand_in_has_the_real_signatures(real):
-    from salt_losses.integrations.fastvideo import alignment, framework
+    from salt_losses.integrations.fastvideo import framework, rollout
 
     stand_ins = {
         name: value
@@ -635,7 +636,7 @@ def test_the_stand_in_has_the_real_signatures(real):
             wanted = [n for n, p in theirs.items() if p.default is p.empty]
             assert [n for n, p in stands.items() if p.default is p.empty] == wanted
     for name in ("pred_noise_to_pred_video", "set_forward_context"):
-        assert callable(getattr(alignment, name))
+        assert callable(getattr(rollout, name))
 
 
 def test_the_cache_has_no_autograd_history_when_the_extra_call_comes(real, tmp_path):
@@ -758,14 +759,13 @@ def test_the_frameworks_own_tests_of_these_methods_pass_on_the_subclasses(real):
     assert "5 passed" in done.stdout
 
 
-@pytest.mark.parametrize(("uniform", "level"), [(0.0, 0.1), (1.0, 0.9)])
+@pytest.mark.parametrize(("low", "high", "level"), [(0.0, 1e-9, 0.1), (1 - 1e-9, 1.0, 0.9)])
 def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
-    fw, kind, uniform, level, tmp_path, monkeypatch
+    fw, kind, low, high, level, tmp_path, monkeypatch
 ):
-    method = fw.build(kind, {**BOTH, "align_weight": 1.0, "align_at": "end"}, tmp_path)
+    align = {"weight": 1.0, "to": "end", "noise_range": [low, high]}
+    method = fw.build(kind, merged(BOTH, {"align": align}), tmp_path)
     method._score_min_timestep, method._score_max_timestep = 100, 900
-    monkeypatch.setattr(method._salt, "align_level", lambda: uniform)
-    alignment = sys.modules["salt_losses.integrations.fastvideo.alignment"]
     seen, compute = [], alignment.rollout_align_loss
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -778,9 +778,8 @@ def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
 
 
 def test_blocks_that_leave_at_their_first_step_are_not_aligned(fw, tmp_path, monkeypatch):
-    method = fw.build("self_forcing", {**BOTH, "align_weight": 1.0, "align_at": "exit"}, tmp_path)
+    method = fw.build("self_forcing", merged(BOTH, {"align": {"weight": 1.0}}), tmp_path)
     monkeypatch.setattr(method, "_sample_exit_indices", lambda **_: [0, 2, 0])
-    alignment = sys.modules["salt_losses.integrations.fastvideo.alignment"]
     seen, compute = [], alignment.rollout_align_loss
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -795,7 +794,9 @@ def test_blocks_that_leave_at_their_first_step_are_not_aligned(fw, tmp_path, mon
 def test_a_rollout_that_does_not_go_through_its_list_for_each_chunk_is_an_error(
     fw, tmp_path, monkeypatch
 ):
-    method = fw.build("self_forcing", {**BOTH, "align_weight": 0, "first_chunk_steps": 8}, tmp_path)
+    method = fw.build(
+        "self_forcing", merged(BOTH, {"align": None, "first_chunk_steps": 8}), tmp_path
+    )
     batch = prepared(method, fw)
     parent = next(c for c in type(method).__mro__ if c.__name__ == "SelfForcingMethod")
 
@@ -813,22 +814,22 @@ def test_ranks_that_share_a_sample_draw_alike(monkeypatch):
     from salt_losses import SaltConfig
     from salt_losses.integrations import _salt
 
-    def drawn(rank: int) -> int:
+    def drawn(rank: int) -> str:
         monkeypatch.setattr(_salt.dist, "is_initialized", lambda: True)
         monkeypatch.setattr(_salt.dist, "get_rank", lambda: rank)
-        return _salt.Salt(SaltConfig(), 1.0, ranks_per_sample=2).generator("triples").initial_seed()
+        return _salt.Salt(SaltConfig(), "FastVideo", 1.0, ranks_per_sample=2).key("triples")
 
     assert drawn(0) == drawn(1) != drawn(2) == drawn(3)
 
 
 def test_a_shift_of_salts_replaces_the_frameworks_own_list(fw, kind, tmp_path):
-    salt = {**BOTH, "align_weight": 0}
+    salt = merged(BOTH, {"align": None})
     own = [1000, 757, 522, 250]  # not the grid's
-    for shift, kept in ((None, True), (3.0, False)):
+    for shift in (None, 3.0):
         method = fw.build(kind, {**salt, "shift": shift}, tmp_path, dmd_denoising_steps=own)
-        grid = method._lists.timesteps(method._salt.plan.times)
-        steps = method._step_list(method._salt.plan.times)
-        assert torch.equal(steps, grid) != kept
+        steps = method._get_denoising_step_list(torch.device("cpu")).double()
+        grid = 1000 * step_schedule(4, method._salt.scheduler.shift)[:-1].double()
+        assert torch.allclose(steps, grid, atol=1.0) == (shift is not None)
 
 
 # What `salt-losses plan` says of it

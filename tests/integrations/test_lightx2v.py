@@ -32,6 +32,7 @@ from salt_losses.cli.calls import (
     Calls as Counted,
 )
 from salt_losses.cli.trainers import TRAINERS
+from salt_losses.terms import alignment
 
 KINDS = ("ar", "dmd")
 
@@ -177,7 +178,7 @@ def test_the_defect_terms_gradient_is_that_of_a_slow_computation_on_a_cloned_cac
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_loss_of_the_released_presets_is_a_naive_one(kind, size, tmp_path):
-    """`sc_nearest` 2 and `sc_time_weight` "clean"."""
+    """`sc.nearest` 2 and `sc.time_weight` "clean"."""
     more = {"training__dmd__same_step_across_blocks": False} if kind == "ar" else {}
     found = []
     for seed in range(6):
@@ -201,14 +202,15 @@ def test_the_loss_of_the_released_presets_is_a_naive_one(kind, size, tmp_path):
 def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
     kind, uniform, level, tmp_path, monkeypatch
 ):
-    from salt_losses.integrations.lightx2v import alignment
-
-    trainer = fw.build(kind, settings(0, 1, align_at="end"), tmp_path)
+    align = {
+        "to": "end",
+        "noise_range": [uniform, uniform + 1e-9] if uniform < 1 else [1 - 1e-9, 1.0],
+    }
+    trainer = fw.build(kind, settings(0, 1, align=align), tmp_path)
     assert (trainer.min_step, trainer.max_step) == (20, 980)
     level = (
         1000 * float(shift_time(uniform, trainer.score_timestep_shift)) if level is None else level
     )
-    monkeypatch.setattr(trainer._salt, "align_level", lambda: uniform)
     seen = []
     compute = alignment.rollout_align_loss
 
@@ -222,10 +224,8 @@ def test_the_alignments_level_is_one_at_which_the_scores_are_trained(
 
 
 def test_blocks_that_leave_at_their_first_step_are_not_aligned(tmp_path, monkeypatch):
-    from salt_losses.integrations.lightx2v import alignment
-
     more = {"training__dmd__same_step_across_blocks": False}
-    trainer = fw.build("ar", settings(0, 1, align_at="exit"), tmp_path, **more)
+    trainer = fw.build("ar", settings(0, 1, align={"to": "exit"}), tmp_path, **more)
     seen, compute = [], alignment.rollout_align_loss
 
     def watched(*args, **kwargs):
@@ -244,9 +244,9 @@ def test_gradients_are_not_synchronised_in_the_alignments_pass_and_are_after_it(
     kind, features, fails, tmp_path, monkeypatch
 ):
     """DDP would wait for gradients of the features' network, which this pass does not have."""
-    from salt_losses.integrations.lightx2v import alignment
+    from salt_losses.integrations.lightx2v import trainers
 
-    salt = settings(0, 1, align_at="end", align_features=features)
+    salt = settings(0, 1, align={"to": "end", "features": features})
     trainer = fw.build(kind, salt, tmp_path)
     network = (
         trainer.fake_model if features == "fake_score" else trainer.teacher_model
@@ -265,7 +265,7 @@ def test_gradients_are_not_synchronised_in_the_alignments_pass_and_are_after_it(
         events.append(enabled)
 
     monkeypatch.setattr(alignment, "rollout_align_loss", watched)
-    monkeypatch.setattr(alignment, "set_ddp_gradient_sync", switched)
+    monkeypatch.setattr(trainers, "set_ddp_gradient_sync", switched)
     with pytest.raises(RuntimeError, match="out of memory") if fails else contextlib.nullcontext():
         step(trainer)
     assert events == [False, "pass", True]

@@ -24,6 +24,8 @@ from lightx2v_oracle import kept_triples, settings, step
 from tools import merged
 from torch import Tensor
 
+from salt_losses import step_schedule
+
 KINDS = ("ar", "dmd")
 
 pytestmark = pytest.mark.skipif(
@@ -315,8 +317,13 @@ def test_another_train_py_than_the_frameworks_is_refused(monkeypatch, tmp_path):
         main()
 
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "lightx2v"
+
+
 def test_the_example_has_the_frameworks_own_numbers_and_runs(tmp_path):
-    path = Path(__file__).parents[2] / "examples" / "lightx2v" / "wan2_1_t2v_1_3b_ar_salt.yaml"
+    import salt_losses.integrations.lightx2v  # noqa: F401 (registers)
+
+    path = EXAMPLE / "wan2_1_t2v_1_3b_ar_salt.yaml"
     ours, theirs = yaml.safe_load(path.read_text()), fw.own_config("ar")
     differ = []
 
@@ -329,7 +336,8 @@ def test_the_example_has_the_frameworks_own_numbers_and_runs(tmp_path):
 
     compare(ours, theirs, "")
     assert differ == [
-        ".training.method", ".training.dmd.salt", ".training.output_dir", ".model.student",
+        ".training.method", ".training.dmd.salt", ".training.save_consolidated_student",
+        ".training.output_dir", ".model.student",
         ".inference.output_dir", ".inference.infer_every_iters",
     ]  # fmt: skip
     assert theirs["inference"]["infer_every_iters"] == "${training.save_every_iters}"
@@ -337,3 +345,47 @@ def test_the_example_has_the_frameworks_own_numbers_and_runs(tmp_path):
     trainer = fw.build("ar", None, tmp_path, base=ours)
     assert trainer._salt.config.step_counts == (2, 4, 8)
     assert "salt/num_steps" in step(trainer)[0]
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_the_readmes_way_from_a_checkpoint_to_samples(tmp_path, monkeypatch, count):
+    """What the framework saves of a sharded student, as one file, in its own `infer.py`."""
+    from infer import main
+    from lightx2v_train.infer.video import WanT2VARInferencer
+    from lightx2v_train.model_zoo.wan_t2v import WanT2VModel
+
+    text = (EXAMPLE / "README.md").read_text()
+    folder = "output_train/wan2_1_t2v_1_3b_ar_salt/checkpoint-000001000"
+    monkeypatch.chdir(tmp_path)
+    trained = fw.build("ar", None, tmp_path / "run", seed=3).model
+    with torch.no_grad():
+        for parameter in trained.denoiser_module().parameters():
+            parameter.add_(0.1)
+    trained.save_full_model(f"{folder}/student_consolidated")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(block)
+
+    (steps,) = re.findall(rf"^\| {count} \| `(\[.*?\])`", text, re.M)
+    inference = {"denoising_step_list": json.loads(steps), "num_inference_steps": count}
+    more = {f"inference__{name}": value for name, value in inference.items()}
+    sample = fw.config("ar", None, tmp_path / "s", model__checkpoint_path="student.pt", **more)
+    path = tmp_path / "sample.yaml"
+    path.write_text(yaml.safe_dump(sample))
+    models, times = [], []
+    build, grid = WanT2VModel.load_components, WanT2VARInferencer._build_ar_denoising_steps
+    monkeypatch.setattr(
+        WanT2VModel, "load_components",
+        lambda self, **more: models.append(self) or build(self, **more),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        WanT2VARInferencer, "_build_ar_denoising_steps",
+        lambda self, device: times.append(grid(self, device)) or times[-1],
+    )  # fmt: skip
+    with fw.main_on(path):
+        main()
+    expected = trained.denoiser_module().state_dict()
+    found = models[0].denoiser_module().state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert list((tmp_path / "s" / "infer").glob("*.mp4"))
+    grid = step_schedule(count, shift=5.0)[:-1]
+    assert times[0].tolist() == pytest.approx((1000 * grid).tolist(), abs=1.0)

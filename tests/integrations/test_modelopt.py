@@ -405,7 +405,7 @@ BAD = {
         {},
         "align needs .* which Model-Optimizer does not offer",
     ),
-    "a shift": ({"shift": 5.0}, {}, "shift must be None in Model-Optimizer"),
+    "a shift": ({"shift": 5.0}, {}, "shift must be null in Model-Optimizer"),
     "a coarse grid": ({"inference_steps": 3}, {}, "inference_steps must divide"),
 }
 

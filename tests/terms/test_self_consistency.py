@@ -15,8 +15,11 @@ from salt_losses.terms import self_consistency as term
 TRAIN, ENDS = step_schedule(8).tolist(), step_schedule(4).tolist()
 
 
+GAIN = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+
 def velocity(x: Tensor, t: Tensor) -> Tensor:
-    return (x * (1 + t.view(-1, 1, 1, 1, 1).to(x))).sin()
+    return GAIN * (x * (1 + t.view(-1, 1, 1, 1, 1).to(x))).sin()
 
 
 def collected(
@@ -52,7 +55,9 @@ def collected(
     return loss, calls, triples, states
 
 
-def naive(triples: list[ShortcutTriple], states: list[Tensor], *, clean: bool) -> Tensor:
+def naive(
+    triples: list[ShortcutTriple], states: list[Tensor], *, clean: bool, constant: str | None = None
+) -> Tensor:
     """eq. 8, sample by sample, from both endpoints."""
     terms = []
     for triple, x in zip(triples, states, strict=True):
@@ -66,6 +71,8 @@ def naive(triples: list[ShortcutTriple], states: list[Tensor], *, clean: bool) -
             v_s = velocity(x_s, t_s)
             x_m = x_s - (t_s - t_m) * v_s
             direct, composed = x_s - (t_s - t_e) * v_s, x_m - (t_m - t_e) * velocity(x_m, t_m)
+            direct = direct.detach() if constant == "direct" else direct
+            composed = composed.detach() if constant == "composed" else composed
             samples.append((1 - t_s if clean else 1) * (direct - composed).square().mean())
         terms.append(torch.stack([s.squeeze() for s in samples]).mean())
     return torch.stack(terms).mean()
@@ -79,15 +86,19 @@ def levels(*values: float) -> Tensor:
 EXITS = [levels(1.0, 1.0), levels(0.75, 0.125), levels(0.125, 0.125), levels(0.5, 0.875)]
 
 
+@pytest.mark.parametrize("constant", [None, "direct", "composed"])
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("nearest", [None, 1, 2])
 @pytest.mark.parametrize("lockstep", [False, True])
-def test_the_term_is_that_of_a_naive_computation(
-    lockstep: bool, nearest: int | None, clean: bool
+def test_the_term_and_its_gradient_are_those_of_a_naive_computation(
+    lockstep: bool, nearest: int | None, clean: bool, constant: str | None
 ) -> None:
     settings: dict[str, Any] = {"nearest": nearest, "time_weight": "clean" if clean else None}
-    loss, _, triples, states = collected(EXITS, lockstep=lockstep, **settings)
-    torch.testing.assert_close(loss, naive(triples, states, clean=clean))
+    loss, _, triples, states = collected(EXITS, lockstep=lockstep, stop_grad=constant, **settings)
+    expected = naive(triples, states, clean=clean, constant=constant)
+    torch.testing.assert_close(loss, expected)
+    found, wanted = (torch.autograd.grad(value, GAIN)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(("nearest", "ends"), [(None, {0.5, 0.25, 0.0}), (1, {0.5}),

@@ -97,11 +97,11 @@ class Trainer:
         title: its name in messages.
         module: of Salt, that is used with it.
         commit: that Salt's tests were last run with.
-        offers: what it has of what terms may need: `"cache"` (a KV cache that blocks are written
-            into), `"chunks"`, `"sweeps"`, `"shift"` (grids of another shift than its own).
+        abilities: what settings may ask for: `"cache"` (a KV cache that blocks are written into),
+            `"chunks"`, `"sweeps"`, `"shift"` (grids of another shift than its own).
         ways: rules about the trainer's own settings, whatever Salt's are.
         rules: those about Salt's.
-        lacks: what it does not give to terms, names of `terms.base.OFFERS`.
+        lacks: names of `terms.base.OFFERS` that it never gives to terms (see `offers`).
         folders: of its checkout, by any of which it is known, where it has no seams.
     """
 
@@ -109,11 +109,22 @@ class Trainer:
     title: str
     module: str
     commit: str
-    offers: frozenset[str]
+    abilities: frozenset[str]
     ways: tuple[Rule, ...] = ()
     rules: tuple[Rule, ...] = ()
     folders: tuple[str, ...] = ()
     lacks: frozenset[str] = frozenset()
+
+    def offers(self, facts: Facts) -> frozenset[str]:
+        """What it gives to terms, names of `terms.base.OFFERS`."""
+        from ..terms.base import OFFERS
+
+        lacks = set(self.lacks)
+        if facts.streaming:  # chunks of a long rollout have no real video of their length
+            lacks.add("data")
+        if facts.at_once:  # its exit is drawn where no second rollout can learn it
+            lacks |= {"reference", "extra"}
+        return frozenset(OFFERS) - lacks
 
     def problems(self, config: SaltConfig, facts: Facts) -> list[Problem]:
         """All that cannot be followed; `attach` and the constructors raise the first one."""
@@ -150,7 +161,12 @@ class Trainer:
         warn([note for note in self.notes(config, facts) if note not in known], self.title)
 
     def _found(self, rules: Iterable[Rule], config: SaltConfig, facts: Facts) -> list[Problem]:
-        return [problem for rule in rules for problem in rule(config, facts, self)]
+        terms, found = {term.name for term in config.all_terms}, list[Problem]()
+        for rule in rules:
+            # A term of which an earlier rule refuses a setting is not refused as a whole, too.
+            blamed = terms & {problem.setting.partition(".")[0] for problem in found}
+            found += [p for p in rule(config, facts, self) if p.setting not in blamed]
+        return found
 
     @staticmethod
     def _replaced(config: SaltConfig, facts: Facts) -> list[str]:

@@ -25,7 +25,7 @@ EVERYTHING = frozenset({"cache", "chunks", "sweeps", "shift"})
 # A student with a KV cache, and one that sees a whole video at once.
 CHUNKED = frozenset({"cache", "chunks", "shift"})
 WHOLE = frozenset({"shift"})
-TERMS = (needs, self_consistency, alignment, adversarial)
+TERMS = (self_consistency, alignment, adversarial, needs)
 # Real videos and a second rollout, which the frameworks do not give to terms.
 NO_DATA = frozenset({"data", "extra"})
 

@@ -24,7 +24,7 @@ LACKING = {
 def unsupported(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
     """Settings of what the trainer does not offer."""
     for ability, names in LACKING.items():
-        for name in () if ability in trainer.offers else names:
+        for name in () if ability in trainer.abilities else names:
             value = getattr(config, name)
             if value is not None and getattr(value, "weight", 1) > 0:
                 yield Problem(
@@ -34,11 +34,11 @@ def unsupported(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[
 
 def needs(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
     """Terms that need what the trainer does not give to terms."""
-    from ..terms.base import OFFERS, check_needs
+    from ..terms.base import check_needs
 
     for term in config.all_terms:
         try:
-            check_needs([term], OFFERS.keys() - trainer.lacks, trainer.title)
+            check_needs([term], trainer.offers(facts), trainer.title)
         except SettingError as error:
             yield Problem(error.setting, str(error))
 
@@ -101,7 +101,7 @@ def alignment(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Pr
     align = config.align
     if align is None or align.weight == 0:
         return
-    if align.to == "input" and "cache" not in trainer.offers:
+    if align.to == "input" and "cache" not in trainer.abilities:
         yield Problem(
             "align.to",
             f"align.to must be one of 'exit', 'end' in {trainer.title}, whose student has no "

@@ -301,6 +301,9 @@ def test_images_and_videos_in_one_batch_train_by_backward_simulation(i2v, mixed,
     options = options_of(i2v, mixed, out, **settings)
     assert train.main(options) == 2
     assert "1 of its 3 samples are images (clip_1.png, for one)" in capsys.readouterr().err
+    term = "salt.terms=[{_target_: tests.examples.wan.test_wan_distil.Real}]"
+    assert train.main([*options, "--set", "backward_simulation=true", "--set", term]) == 2
+    assert "real needs real videos: 1 of the 3 samples of" in capsys.readouterr().err
     assert not out.exists()
     assert train.main([*options, "--set", "backward_simulation=true"]) == 0
     assert len(list((out / "samples" / "000002").iterdir())) == 2

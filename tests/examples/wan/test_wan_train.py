@@ -23,6 +23,7 @@ from examples.wan.distil import condition_of
 from examples.wan.pretrained import load_transformer
 from examples.wan.roles import ROLES
 from salt_losses.cli.foresight import foresee
+from salt_losses.cli.report.read import read_runs
 from salt_losses.cli.trainer_configs import with_config
 from salt_losses.cli.trainers import TRAINERS
 from salt_losses.terms import Term
@@ -129,6 +130,13 @@ def test_a_term_of_ones_own_resumes_with_its_state(t2v, tmp_path):
     assert_same(contents(stopped), contents(straight))
     rows = [json.loads(line) for line in contents(straight)[2].splitlines()]
     assert [row["salt/counting_count"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_the_command_reads_a_runs_log_and_settings(whole):
+    (run,) = read_runs([whole])
+    assert len(run.lines) == 4
+    assert {"salt/num_steps", "salt/dmd_loss", "salt/sc_loss", "critic/loss"} <= run.lines[0].keys()
+    assert run.settings["sc"]["weight"] == 1.0
 
 
 def test_every_role_learns_and_the_average_follows_the_student(whole):

@@ -10,7 +10,7 @@ from typing import Any
 from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
-from ...terms.base import OFFERS, check_needs
+from ...terms.base import check_needs
 from ...trainers import TRAINERS, Trainer
 from ...trainers.seams import AT_ONCE, TRAINER
 from ...training.agreement import check_agreement
@@ -106,7 +106,7 @@ class Adapter:
         lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
         facts = facts_of(model, trainer, streaming, pipeline, lists)
         known.check(config, facts)
-        check_needs(config.all_terms, offers(model, streaming), self.trainer)
+        check_needs(config.all_terms, known.offers(facts) - missing(model), known.title)
         handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
         known.warn(config, facts)
         handle._attach()
@@ -162,8 +162,8 @@ class Adapter:
         return pipeline
 
 
-def offers(model: Any, streaming: Any) -> frozenset[str]:
-    """What a trainer of the family offers to terms, by the names of `OFFERS`."""
+def missing(model: Any) -> frozenset[str]:
+    """What the model lacks to give to terms, by the names of `OFFERS`."""
     lacking = set[str]()
     if not hasattr(model, SCORE):
         lacking |= {"dmd", "fake_x0", "real_x0"}
@@ -172,8 +172,4 @@ def offers(model: Any, streaming: Any) -> frozenset[str]:
     scores = [getattr(getattr(model, name, None), "model", None) for name in NAMES]
     if not all(hasattr(score, "blocks") for score in scores):
         lacking |= {"features", "network"}
-    if streaming is not None:
-        lacking.add("data")  # chunks of a long rollout have no video of their length
-    if at_once(model):
-        lacking |= {"reference", "extra"}
-    return frozenset(OFFERS) - lacking
+    return frozenset(lacking)
