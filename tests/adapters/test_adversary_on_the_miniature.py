@@ -300,6 +300,8 @@ def _set(key: str, value: Any) -> Callable[[dict[int, Any]], None]:
         (_set("step", torch.zeros(2)), r"step of .* must be a tensor of shape \[\]; got"),
         (_set("exp_avg", lambda value: value * float("nan")), "exp_avg of .* is not finite"),
         (_set("exp_avg_sq", lambda value: value - 1), "exp_avg_sq of .* is not finite, or below 0"),
+        (_set("exp_avg", lambda value: value.long()), "exp_avg of .* floating-point; got a int64"),
+        (_set("exp_avg_sq", lambda value: value + 0j), "exp_avg_sq of .* floating-point; got"),
     ],
 )
 def test_a_damaged_optimizer_is_refused_at_load_and_changes_nothing(
@@ -324,6 +326,22 @@ def test_a_head_that_is_not_finite_is_refused_by_name() -> None:
     state["terms"]["adv"]["head"]["classifier.1.weight"][0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"corrupt: weight of classifier.1.weight is not finite"):
         handle.load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_a_head_of_numbers_that_are_not_floating_point_is_refused_by_name(
+    dtype: torch.dtype,
+) -> None:
+    """`nn.Module.load_state_dict` takes them, and converts."""
+    handle = self_forcing.attach(build(), CONFIG)
+    before = weights(handle).clone()
+    state = copy.deepcopy(handle.state_dict())
+    head = state["terms"]["adv"]["head"]
+    head["classifier.1.weight"] = head["classifier.1.weight"].to(dtype)
+    with pytest.raises(ValueError, match=r"weight of classifier\.1\.weight must be float"):
+        handle.load_state_dict(state | {"iteration": 7})
+    assert handle.plan.iteration == 0
+    assert torch.equal(before, weights(handle))
 
 
 def test_a_state_of_the_optimizer_as_it_was_before_goes_on_with_this_ones_settings() -> None:

@@ -273,7 +273,8 @@ class AdversarialRun(Adversarial):
         other = copy.deepcopy(self.head)
         try:
             other.load_state_dict(state["head"], strict=True)
-            _check_numbers(state["optimizer"]["state"], list(other.named_parameters()))
+            weights = [(name, state["head"][name]) for name, _ in other.named_parameters()]
+            _check_numbers(state["optimizer"]["state"], weights)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"state_dict['adv'] is corrupt: {error}") from error
 
@@ -303,6 +304,8 @@ def _check_numbers(moments: Mapping[int, Any], parameters: Sequence[tuple[str, T
                     f"{key} of {name} must be a tensor of shape {list(shape)}; "
                     f"got {describe(value)}"
                 )
+            if not value.is_floating_point():
+                raise ValueError(f"{key} of {name} must be floating-point; got {describe(value)}")
             if not value.isfinite().all() or (key == "exp_avg_sq" and (value < 0).any()):
                 raise ValueError(f"{key} of {name} is not finite, or below 0")
 
