@@ -522,7 +522,7 @@ def test_bad_settings_are_refused(kind):
     with pytest.raises(ValueError, match="unknown setting 'sc_wieght'"):
         fw.build(kind, {"sc_wieght": 1})
     if kind == "dmd2":
-        with pytest.raises(ValueError, match="a prediction from data has no rollout"):
+        with pytest.raises(ValueError, match="align needs a reference rollout"):
             fw.build(kind, {"align": {"weight": 1}})
 
 
