@@ -215,8 +215,10 @@ class MixedStepScheduler:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken.
 
+        A term may be switched on or off in between: its settings are compared if both have it.
+
         Raises:
-            ValueError: it is no state of a `MixedStepScheduler`, or one with other settings: the
+            ValueError: it is not a state of a `MixedStepScheduler`, or one with other settings: the
                 message names those that differ. Nothing is changed then.
         """
         known = {"iteration", "settings"}
@@ -231,10 +233,16 @@ class MixedStepScheduler:
             raise ValueError(f"state_dict['settings'] must be a mapping; got {describe(theirs)}")
         # A state from before these settings.
         theirs = {"first_chunk_steps": None, "sc_warmup": 0, **theirs}
+        switched = tuple(
+            block
+            for block, on_at in {"sc_": "sc_steps", "align_": "align_reference"}.items()
+            if not ours[on_at] or not theirs.get(on_at, True)
+        )
         differ = [
             f"{name} (state: {theirs.get(name)!r}, here: {ours.get(name)!r})"
             for name in {**ours, **theirs}
-            if name not in ours or name not in theirs or ours[name] != theirs[name]
+            if not name.startswith(switched)
+            and (name not in ours or name not in theirs or ours[name] != theirs[name])
         ]
         if differ:
             raise ValueError(f"state_dict is from other settings: {', '.join(differ)}")

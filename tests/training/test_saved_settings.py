@@ -77,6 +77,29 @@ def test_every_setting_that_differs_is_refused_or_named(name: str) -> None:
     assert message.count("->") == 1
 
 
+OFF = {"sc": None, "align": None, "adv": None}
+
+
+@pytest.mark.parametrize("off", [None, {"weight": 0.0}], ids=["None", "weight 0"])
+@pytest.mark.parametrize("name", OFF)
+def test_a_term_is_switched_on_or_off_and_named(name: str, off: dict[str, float] | None) -> None:
+    without, having = config_of(**{name: off}), config_of()
+    for before, now in ((without, having), (having, without)):
+        (message,) = resumed(now, saved(before))
+        assert f" {name}" in message
+        assert message.count("->") == 1
+    same = config_of(**{name: off, "seed": 0})
+    assert resumed(same, saved(without)) == []
+
+
+def test_a_state_of_flat_settings_holds_those_of_terms_that_were_off() -> None:
+    """The alignment's, which are not in the state of today's defaults."""
+    state = saved(SaltConfig())
+    state["settings"]["align_reference"] = [[2, 4], [4, 8]]
+    del state[saved_settings.KEY]
+    assert resumed(SaltConfig(), state) == []
+
+
 @pytest.mark.parametrize("settings", [{}, OTHER], ids=["default", "other"])
 def test_the_same_settings_are_resumed_without_a_word(settings: dict[str, Any]) -> None:
     config = config_of(**settings)
