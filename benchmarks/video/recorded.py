@@ -36,7 +36,8 @@ def setting_of(name: str) -> str:
 def flat(salt: SaltConfig) -> dict[str, Any]:
     """All settings of a recorded student."""
     settings = salt.to_mapping()
-    del settings["terms"]
+    if not settings["terms"]:
+        del settings["terms"]
     off = {"sc": SelfConsistency(0.0), "align": Alignment(0.0), "adv": Adversarial(0.0)}
     for block, term in off.items():
         fields = settings.pop(block) or SaltConfig(**{block: term}).to_mapping()[block]

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 from benchmarks.video.groups import STUDENTS as VIDEO
 from benchmarks.video.students import Student
+from examples.own_term.extrapolated import Extrapolated
+from examples.own_term.moments import Moments
 
 LENGTH = 3  # in trainings of the preset: 300 generator updates on a CPU
 EVALUATIONS = 12  # in that training, evenly spaced
 
 BASELINE, SALT = "dmd-4", "mixed-sc"
 _SALT = replace(VIDEO[SALT], label="Salt")  # mixed steps, and the term at weight 1
+# DMD's own four steps, and a term of examples/own_term alone.
+_ON_FOUR = {"step_counts": (4,), "probs": (1.0,), "sc.weight": 0.0}
 STUDENTS = {
     name: replace(student, length=LENGTH)
     for name, student in {
@@ -29,5 +33,9 @@ STUDENTS = {
             _SALT, label=f"{_SALT.label}, weight rising for two thirds", sc_ramp=2 / 3
         ),
         "dmd-8": Student("DMD-8", train_steps=8),
+        "moments": Student("DMD-4 + Moments", salt={**_ON_FOUR, "terms": (Moments(0.1),)}),
+        "extrapolated": Student(
+            "DMD-4 + extrapolated matching", salt={**_ON_FOUR, "terms": (Extrapolated(0.3),)}
+        ),
     }.items()
 }
