@@ -32,7 +32,7 @@ from examples.tiny_video.wrapper import VideoDiffusionWrapper
 from salt_losses import SaltConfig
 from salt_losses.adapters import SaltHandle, self_forcing
 from salt_losses.adapters.watch import metrics as watched
-from salt_losses.training.health import Vitals
+from salt_losses.runtime.health import Vitals
 
 # Name -> what it changes of the trainer's settings, and of Salt's; whether it is cut short.
 Changes = tuple[dict[str, Any], dict[str, Any], bool]

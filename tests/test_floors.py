@@ -12,10 +12,10 @@ import salt_losses
 
 PACKAGE = Path(salt_losses.__file__).parent
 # What each floor may not know. Pure functions are the modules that stand in none of these rooms.
-ROOMS = ("training", "terms", "trainers", "adapters", "integrations", "cli")
+ROOMS = ("runtime", "terms", "trainers", "adapters", "integrations", "cli")
 FORBIDDEN = {
     "pure": ROOMS,
-    "training": ("terms", "trainers", "adapters", "integrations", "cli"),
+    "runtime": ("terms", "trainers", "adapters", "integrations", "cli"),
     "terms": ("trainers", "adapters", "integrations", "cli"),
     "trainers": ("adapters", "integrations", "cli"),
     "adapters": ("integrations", "cli"),
@@ -25,7 +25,7 @@ FORBIDDEN = {
 
 
 def room(module: str) -> str:
-    """`salt_losses.training.health` -> `training`; `pure` for what stands in no room."""
+    """`salt_losses.runtime.health` -> `runtime`; `pure` for what stands in no room."""
     parts = [*module.split("."), ""]
     if parts[1] == "":  # the package itself, which shows the public names of all
         return "top"
@@ -87,14 +87,14 @@ def test_the_integrations_are_imported_by_nothing_of_the_package() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "objection"),
     [
-        ("salt_losses.dmd", "from .training import health", "pure may not know training"),
+        ("salt_losses.dmd", "from .runtime import health", "pure may not know runtime"),
         ("salt_losses.ops.fast", "from ..cli import main", "pure may not know cli"),
-        ("salt_losses.training.new", "from ..adapters import record", "may not know adapters"),
+        ("salt_losses.runtime.new", "from ..adapters import record", "may not know adapters"),
         ("salt_losses.integrations.new", "import salt_losses.adapters.family", "know adapters"),
         ("salt_losses.adapters.rollout.new", "from ...integrations import fastgen", "know integr"),
         ("salt_losses.cli.new", "from ..adapters._launch import launch", "_launch is private to"),
-        ("salt_losses.training.new", "from ..alignment import _by_frame", "_by_frame is private"),
-        ("salt_losses.training.new", "def f():\n    from ..adapters import record", "adapters"),
+        ("salt_losses.runtime.new", "from ..alignment import _by_frame", "_by_frame is private"),
+        ("salt_losses.runtime.new", "def f():\n    from ..adapters import record", "adapters"),
     ],
 )
 def test_an_import_that_breaks_a_floor_is_named(module: str, source: str, objection: str) -> None:
@@ -104,4 +104,4 @@ def test_an_import_that_breaks_a_floor_is_named(module: str, source: str, object
 
 def test_what_a_module_may_import_is_left_alone() -> None:
     allowed = "from .._checks import describe\nfrom ..flow import euler_step\nimport torch\n"
-    assert objections("salt_losses.training.new", False, allowed) == []
+    assert objections("salt_losses.runtime.new", False, allowed) == []

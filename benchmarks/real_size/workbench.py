@@ -19,8 +19,8 @@ from torch import Tensor
 from benchmarks.real_size.subjects import Subject
 from salt_losses import detached_alias, step_schedule
 from salt_losses.adapters import record
-from salt_losses.training.patches import Patches
-from salt_losses.training.step_lists import StepLists
+from salt_losses.runtime.patches import Patches
+from salt_losses.runtime.step_lists import StepLists
 
 
 @dataclass

@@ -214,6 +214,18 @@ Loader.add_implicit_resolver(
 )
 
 
+def parse_yaml(text: str) -> Any:
+    """The values of YAML text.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_yaml(path: str | Path) -> Any:
     """The values of a YAML file, in any encoding that `decode` knows.
 
@@ -221,8 +233,8 @@ def read_yaml(path: str | Path) -> Any:
         ValueError: it is damaged, or another kind of file.
     """
     try:
-        return yaml.load(decode(Path(path).read_bytes()), Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        return parse_yaml(decode(Path(path).read_bytes()))
+    except ValueError as error:  # a date that does not exist is one, too
         raise ValueError(f"{path} is not a YAML file: {error}") from error
 
 

@@ -22,7 +22,7 @@ from salt_losses.trainers import TRAINERS, Facts
 from . import checkpoint
 from .batches import Batch, Batches
 from .checks import check_accelerator, check_data
-from .config import Config, Loader
+from .config import Config, parse_yaml
 from .data import EncodedData, stream
 from .distil import Distillation, Draws
 from .pretrained import content_of, load_transformer
@@ -269,8 +269,8 @@ def load_config(options: argparse.Namespace) -> Config:
         if not sign:
             raise ValueError(f"--set must be name=value; got {change!r}")
         try:
-            changes[name] = yaml.load(value, Loader)
-        except (yaml.YAMLError, ValueError) as error:
+            changes[name] = parse_yaml(value)
+        except ValueError as error:
             raise ValueError(f"--set {change}: {value!r} is not YAML: {error}") from error
     for name in ("model", "data", "out"):
         if getattr(options, name) is not None:

@@ -17,7 +17,7 @@ from test_adapters_on_the_miniature import BUSY
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
 from salt_losses.adapters.watch.sweep import first_prompts
-from salt_losses.training.agreement import from_rank_0
+from salt_losses.runtime.agreement import from_rank_0
 from tests.nested import changed
 
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.optim import optimizer
 
 from salt_losses.adapters import self_forcing
-from salt_losses.training import optimizer_steps
+from salt_losses.runtime import optimizer_steps
 
 
 @pytest.fixture(params=["plain", "fsdp", "fsdp_of_flat_parameters"])

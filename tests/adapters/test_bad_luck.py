@@ -25,7 +25,7 @@ from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
 from salt_losses.adapters.watch.files import Lines
 from salt_losses.cli.report.read import read_runs
-from salt_losses.training.patches import Patches
+from salt_losses.runtime.patches import Patches
 
 METRICS = "salt_metrics.jsonl"
 

@@ -13,8 +13,8 @@ from salt_losses import step_schedule
 from salt_losses.cli.check import examine
 from salt_losses.cli.grids import step_lists
 from salt_losses.cli.trainers import TRAINERS
+from salt_losses.runtime.step_lists import StepLists
 from salt_losses.trainers import TRAINERS as DESCRIBED
-from salt_losses.training.step_lists import StepLists
 
 
 def test_a_plans_grids_are_the_trainers_step_lists(model: Any) -> None:

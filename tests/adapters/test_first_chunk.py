@@ -38,7 +38,7 @@ from torch import Tensor
 
 from salt_losses import SaltConfig, step_schedule
 from salt_losses.adapters import causal_forcing, self_forcing
-from salt_losses.training.step_lists import StepLists
+from salt_losses.runtime.step_lists import StepLists
 from tests.nested import changed
 
 ONE_STEP = SaltConfig(step_counts=(1,), probs=(1.0,), first_chunk_steps=4)

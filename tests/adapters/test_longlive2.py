@@ -20,8 +20,8 @@ from torch.utils.checkpoint import CheckpointError
 from salt_losses import SaltConfig, SettingError, step_schedule
 from salt_losses.adapters import MissingSeamError, longlive, longlive2, self_forcing
 from salt_losses.adapters.watch.sweep import Sweeps
+from salt_losses.runtime.step_lists import SolverLists
 from salt_losses.terms import Alignment, SelfConsistency
-from salt_losses.training.step_lists import SolverLists
 from tests.nested import changed
 
 OVERRIDDEN = (

@@ -14,7 +14,7 @@ import torch
 from test_sample import DEVICE, PROMPTS, OnCpu, Recorded, check, started
 
 from salt_losses import step_schedule
-from salt_losses.training.step_lists import SolverLists
+from salt_losses.runtime.step_lists import SolverLists
 
 LISTS = {
     k: SolverLists(SimpleNamespace(shift=5.0)).timesteps(step_schedule(k)).tolist()

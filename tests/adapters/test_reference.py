@@ -19,8 +19,8 @@ from torch import Tensor
 from salt_losses import SaltConfig, add_noise, relational_align_loss
 from salt_losses.adapters.rollout.networks import Networks
 from salt_losses.alignment import rollout_align_loss
+from salt_losses.runtime.frozen import frozen
 from salt_losses.terms import alignment
-from salt_losses.training.frozen import frozen
 from tests.nested import changed
 
 

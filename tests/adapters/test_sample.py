@@ -19,7 +19,7 @@ from torch import Tensor
 
 from salt_losses import step_schedule
 from salt_losses.adapters import sample
-from salt_losses.training.step_lists import StepLists
+from salt_losses.runtime.step_lists import StepLists
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPTS = ("a cat", "a dog")

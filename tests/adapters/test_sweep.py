@@ -28,9 +28,9 @@ from salt_losses.adapters.watch import sheet, sweep
 from salt_losses.adapters.watch.averages import averaged
 from salt_losses.adapters.watch.sweep import Sweeps
 from salt_losses.adapters.watch.sweep_measures import concordance
+from salt_losses.runtime import streams
+from salt_losses.runtime.step_lists import StepLists
 from salt_losses.terms import SelfConsistency
-from salt_losses.training import streams
-from salt_losses.training.step_lists import StepLists
 from tests.nested import changed
 
 PROMPTS = ["3", "7"]

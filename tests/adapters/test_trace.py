@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from salt_losses import SaltConfig, add_noise, dmd_grad
 from salt_losses._random import draw
+from salt_losses.runtime import streams
 from salt_losses.terms import Rollout, Term
 from salt_losses.terms.trace import Trace
-from salt_losses.training import streams
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from salt_losses.cli.report.measures import AGREEMENT, DEFECT, DEVIATION, HEALTH
 from salt_losses.cli.report.page import page
 from salt_losses.cli.report.read import Run, read_runs
 from salt_losses.cli.report.verdict import Verdict, verdicts
-from salt_losses.training.health import DECAY, Health
+from salt_losses.runtime.health import DECAY, Health
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (2, 4, 8)

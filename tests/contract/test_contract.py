@@ -17,8 +17,8 @@ from test_harness import relative_change
 from torch import Tensor
 
 from salt_losses.errors import SettingError
+from salt_losses.runtime.alarms import Alarms
 from salt_losses.terms import self_consistency
-from salt_losses.training.alarms import Alarms
 
 VANISHING = 1e-30
 SEEDS = 8

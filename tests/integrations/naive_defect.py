@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from salt_losses import shortcut_triple_sampler
-from salt_losses.training import streams
+from salt_losses.runtime import streams
 
 # Many ends for each exit step, of which the two nearest are drawn.
 RELEASED = {

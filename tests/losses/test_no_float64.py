@@ -23,8 +23,8 @@ from salt_losses import (
     velocity_to_x0,
     x0_to_velocity,
 )
+from salt_losses.runtime.step_lists import StepLists
 from salt_losses.terms import Trace
-from salt_losses.training.step_lists import StepLists
 
 PLAN = MixedStepScheduler(shift=5.0).plan(0)
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ..mixed_step import first_chunk_count
+from ..runtime import streams
+from ..runtime.patches import Patches
+from ..runtime.step_lists import StepLists
 from ..schedule import step_schedule
 from ..trainers.seams import SAMPLING_STEPS
-from ..training import streams
-from ..training.patches import Patches
-from ..training.step_lists import StepLists
 from .rollout.calls import FIRST_LIST
 
 FEW_STEPS, BY_SOLVER = "CausalInferencePipeline", "CausalDiffusionInferencePipeline"

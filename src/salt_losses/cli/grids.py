@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..training.step_lists import SolverLists, StepLists
+from ..runtime.step_lists import SolverLists, StepLists
 from .trainers import Trainer
 
 SAME_POINT = 2.0  # of a list that is written with three digits, in thousandths

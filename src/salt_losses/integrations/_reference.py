@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..flow import euler_step
+from ..runtime import streams
+from ..runtime.blocks import Block
 from ..terms.alignment import Alignment
 from ..terms.trace import Reference
-from ..training import streams
-from ..training.blocks import Block
 from ._layout import frames_first
 from ._salt import Salt
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..config import SaltConfig
 from ..mixed_step import StepPlan
+from ..runtime import saved_settings
 from ..terms.base import Term
 from ..terms.trace import Trace
-from ..training import saved_settings
 
 
 class Salt:

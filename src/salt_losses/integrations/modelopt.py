@@ -27,9 +27,9 @@ from .._checks import compute_dtype, grid_floats
 from ..config import SaltConfig
 from ..errors import SettingError
 from ..flow import to_velocity
+from ..runtime import optimizer_steps
 from ..terms import SelfConsistency
 from ..trainers import TRAINERS, Facts
-from ..training import optimizer_steps
 from ._hooks import check_hooks
 from ._layout import channels_first, frames_first
 from ._salt import Salt

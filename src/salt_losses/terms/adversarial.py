@@ -25,9 +25,9 @@ from ..discriminator import DiscriminatorHead
 from ..features import check_indices
 from ..flow import add_noise
 from ..mixed_step import StepPlan
-from ..training import streams
-from ..training.agreement import distributed
-from ..training.frozen import frozen
+from ..runtime import streams
+from ..runtime.agreement import distributed
+from ..runtime.frozen import frozen
 from .base import Calls, Chunks, Start, Term, check_range
 from .trace import Network, Rollout, block_outputs
 

@@ -14,8 +14,8 @@ from .._checks import check_choice, check_count, check_number
 from ..alignment import rollout_align_loss
 from ..errors import SettingError
 from ..mixed_step import StepPlan, check_probability, check_references, first_chunk_count
-from ..training.blocks import Block
-from ..training.frozen import frozen
+from ..runtime.blocks import Block
+from ..runtime.frozen import frozen
 from .base import Calls, Chunks, Run, Term, check_range
 from .trace import Rollout
 

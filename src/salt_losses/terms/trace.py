@@ -21,8 +21,8 @@ from ..features import feature_tap
 from ..flow import add_noise
 from ..mixed_step import StepPlan
 from ..recompute import recomputing
-from ..training import streams
-from ..training.frozen import frozen
+from ..runtime import streams
+from ..runtime.frozen import frozen
 from .base import OFFERS, Term
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

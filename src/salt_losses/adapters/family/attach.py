@@ -10,10 +10,10 @@ from typing import Any
 from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
+from ...runtime.agreement import check_agreement
 from ...terms.base import check_needs
 from ...trainers import TRAINERS, Trainer
 from ...trainers.seams import AT_ONCE, TRAINER
-from ...training.agreement import check_agreement
 from ..rollout.networks import NAMES
 from ..rollout.planned import at_once
 from ..rollout.scored import DIRECTION, SCORE

@@ -12,11 +12,11 @@ import torch
 from ..._checks import describe
 from ...config import SaltConfig
 from ...mixed_step import StepPlan
+from ...runtime import saved_settings
+from ...runtime.agreement import check_agreement, digest
+from ...runtime.health import Health
+from ...runtime.patches import Patches
 from ...terms.base import Term
-from ...training import saved_settings
-from ...training.agreement import check_agreement, digest
-from ...training.health import Health
-from ...training.patches import Patches
 from ..rollout.steps import Steps
 from .clock import Clock
 from .losses import Losses

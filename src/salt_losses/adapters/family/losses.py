@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...mixed_step import MixedStepScheduler, StepPlan
+from ...runtime import streams
+from ...runtime.health import Health, Vitals
+from ...runtime.patches import Patches
 from ...schedule import step_schedule
 from ...terms.base import Start
 from ...terms.trace import Trace
-from ...training import streams
-from ...training.health import Health, Vitals
-from ...training.patches import Patches
 from ..rollout.extra import ExtraRollout
 from ..rollout.networks import Networks
 from ..rollout.planned import at_once, pipeline_of, planned

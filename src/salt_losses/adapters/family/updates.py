@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from ...training import optimizer_steps
-from ...training.optimizer_steps import updates_any
+from ...runtime import optimizer_steps
+from ...runtime.optimizer_steps import updates_any
 
 
 class Updates:

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...training.patches import Patches
-from ...training.step_lists import noise_levels
+from ...runtime.patches import Patches
+from ...runtime.step_lists import noise_levels
 from .steps import Steps, compare
 
 FIRST_LIST = "denoising_step_list_first_chunk"

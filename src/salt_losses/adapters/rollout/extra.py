@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...mixed_step import StepPlan
-from ...training import streams
-from ...training.patches import Patches
+from ...runtime import streams
+from ...runtime.patches import Patches
 from .calls import Watched
 from .reference import CACHES, clone
 from .scored import Scored

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...runtime.patches import Patches
 from ...schedule import shift_time
 from ...terms.trace import Network
-from ...training.patches import Patches
 
 NAMES = ("fake_score", "real_score")
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...mixed_step import StepPlan
-from ...training.patches import Patches
+from ...runtime.patches import Patches
 from .calls import Watched
 from .steps import Steps
 from .whole import WholeRollout

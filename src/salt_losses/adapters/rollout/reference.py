@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...flow import euler_step
 from ...mixed_step import StepPlan
+from ...runtime import streams
+from ...runtime.blocks import Block
+from ...runtime.patches import Patches
 from ...terms.trace import Reference
 from ...trainers.seams import KV_CACHES
-from ...training import streams
-from ...training.blocks import Block
-from ...training.patches import Patches
 from .calls import Watched
 
 if TYPE_CHECKING:

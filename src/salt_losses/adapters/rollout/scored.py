@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..._checks import describe
 from ...dmd import guide
-from ...training.health import Vitals
-from ...training.patches import Patches
+from ...runtime.health import Vitals
+from ...runtime.patches import Patches
 
 SCORE, DIRECTION = "compute_distribution_matching_loss", "_compute_kl_grad"
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...runtime.patches import Patches
+from ...runtime.step_lists import SolverLists, StepLists
 from ...trainers.seams import SAMPLING_STEPS
-from ...training.patches import Patches
-from ...training.step_lists import SolverLists, StepLists
 
 
 class Followed:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...kv_cache import detached_alias
 from ...mixed_step import StepPlan
+from ...runtime.health import Vitals
 from ...terms.trace import Trace
-from ...training.health import Vitals
 from .calls import Watched, velocity_of
 from .reference import ReferenceRollout
 from .steps import Steps

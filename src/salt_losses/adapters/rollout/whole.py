@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...runtime.health import Vitals
+from ...runtime.step_lists import noise_levels
 from ...terms.trace import Trace
-from ...training.health import Vitals
-from ...training.step_lists import noise_levels
 from .calls import velocity_of
 from .steps import Followed, compare
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...training import streams
+from ...runtime import streams
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...training.agreement import from_rank_0
+from ...runtime.agreement import from_rank_0
 from ..family.handle import SaltHandle
 from .files import replace
 

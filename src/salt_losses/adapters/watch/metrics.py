@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import compute_dtype
-from ...training.health import Health, Vitals
+from ...runtime.health import Health, Vitals
 
 Callback = Callable[[dict[str, float]], None]
 

@@ -15,8 +15,8 @@ import torch
 
 from ..._checks import check_count
 from ...errors import checked
+from ...runtime.alarms import Alarms
 from ...trainers.seams import RECORD
-from ...training.alarms import Alarms
 from ..family.handle import SaltHandle
 from ..family.seams import SeamCheck
 from .checkpoint import save as save_state

@@ -21,11 +21,11 @@ from torch import Tensor
 from ...config import SaltConfig
 from ...errors import SettingError
 from ...mixed_step import first_chunk_count
+from ...runtime import streams
+from ...runtime.agreement import from_rank_0
+from ...runtime.patches import Patches
 from ...schedule import step_schedule
 from ...trainers.seams import SWEEP
-from ...training import streams
-from ...training.agreement import from_rank_0
-from ...training.patches import Patches
 from .._sample import sampling_lists
 from ..family.seams import SeamCheck
 from ..rollout.steps import Steps

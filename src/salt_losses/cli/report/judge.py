@@ -15,7 +15,7 @@ WINDOW = 10  # updates at one step count that decide, by their majority
 LOST = 2  # of these that are not finite are too many
 # Updates that tell where a run began: the first of a running mean are those of a few batches.
 BEGIN, END = 20, 60
-MEMORY = 0.95  # of the critic's running lag: `training.health.DECAY`
+MEMORY = 0.95  # of the critic's running lag: `runtime.health.DECAY`
 DEVIATIONS = 5  # beyond it; a constant critic with noise was out in at most 0.5 % of 1000 runs
 COPY = 1e-3  # a critic whose first lag is within it began as the teacher
 

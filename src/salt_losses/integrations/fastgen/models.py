@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...config import SaltConfig
+from ...runtime.patches import Patches
 from ...schedule import shift_time
 from ...terms.trace import Network, Trace
 from ...trainers import TRAINERS, Facts
-from ...training.patches import Patches
 from .._first_chunk import ChunkSteps
 from .._layout import channels_first, frames_first
 from .._reference import reference_rollout

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from ..._checks import compute_dtype
 from ...flow import x0_to_velocity
-from ...training.patches import Patches
+from ...runtime.patches import Patches
 
 
 class Prediction(NamedTuple):

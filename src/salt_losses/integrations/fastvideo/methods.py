@@ -13,10 +13,10 @@ from fastvideo.forward_context import set_forward_context
 from torch import Tensor
 
 from ...config import SaltConfig
+from ...runtime.patches import Patches
+from ...runtime.step_lists import StepLists, noise_levels
 from ...terms.trace import Network
 from ...trainers import TRAINERS, Facts
-from ...training.patches import Patches
-from ...training.step_lists import StepLists, noise_levels
 from .._first_chunk import ChunkSteps
 from .._reference import reference_rollout
 from .._salt import Salt

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...config import SaltConfig
 from ...kv_cache import detached_alias
+from ...runtime.patches import Patches
+from ...runtime.step_lists import StepLists, noise_levels
 from ...schedule import shift_time
 from ...terms.trace import Network
 from ...trainers import TRAINERS
-from ...training.patches import Patches
-from ...training.step_lists import StepLists, noise_levels
 from .._layout import channels_first, frames_first
 from .._reference import Recorded, Student, reference_rollout
 from .._salt import Salt

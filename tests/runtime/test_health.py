@@ -16,9 +16,9 @@ from torch import Tensor
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import self_forcing
+from salt_losses.runtime.health import FIRST, Health, Vitals
 from salt_losses.terms import Adversarial, Alignment, SelfConsistency
 from salt_losses.terms import self_consistency as term
-from salt_losses.training.health import FIRST, Health, Vitals
 
 SALT = SaltConfig(
     step_counts=(4,),

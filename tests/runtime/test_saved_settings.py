@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from salt_losses import SaltConfig
+from salt_losses.runtime import saved_settings
 from salt_losses.terms import SelfConsistency
-from salt_losses.training import saved_settings
 
 OTHER = {
     "step_counts": (2, 4), "probs": (0.5, 0.5), "shift": 3.0, "inference_steps": 2, "seed": 1,

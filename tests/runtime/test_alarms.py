@@ -14,7 +14,7 @@ import torch
 from test_adapters_on_the_miniature import BUSY
 
 from salt_losses.adapters import record, self_forcing
-from salt_losses.training.alarms import COLLAPSED, RUN_AWAY, ZEROED, Alarms
+from salt_losses.runtime.alarms import COLLAPSED, RUN_AWAY, ZEROED, Alarms
 
 WELL = {
     "iteration": 7,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from salt_losses import SaltConfig, SettingError, shift_time, step_schedule
+from salt_losses.runtime.step_lists import StepLists
 from salt_losses.terms.nesting import not_nested, unaligned
 from salt_losses.trainers import TRAINERS, Facts
-from salt_losses.training.step_lists import StepLists
 
 TABLE = 1000 * shift_time(torch.linspace(1.0, 0.0, 1001)[:-1], 5.0)
 SCHEDULER = SimpleNamespace(timesteps=TABLE, shift=5.0)
