@@ -8,13 +8,15 @@ STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.installed-docs
 ARGS ?=
 BUDGET ?= 840
+# Processes of the tests: a file goes to one of them, which computes on one thread.
+WORKERS ?= 2
 CHECKOUT ?= $(SALT_SELF_FORCING)
 # Another file, or another PYTHON, needs a .venv of its own: make clean first.
 REQUIREMENTS ?= requirements-dev.txt
 
 help:
 	@echo "make demo    train a tiny video teacher, distil it with DMD and with Salt, compare"
-	@echo "make test    run all tests"
+	@echo "make test    run all tests, in WORKERS processes (2)"
 	@echo "make gpu     all that wants a GPU, in order of worth, within BUDGET seconds (840)"
 	@echo "make lint    ruff (check, format) and mypy --strict over src"
 	@echo "make docs    build the documentation site, strictly, into site/"
@@ -40,7 +42,7 @@ demo: $(STAMP)
 	$(BIN)/python -m examples.tiny_video $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # All that wants a GPU, in order of worth, within BUDGET seconds; in PYTHON's own environment, whose
 # torch knows the GPU. SALT_SELF_FORCING (or CHECKOUT) names the trainer that is run at real size.

@@ -81,7 +81,7 @@ class Wrapper:
     ): pass
 """,
     "pipeline/__init__.py": """\
-from .runtime import SelfForcingTrainingPipeline
+from .training import SelfForcingTrainingPipeline
 from .inference import CausalInferencePipeline
 """,
     "pipeline/inference.py": """\
