@@ -92,7 +92,8 @@ _MODULES = (
 
 def _is_the_command() -> bool:
     """Whether this process is `salt-losses` or `python -m salt_losses`, whose help needs no torch.
-    Anywhere else importing the package has to register its operators."""
+    Anywhere else importing the package has to register its operators.
+    """
     started = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
     module = ["-m", __name__] in [sys.orig_argv[i : i + 2] for i in range(len(sys.orig_argv))]
     return module or os.path.splitext(started)[0] == "salt-losses"

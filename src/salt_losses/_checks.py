@@ -1,5 +1,6 @@
 """Argument checks shared by the public functions: every message names the argument, what came
-and what is wanted."""
+and what is wanted.
+"""
 
 from __future__ import annotations
 

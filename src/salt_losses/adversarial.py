@@ -63,7 +63,7 @@ def adversarial_generator_loss(
             in shape or device, `real_logits` missing or not used, an unknown `kind`, an index that
             is no integer, does not fit or (an integer, or a tensor on the CPU) is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> adversarial_generator_loss(torch.tensor([0.5, 1.5]), kind="hinge")
         tensor(-1.)
@@ -113,7 +113,7 @@ def adversarial_discriminator_loss(
             in shape or device, an unknown `kind`, an index that is no integer, does not fit or (an
             integer, or a tensor on the CPU) is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
         >>> adversarial_discriminator_loss(real, fake, kind="hinge")  # 0 + 1 / 2 and 0 + 2 / 2
@@ -157,7 +157,7 @@ def finite_difference_penalty(
             in shape or device, a `sigma` that is no finite number above 0, an index that is no
             integer, does not fit or (an integer, or a tensor on the CPU) is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> finite_difference_penalty(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0]), 0.5)
         tensor(0.5000)

@@ -68,7 +68,7 @@ def rollout_align_loss(
             blocks whose outputs are no `[B, tokens, D]` or too few tokens.
         RuntimeError: the network did not call the block.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))

@@ -60,7 +60,7 @@ class SaltConfig:
     Raises:
         SettingError: a setting of the wrong type or out of range; `.setting` is its path.
 
-    Example:
+    Examples:
         >>> SaltConfig(sc=SelfConsistency(weight=0.5)).scheduler().step_counts
         (2, 4, 8)
     """
@@ -147,7 +147,7 @@ class SaltConfig:
                 near, or the new place of a key that was moved.
             TypeError: not a mapping.
 
-        Example:
+        Examples:
             >>> SaltConfig.from_mapping({"preset": "paper", "sc": {"weight": 0.5}}).sc.weight
             0.5
         """
@@ -215,7 +215,7 @@ class SaltConfig:
         Raises:
             SettingError: an unknown name.
 
-        Example:
+        Examples:
             >>> SaltConfig.preset("released_longlive").align.warmup
             1200
         """

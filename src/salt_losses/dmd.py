@@ -1,5 +1,6 @@
 """Distribution matching distillation: the update direction, its surrogate loss, the critic's loss
-(eq. 4)."""
+(eq. 4).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         TypeError, ValueError: predictions that differ in shape or device, a scale that is no
             finite number.
 
-    Example:
+    Examples:
         >>> import torch
         >>> guide(torch.tensor([2.0]), torch.tensor([1.0]), 3.0)
         tensor([5.])
@@ -74,7 +75,7 @@ def dmd_grad(
         TypeError, ValueError: inputs that differ in shape or device, have fewer than 2 dimensions,
             an unknown `normalize` or `none_finite`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fake, real = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 1.0]])
         >>> dmd_grad(fake, real, generated=torch.tensor([[2.0, 4.0]]))
@@ -151,7 +152,7 @@ def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> 
         TypeError, ValueError: inputs that differ in shape or device, a mask that is not boolean or
             does not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generated = torch.zeros(1, 2, requires_grad=True)
         >>> dmd_loss(generated, torch.tensor([[1.0, 3.0]])).backward()
@@ -191,7 +192,7 @@ def critic_loss(
         TypeError, ValueError: inputs that differ in shape or device, a mask that is not boolean or
             does not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> critic_loss(torch.ones(1, 4), generated=torch.zeros(1, 4), noise=torch.ones(1, 4) * 3)
         tensor(4.)

@@ -16,7 +16,7 @@ class SettingError(ValueError):
         message: names the setting, what came and what is wanted.
         rests_on: other settings that decide whether it is wrong.
 
-    Example:
+    Examples:
         >>> from salt_losses.terms import SelfConsistency
         >>> try:
         ...     SelfConsistency(weight=-1)

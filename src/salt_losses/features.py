@@ -45,7 +45,7 @@ def feature_tap(
         RuntimeError: at the end of the context, if a block was not called; when a block is called
             for the second time: a second pass needs a second context.
 
-    Example:
+    Examples:
         >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU())
         >>> blocks = torch.nn.ModuleList(network)

@@ -34,7 +34,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Times) -> Tensor:
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device, or `t` outside [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> x0, noise = torch.zeros(2, 3), torch.ones(2, 3)
         >>> add_noise(x0, noise, torch.tensor([0.25, 1.0]))
@@ -61,7 +61,7 @@ def velocity_to_x0(x_t: Tensor, v: Tensor, t: Times) -> Tensor:
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device, or `t` outside [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> velocity_to_x0(torch.tensor([[0.5]]), torch.tensor([[2.0]]), 0.25)
         tensor([[0.]])
@@ -87,7 +87,7 @@ def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device, or `t` outside (0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> x0_to_velocity(torch.tensor([[0.5]]), torch.tensor([[0.0]]), 0.25)
         tensor([[2.]])
@@ -119,7 +119,7 @@ def to_velocity(prediction: Tensor, x_t: Tensor, t: Times, kind: str) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, shape, device, an unknown kind, or
             `t` outside the range above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> to_velocity(torch.tensor([[2.0]]), torch.tensor([[0.5]]), 0.25, "noise")
         tensor([[2.]])
@@ -153,7 +153,7 @@ def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:
         TypeError, ValueError: an argument of the wrong type, shape or device, a time outside
             [0, 1], or `s` above `t`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> euler_step(torch.tensor([[1.0]]), torch.tensor([[2.0]]), 0.75, 0.5)
         tensor([[0.5000]])

@@ -33,7 +33,7 @@ def detached_alias(cache: Cache) -> Cache:
     Raises:
         TypeError: `cache` is itself an object of another class, whose tensors cannot be found.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cache = [{"k": torch.ones(2, requires_grad=True) * 1, "end": torch.tensor(0)}]
         >>> alias = detached_alias(cache)

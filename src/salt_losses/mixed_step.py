@@ -118,7 +118,7 @@ class MixedStepScheduler:
         TypeError, ValueError: settings of the wrong type, that contradict each other, or
             probabilities that do not sum to 1.
 
-    Example:
+    Examples:
         >>> scheduler = MixedStepScheduler(seed=0)
         >>> plan = scheduler.step()
         >>> plan.iteration, plan.num_steps in (2, 4, 8), plan.use_sc == (plan.num_steps == 8)

@@ -30,7 +30,7 @@ def salt_loss(dmd: Tensor, plan: StepPlan, **terms: Tensor | None) -> Tensor:
             a term is not 0-dim.
         TypeError: an argument of the wrong type.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from salt_losses import SaltConfig
         >>> from salt_losses.terms import SelfConsistency

@@ -15,7 +15,8 @@ from .features import forward_replaced
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Each of these blocks is recomputed in the backward pass; those that do it by themselves are
-    left alone."""
+    left alone.
+    """
     with ExitStack() as undo:
         for block in blocks:
             # Inside FSDP's wrapper, so that recomputing finds the parameters gathered.

@@ -69,7 +69,7 @@ def relational_align_loss(
             device, an empty dimension, a setting outside what is listed above, a fused backend
             under a transform that it cannot follow.
 
-    Example:
+    Examples:
         >>> import torch
         >>> low = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])  # two equal tokens
         >>> ref = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # two orthogonal ones

@@ -46,7 +46,7 @@ def euler_sample(
         TypeError, ValueError: a grid that is empty, outside [0, 1] or not strictly decreasing, a
             `velocity_fn` that returns another shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> euler_sample(lambda x, t: x, torch.ones(1, 1), [1.0, 0.5, 0.0])
         tensor([[0.2500]])
@@ -84,7 +84,7 @@ def consistency_sample(
         TypeError, ValueError: a grid that is empty, outside [0, 1] or not strictly decreasing, a
             `velocity_fn` that returns another shape, a generator on another device.
 
-    Example:
+    Examples:
         >>> import torch
         >>> consistency_sample(lambda x, t: x - 2.0, torch.ones(1, 1), [1.0, 0.0])
         tensor([[2.]])
@@ -123,7 +123,7 @@ def backward_simulation(
     Raises:
         TypeError, ValueError: as in `consistency_sample`, or an `exit_step` that `times` has not.
 
-    Example:
+    Examples:
         >>> import torch
         >>> noise = torch.ones(1, 1)
         >>> x = backward_simulation(lambda x, t: x, noise, [1.0, 0.5, 0.0], exit_step=0)

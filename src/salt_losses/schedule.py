@@ -25,7 +25,7 @@ def shift_time(t: T, shift: float) -> T:
     Raises:
         TypeError, ValueError: `t` of the wrong type or outside [0, 1], `shift` not above 0.
 
-    Example:
+    Examples:
         >>> shift_time(0.5, 3.0)
         0.75
     """
@@ -57,7 +57,7 @@ def step_schedule(num_steps: int, shift: float = 1.0) -> Tensor:
         TypeError, ValueError: `num_steps` not a positive integer, `shift` not above 0, or so
             extreme that two points coincide in float64.
 
-    Example:
+    Examples:
         >>> step_schedule(4, shift=3.0)
         tensor([1.0000, 0.9000, 0.7500, 0.5000, 0.0000], dtype=torch.float64)
     """

@@ -77,7 +77,7 @@ def semigroup_defect_loss(
             below 0 or not finite (checked on CPU tensors), unknown names, a `velocity_fn` that
             returns another shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from salt_losses import shortcut_triple_sampler
         >>> triple = shortcut_triple_sampler(torch.tensor([1.0]), [1.0, 0.5, 0.0], [1.0, 0.0])
@@ -164,7 +164,8 @@ def _squared_and_count(
     gap: Tensor, factor: Tensor, feasible: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Per time (`[B]` or `[B, F]`): `factor * |gap|^2`, and the number of elements. Changes `gap`,
-    which nobody else holds."""
+    which nobody else holds.
+    """
     lead, counted = feasible.dim(), _against(feasible, gap)
     if keep is None:
         count = torch.full_like(feasible, gap[(0,) * lead].numel(), dtype=gap.dtype)
@@ -247,7 +248,7 @@ def semigroup_defect(
             a training grid of fewer points than the inference grid (they are swapped), a generator
             on another device.
 
-    Example:
+    Examples:
         >>> import torch
         >>> decay = lambda x, t: x  # dx/dt = x: curved, so one Euler step is not two
         >>> result = semigroup_defect(decay, torch.ones(1, 1), [1.0, 0.0], [1.0, 0.5, 0.0])

@@ -57,7 +57,7 @@ def shortcut_triple_sampler(
             strictly decreasing, a training grid of fewer points than the inference grid (they are
             swapped), `nearest` not a positive integer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> t_s = torch.tensor([0.5, 0.25])
         >>> triple = shortcut_triple_sampler(t_s, [1.0, 0.5, 0.25, 0.0], [1.0, 0.5, 0.0])

@@ -69,7 +69,8 @@ def sample(description: str | None = None) -> None:
 
 def _arguments(description: str | None) -> tuple[dict[int, int | None], float | None]:
     """Step count -> steps of the first chunk, `None`: the trainer's own setting; and the grids'
-    shift, `None`: the trainer's."""
+    shift, `None`: the trainer's.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -168,7 +169,8 @@ def solver_sampler(base: Any, counts: dict[int, int | None]) -> Any:
 
 def _one_after_the_other(device: torch.device, runs: list[Callable[[], Any]]) -> Any:
     """Joined in time: whatever the script does to a video, it does to all. Each starts from the
-    same random stream, and the next prompt's is as if there had been no run."""
+    same random stream, and the next prompt's is as if there had been no run.
+    """
     stream, results = streams.get_state(device), []
     for run in runs:
         streams.set_state(device, stream)

@@ -1,5 +1,6 @@
 """The command `salt-losses`: a run before it starts (`plan`), a trainer's checkout (`check`), and
-what a run has left behind (`report`). `import salt_losses` does not import it."""
+what a run has left behind (`report`). `import salt_losses` does not import it.
+"""
 
 from __future__ import annotations
 

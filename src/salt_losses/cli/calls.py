@@ -60,13 +60,12 @@ def generator_update(
     *,
     from_1: bool = True,
 ) -> Calls:
-    """
-    Args:
-        salt: `None`: the trainer alone.
-        steps: the rollout's step count.
-        reference_steps: that of the alignment's reference; `None`: it is off.
-        exits: the exit step of each block.
-        from_1: whether the trainer's lists begin at the level 1 (see `Chunks`).
+    """Args:
+    salt: `None`: the trainer alone.
+    steps: the rollout's step count.
+    reference_steps: that of the alignment's reference; `None`: it is off.
+    exits: the exit step of each block.
+    from_1: whether the trainer's lists begin at the level 1 (see `Chunks`).
     """
     calls = Calls(len(exits), sum(exit_step + 1 for exit_step in exits))
     if salt is None:

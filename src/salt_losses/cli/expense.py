@@ -148,7 +148,8 @@ def _feature_passes(
     term: Term, salt: SaltConfig, updates: Sequence[StepPlan], rollout: Rollout
 ) -> float:
     """Updates in which a term of the library makes two passes of whole videos through a score
-    network, up to a block of it."""
+    network, up to a block of it.
+    """
     if term is not salt.align and term is not salt.adv:
         return 0.0
     on = Counter((p.num_steps, p.reference_steps) for p in updates if term.wanted(p))
@@ -165,7 +166,8 @@ def align_chance(
     align: Alignment, salt: SaltConfig, steps: int, reference: int, rollout: Rollout
 ) -> float:
     """How likely an alignment that the plan wants has feature passes. Where the student leaves at
-    its first step, `align.to` "exit" and "input" have none."""
+    its first step, `align.to` "exit" and "input" have none.
+    """
     if rollout.lockstep:
         return 1.0
     found = chunks_of(salt, steps, 2, rollout)
@@ -194,7 +196,8 @@ def measured_card(
 
 def peak_memory(salt: SaltConfig, card: Card, sizes: Sizes) -> dict[str, float] | None:
     """On one GPU that holds all. The alignment and the rollouts without gradient are not at the
-    peak."""
+    peak.
+    """
     plain = card.peak_gib.get(sizes.teacher)
     if plain is None:
         return None

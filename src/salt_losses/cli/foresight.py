@@ -29,7 +29,8 @@ def foresee(
     card: str = "H200",
 ) -> dict[str, Any]:
     """Plain values, for JSON and for `as_text`. Where `"problems"` are not empty, there are only
-    they and the `"notes"` that `attach` would warn of."""
+    they and the `"notes"` that `attach` would warn of.
+    """
     known, facts = trainer.description, _facts(salt, trainer, iterations, generator, teacher)
     notes = known.notes(salt, facts)
     problems = [

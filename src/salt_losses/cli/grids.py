@@ -49,7 +49,8 @@ class LevelLists:
 def step_lists(trainer: Trainer, *, own: bool = True) -> Lists:
     """Makes the trainer's step lists from grids, as it has them, without the trainer.
 
-    `own`: whether its own list stays as it is, which a `shift` of Salt's replaces."""
+    `own`: whether its own list stays as it is, which a `shift` of Salt's replaces.
+    """
     if trainer.solver:
         return SolverLists(SimpleNamespace(shift=trainer.shift))
     given = trainer.own_list if own else ()

@@ -139,7 +139,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _trainer_config(options: argparse.Namespace) -> dict[str, Any]:
     """The trainer's own file, on the defaults beside it that the trainer reads first; empty
-    without."""
+    without.
+    """
     path: Path | None = options.trainer_config
     if path is None:
         return {}

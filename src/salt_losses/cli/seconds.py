@@ -21,7 +21,8 @@ Work = dict[str, float]
 @dataclass(frozen=True)
 class Sizes:
     """Names in `NETWORKS`, and the blocks of frames of a rollout. The critic is as large as the
-    generator."""
+    generator.
+    """
 
     generator: str
     teacher: str

@@ -7,7 +7,8 @@ from torch import Tensor
 
 def frames_first(x: Tensor) -> Tensor:
     """A view for terms. Its gradient comes back in the framework's memory order: in another, sums
-    over it, such as a bias' gradient, would differ in the last digit."""
+    over it, such as a bias' gradient, would differ in the last digit.
+    """
     if x.requires_grad:
         x = x.view_as(x)
         x.register_hook(lambda gradient: gradient.contiguous())  # type: ignore[no-untyped-call]

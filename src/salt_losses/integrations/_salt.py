@@ -75,7 +75,7 @@ class Salt:
     def objective(
         self, loss: Tensor, offers: Mapping[str, Any], dmd: Tensor | None = None
     ) -> Tensor:
-        """eq. 13, of the rollout that was watched; notes the terms' numbers.
+        """Eq. 13, of the rollout that was watched; notes the terms' numbers.
 
         Args:
             loss: the framework's loss of the student.
@@ -97,7 +97,8 @@ class Salt:
 
     def state_dict(self) -> dict[str, Any]:
         """The next iteration and all settings, plain values; and the `"terms"` that have a state,
-        for `torch.save`."""
+        for `torch.save`.
+        """
         state = saved_settings.save(self.scheduler, self.config)
         of_terms = {term.name: term.state_dict() for term in self.terms}
         of_terms = {name: of_term for name, of_term in of_terms.items() if of_term}
@@ -105,7 +106,8 @@ class Salt:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Refuses a state whose plans are others, or that a term cannot load; warns of other
-        settings. What it has of a term that the run does not is left out."""
+        settings. What it has of a term that the run does not is left out.
+        """
         state = dict(state_dict)
         of_terms = state.pop("terms", {})
         loaded = [(term, of_terms[term.name]) for term in self.terms if term.name in of_terms]

@@ -67,7 +67,7 @@ def training_sigmas(scheduler: Any, num_steps: int, shift: float) -> Any:
         ValueError: one whose config moves the levels otherwise (Karras', dynamic shifting, ...), or
             `num_steps`, `shift` out of range.
 
-    Example:
+    Examples:
         >>> from diffusers import FlowMatchEulerDiscreteScheduler
         >>> training_sigmas(FlowMatchEulerDiscreteScheduler(shift=5.0), 4, 5.0).tolist()
         [1.0, 0.75, 0.5, 0.25]

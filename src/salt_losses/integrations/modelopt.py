@@ -204,7 +204,8 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """The count of the student's updates, which its plans and draws follow, and the settings.
-        Without it a resumed run counts from 0 again; nothing else differs."""
+        Without it a resumed run counts from 0 again; nothing else differs.
+        """
         return {**self._salt.state_dict(), "iteration": self._updates}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -237,7 +238,8 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
 
 def _flip(x: Tensor) -> Tensor:
     """Videos `[B, C, F, H, W]`, and images `[B, C, H, W]`, as terms have them,
-    `[B, F, C, H, W]`."""
+    `[B, F, C, H, W]`.
+    """
     return frames_first(x) if x.dim() == 5 else x.unsqueeze(1) if x.dim() == 4 else x
 
 

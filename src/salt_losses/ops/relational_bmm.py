@@ -73,7 +73,8 @@ def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[T
 
 def _layout(groups: int, tokens: int, dim: int, size: int, exact: int) -> tuple[int, int]:
     """Groups at once, and rows of a panel. For a row: both products and G, and the gradient's
-    product; for a token: z."""
+    product; for a token: z.
+    """
     of_row = tokens * (2 * exact + size) + dim * exact
     of_group = tokens * dim * size
     if tokens * of_row + of_group <= WORKSPACE:

@@ -71,7 +71,8 @@ def digest(value: object) -> str:
 
 def from_rank_0(read: Callable[[], _T]) -> _T:
     """What `read` gives on rank 0, or the error it raises, on every rank. A collective, where there
-    are several."""
+    are several.
+    """
     if not distributed():
         return read()
     box: list[Any] = [None, None]
@@ -88,7 +89,8 @@ def from_rank_0(read: Callable[[], _T]) -> _T:
 
 def _that_crosses(error: Exception) -> Exception:
     """`error`, or its text where it cannot be sent: some of other packages take no pickling, or
-    cannot be made again from what they keep."""
+    cannot be made again from what they keep.
+    """
     try:
         torch.save(error, io.BytesIO())  # pickles, as the broadcast does
         copy.copy(error)

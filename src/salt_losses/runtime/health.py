@@ -58,7 +58,8 @@ class Health:
 
     def of_critic(self, critic: Tensor, teacher: Tensor) -> Numbers:
         """Both losses, of one noised video: `critic_lag` is the running mean of their ratio's
-        logarithm."""
+        logarithm.
+        """
         tiny = torch.finfo(critic.dtype).tiny
         now = critic.clamp(min=tiny).log() - teacher.clamp(min=tiny).log()
         before = torch.zeros_like(now) if self._lag is None else self._lag
@@ -129,7 +130,8 @@ class Vitals:
 
     def directed(self, direction: Tensor, fake: Prediction | None, real: Prediction | None) -> None:
         """DMD's update direction, and `(x0, timestep)` of what both scores predict of one noised
-        video under its prompt; None of a score that was not asked."""
+        video under its prompt; None of a score that was not asked.
+        """
         self._direction = direction.detach().float()
         self._predictions = [p for p in (fake, real) if p is not None]
 
@@ -181,7 +183,8 @@ class Vitals:
 
     def felt(self, v_s: Tensor, t_s: float, start: int) -> Tensor:
         """`v_s` at `t_s` of the block that begins with frame `start`, for the defect term alone:
-        its gradient there is that term's."""
+        its gradient there is that term's.
+        """
         if not v_s.requires_grad:
             return v_s
         alias = v_s.view_as(v_s)

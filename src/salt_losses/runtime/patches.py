@@ -36,7 +36,8 @@ class Patches:
 
     def take_off(self) -> None:
         """`restore`, but what others have done to an attribute meanwhile is left, with a warning:
-        something set over ours stays, and something deleted comes back."""
+        something set over ours stays, and something deleted comes back.
+        """
         said: list[str] = []
         with ExitStack() as stack:
             for undo in self._undo:

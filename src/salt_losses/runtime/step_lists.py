@@ -26,8 +26,7 @@ class StepLists:
     own_steps: int | None
 
     def __init__(self, own: Tensor, scheduler: Any, shift: float | None = None) -> None:
-        """
-        Args:
+        """Args:
             own: the trainer's list; a 0 at its end is not a step.
             scheduler: with its table of `timesteps` and its `shift`.
             shift: Salt's, which replaces the trainer's and its list; `None`: these.

@@ -1,5 +1,6 @@
 """The adversarial term: a discriminator tells the student's videos from real ones, or from rollouts
-of one step more (arXiv 2511.01419, "ASD")."""
+of one step more (arXiv 2511.01419, "ASD").
+"""
 
 from __future__ import annotations
 
@@ -260,9 +261,8 @@ class AdversarialRun(Adversarial):
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """
-        Raises:
-            ValueError: `state` is not this head's: names what differs.
+        """Raises:
+        ValueError: `state` is not this head's: names what differs.
         """
         known = {"settings", "head", "optimizer"}
         if not isinstance(state, Mapping) or set(state) != known:

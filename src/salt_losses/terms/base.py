@@ -162,7 +162,8 @@ class Term:
 
     def wanted(self, plan: StepPlan) -> bool:
         """True in the iterations in which the term is on. Must be a function of the plan, so that
-        all ranks agree; `plan.random(purpose)` draws with it."""
+        all ranks agree; `plan.random(purpose)` draws with it.
+        """
         return (
             self.weight > 0
             and plan.iteration >= self.warmup
@@ -172,7 +173,8 @@ class Term:
     @property
     def needs(self) -> frozenset[str]:
         """Names of `OFFERS` that the term uses. By default those that its methods mention; override
-        it where a function outside of the class uses one."""
+        it where a function outside of the class uses one.
+        """
         found = set[str]()
         for kind in type(self).__mro__:
             if kind is Term:
@@ -192,7 +194,8 @@ class Term:
 
     def on_exit_step(self, step: ExitStep) -> Any:
         """Called when the student leaves a chunk of its rollout. What it returns is in
-        `rollout.collected`, chunk by chunk, when `loss` is called."""
+        `rollout.collected`, chunk by chunk, when `loss` is called.
+        """
 
     def loss(self, rollout: Rollout) -> Tensor:
         """The term, 0-dim, unweighted, on the graph of what `rollout` gives."""
@@ -206,7 +209,8 @@ class Term:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond the settings, for `torch.save` with
-        `weights_only=True`."""
+        `weights_only=True`.
+        """
         return {}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -243,7 +247,8 @@ class Term:
 
     def extra_steps(self, plan: StepPlan) -> int | None:
         """Steps of a second rollout of the student, from other noise and without gradient, that the
-        term needs before the first (`rollout.extra`); `None`: it needs none."""
+        term needs before the first (`rollout.extra`); `None`: it needs none.
+        """
         return None
 
     # Settings.

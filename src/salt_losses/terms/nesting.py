@@ -87,7 +87,8 @@ def _aligned_lists(
     config: SaltConfig, align: Alignment, counts: list[int]
 ) -> list[tuple[int, int, int]]:
     """The key of each reference that may occur, the length of the student's list and of the
-    reference's: of first chunks too."""
+    reference's: of first chunks too.
+    """
     lists = []
     for low in (k for k in counts if k in align.reference):
         high, first = align.reference[low], first_chunk_count(config.first_chunk_steps, low)
@@ -97,7 +98,8 @@ def _aligned_lists(
 
 def _must_nest(align: Alignment) -> bool:
     """Whether an alignment's reference takes the student's noise at the student's levels, or leaves
-    at one of these."""
+    at one of these.
+    """
     return align.reference_noise == "shared" or align.to != "end"
 
 

@@ -144,7 +144,8 @@ class SelfConsistency(Term):
 
     def admits(self, run: Run, num_steps: int) -> list[bool]:
         """For each exit step of such a rollout (of its first chunk, then of the others), whether
-        the term makes a call there. A shift moves all levels alike."""
+        the term makes a call there. A shift moves all levels alike.
+        """
         config, found = run.config, list[bool]()
         for steps in (first_chunk_count(config.first_chunk_steps, num_steps), num_steps):
             made = self._made(steps, max(config.step_counts), config.inference_steps)

@@ -92,17 +92,20 @@ class ExitStep:
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """The generator once more, as in this step but at state `x` and levels `t` `[B]`, on an
-        alias of the cache; it writes nothing that the trainer will see."""
+        alias of the cache; it writes nothing that the trainer will see.
+        """
         return finite_gradient(self._velocity(x, moved(t, x.device)))
 
     def times(self, grid: Tensor) -> list[float]:
         """A grid of the plan as the levels at which the trainer asks its generator, 0 at its
-        end."""
+        end.
+        """
         return self._trace.times(grid)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A random stream on the CPU, one for each purpose of a rollout. Ranks that share a sample
-        have the same, others each their own."""
+        have the same, others each their own.
+        """
         return self._trace.generator(self._term, purpose, "cpu")
 
 
@@ -242,7 +245,8 @@ def block_outputs(
     network: Network, x: Tensor, t: Tensor, blocks: Sequence[int]
 ) -> tuple[list[Tensor], Tensor]:
     """What these blocks return at states `x` and levels `t` `[B]`, without tokens of padding, and
-    what the network returns: only the end of its graph. With gradient, each block is recomputed."""
+    what the network returns: only the end of its graph. With gradient, each block is recomputed.
+    """
     again = torch.is_grad_enabled() and network.checkpoint
     recomputed = list(network.blocks)[: max(blocks) + 1] if again else []
     with feature_tap(network.blocks, blocks, stop_after=True) as outputs, recomputing(recomputed):

@@ -131,9 +131,8 @@ class Trainer:
         return self._found((*self.ways, *self.rules), config, facts)
 
     def check(self, config: SaltConfig, facts: Facts) -> None:
-        """
-        Raises:
-            SettingError: there are `problems`.
+        """Raises:
+        SettingError: there are `problems`.
         """
         _raise(self.problems(config, facts))
 
@@ -143,7 +142,8 @@ class Trainer:
 
     def notes(self, config: SaltConfig, facts: Facts) -> list[str]:
         """All that is allowed and never happens: what `SaltConfig` itself warns of, and what
-        `attach` or the constructor adds."""
+        `attach` or the constructor adds.
+        """
         from ..terms.base import Run, no_effect
         from ..terms.nesting import not_nested
 

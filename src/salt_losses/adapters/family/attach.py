@@ -145,7 +145,8 @@ class Adapter:
 
     def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
         """A pipeline that is built later is built once now, looked at, and dropped: it only
-        stores what it is given. None where rollouts have none."""
+        stores what it is given. None where rollouts have none.
+        """
         if self.solver and at_once(model):
             check.seams(model, AT_ONCE)
             check.finish()

@@ -63,7 +63,8 @@ class SaltHandle:
     def metrics(self) -> dict[str, float]:
         """The last generator update's numbers: `iteration`, the `salt/...` keys of its log dict and
         `salt/health/...` (docs/health.md); those of the defect term's gradient after the backward
-        pass. Empty before the first. Reading it waits for the device."""
+        pass. Empty before the first. Reading it waits for the device.
+        """
         return self._losses.metrics.read()
 
     def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
@@ -71,13 +72,15 @@ class SaltHandle:
         the next loss call, which in these trainers is the critic's of the same iteration, or at
         `detach`.
 
-        What a callback raises is raised there, once all callbacks were called."""
+        What a callback raises is raised there, once all callbacks were called.
+        """
         self._losses.metrics.tell(callback)
 
     def detach(self) -> None:
         """Put everything back as it was, whatever a callback raises. A second call does nothing.
 
-        Warns of an attribute that was replaced meanwhile, and leaves it as it is."""
+        Warns of an attribute that was replaced meanwhile, and leaves it as it is.
+        """
         with ExitStack() as stack:  # from the last one up, and all of them
             stack.callback(self._patches.take_off)
             if self._updates is not None:
@@ -90,7 +93,8 @@ class SaltHandle:
 
     def state_dict(self) -> dict[str, Any]:
         """The present iteration, all settings, and what `metrics` compare with; plain values; and
-        the `"terms"` that have a state, for `torch.save`."""
+        the `"terms"` that have a state, for `torch.save`.
+        """
         scheduler = self._losses.scheduler
         state = {
             **saved_settings.save(scheduler, self.config),

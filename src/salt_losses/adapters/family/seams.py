@@ -135,7 +135,8 @@ def _rollouts(pipeline: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def own_timesteps(pipeline: Any) -> list[str]:
     """By what a pipeline makes timesteps in its rollouts, where it follows no list; empty where
-    nothing is seen of it."""
+    nothing is seen of it.
+    """
     signs = [SAMPLING_STEPS] if hasattr(pipeline, SAMPLING_STEPS) else []
     return signs + [
         f"{SET_TIMESTEPS} in {name}" for name, used in _rollouts(pipeline) if SET_TIMESTEPS in used

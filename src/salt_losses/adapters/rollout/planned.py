@@ -21,7 +21,8 @@ def at_once(model: Any) -> bool:
 
 def pipeline_of(model: Any) -> Any:
     """The model's pipeline, built now if it was not: before its step list is exchanged, as it
-    keeps the model's."""
+    keeps the model's.
+    """
     if model.inference_pipeline is None:
         model._initialize_inference_pipeline()
     return model.inference_pipeline

@@ -88,7 +88,8 @@ def watching(model: Any, vitals: Vitals, predictions: dict[str, Any]) -> Iterato
 @contextmanager
 def _calls(network: nn.Module, every: bool) -> Iterator[list[Any]]:
     """Gets `(x0, timestep)` of a score network's calls, or of only the first: the one with the
-    prompt."""
+    prompt.
+    """
     calls: list[Any] = []
 
     def called(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

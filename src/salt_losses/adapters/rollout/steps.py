@@ -21,7 +21,8 @@ class Followed:
 
     def look(self, key: tuple[int, int, int], last: int, compare: Callable[[], None]) -> None:
         """`compare` a rollout's calls, if none before went down to its `last` step. `key`: steps of
-        the first chunk, of the last one, and the chunks."""
+        the first chunk, of the last one, and the chunks.
+        """
         if last > self._known.get(key, -1):
             compare()
             self._known[key] = last

@@ -58,7 +58,8 @@ def _whole(generator: nn.Module) -> AbstractContextManager[None]:
 
 def _reshard(generator: nn.Module) -> None:
     """After a forward without a backward pass, FSDP keeps the root's gathered parameters, and would
-    use them again, whatever has become of the shards."""
+    use them again, whatever has become of the shards.
+    """
     if not torch.distributed.is_available():
         return
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP

@@ -33,7 +33,8 @@ class Found(NamedTuple):
 
 def save(handle: SaltHandle, folder: Path, step: int) -> None:
     """`salt.json` last: what it names is there then. Where it cannot be written, that is said of
-    each checkpoint: a run that resumes from it has other plans."""
+    each checkpoint: a run that resumes from it has other plans.
+    """
     folder = _checkpoint(folder, step)
     state = handle.state_dict()
     terms = state.pop("terms")

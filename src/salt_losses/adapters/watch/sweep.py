@@ -224,7 +224,8 @@ class Sweeps:
 
 class Rollouts(NamedTuple):
     """`latents`: step count -> `[N, F, C, H, W]`, one for each prompt. `defect`: of each interval
-    of the inference grid."""
+    of the inference grid.
+    """
 
     latents: dict[int, Tensor]
     defect: list[float]

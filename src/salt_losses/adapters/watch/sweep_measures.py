@@ -76,7 +76,8 @@ class PathDefect:
 
 def concordance(a: Tensor, b: Tensor) -> float:
     """Lin's coefficient of two videos' latents `[N, F, C, H, W]`, the mean over videos and
-    channels: 1 if they are the same, 0 if unrelated. A change of contrast or brightness counts."""
+    channels: 1 if they are the same, 0 if unrelated. A change of contrast or brightness counts.
+    """
     over = (1, 3, 4)
     mean_a, mean_b = (x.double().mean(over, keepdim=True) for x in (a, b))
     spread = (a.double() - mean_a).square() + (b.double() - mean_b).square()
@@ -88,5 +89,6 @@ def concordance(a: Tensor, b: Tensor) -> float:
 
 def deviation(latents: Tensor) -> float:
     """Of `[N, F, C, H, W]` latents per channel, the mean over channels: it grows where samples
-    saturate, and shrinks where they wash out."""
+    saturate, and shrinks where they wash out.
+    """
     return float(latents.double().std((0, 1, 3, 4), correction=0).mean())

@@ -1,5 +1,6 @@
 """What a number that is too high or too low means, and what to change: docs/health.md's table, for
-those who have the page alone."""
+those who have the page alone.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +8,10 @@ from typing import NamedTuple
 
 
 class Advice(NamedTuple):
-    """
-    Attributes:
-        key: of the measure.
-        side: `"above"` or `"below"` its range; where it has none, of where it was.
-        sees: what one sees, with the number as its subject.
+    """Attributes:
+    key: of the measure.
+    side: `"above"` or `"below"` its range; where it has none, of where it was.
+    sees: what one sees, with the number as its subject.
     """
 
     key: str

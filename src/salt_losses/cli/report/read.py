@@ -67,9 +67,8 @@ class Run:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """
-    Raises:
-        CommandError: a folder is none, or no Salt run wrote to it.
+    """Raises:
+    CommandError: a folder is none, or no Salt run wrote to it.
     """
     runs = [_read_run(folder) for folder in folders]
     for run, name in zip(runs, _names(folders)):
@@ -102,7 +101,8 @@ def _read_run(folder: Path) -> Run:
 
 def _read_lines(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], int]:
     """The lines that are JSON objects with an iteration, and how many are none. The last one may be
-    half written."""
+    half written.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -136,7 +136,8 @@ def _one_per_update(
     lines: list[dict[str, Any]], log: str, starts: list[Start], remarks: list[str]
 ) -> list[Line]:
     """A run that went back to a checkpoint has some iterations twice: the later ones count. Where
-    gradients are accumulated an update has several lines, which count as one."""
+    gradients are accumulated an update has several lines, which count as one.
+    """
     kept: list[list[Line]] = []
     replaced = 0
     for line in lines:
@@ -173,7 +174,8 @@ def _number(value: float | None) -> float:
 
 def _replace_redone(kept: list[list[Line]], restarted: set[int]) -> int:
     """Keep the later lines of an update that was logged, and then made again as the first one after
-    a resume. Such an update has more lines than both of its neighbours."""
+    a resume. Such an update has more lines than both of its neighbours.
+    """
     sizes, replaced = [len(group) for group in kept], 0
     for i, group in enumerate(kept):
         before, after = sizes[max(i - 1, 0)], sizes[min(i + 1, len(kept) - 1)]
@@ -201,7 +203,8 @@ def _mean(values: list[float]) -> float:
 
 def _cut(run: Run, starts: list[Start]) -> None:
     """Without what was made again, or by another run in the same folder: what is as far as a later
-    start or further. Of the lines, their order tells as well."""
+    start or further. Of the lines, their order tells as well.
+    """
 
     def stands(iteration: float, time: object) -> bool:
         made = float(time) if isinstance(time, (int, float)) else 0.0  # of an older version

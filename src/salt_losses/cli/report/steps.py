@@ -170,7 +170,8 @@ def _trend(
 ) -> Trend | None:
     """Worse: the last sweeps are further below the best than neighbouring sweeps usually lie
     apart, twice, and than `least` of the best; better likewise than the first. `good` is higher
-    where it is better."""
+    where it is better.
+    """
     pairs = [(s, v) for s in sweeps if (v := value_of(s)) is not None]
     if len(pairs) < FEWEST:
         return None

@@ -19,12 +19,11 @@ WORD = {"well": "all is well", "wrong": "something is wrong", "unsure": "too lit
 
 @dataclass
 class Verdict:
-    """
-    Attributes:
-        state: `"well"`, `"wrong"` or `"unsure"`.
-        word: the state in a few words.
-        headline: why.
-        findings: what is wrong first.
+    """Attributes:
+    state: `"well"`, `"wrong"` or `"unsure"`.
+    word: the state in a few words.
+    headline: why.
+    findings: what is wrong first.
     """
 
     name: str

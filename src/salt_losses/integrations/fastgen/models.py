@@ -234,12 +234,14 @@ class _SaltModel:
 
 class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
     """`DMD2Model` with mixed steps and the defect term. Its student predicts from noised data, so
-    there is no rollout to align."""
+    there is no rollout to align.
+    """
 
 
 class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
     """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
-    alignment. The reference has its turn after the student's rollout, on the same cache."""
+    alignment. The reference has its turn after the student's rollout, on the same cache.
+    """
 
     _description = "fastgen"
     _lockstep = False  # the exit steps are rank 0's
@@ -247,7 +249,8 @@ class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
     @contextmanager
     def _rolling(self) -> Iterator[None]:
         """The plan's step lists; a first chunk's own by way of the scheduler, which a rollout asks
-        where the config has no list, and the exit steps that go with them."""
+        where the config has no list, and the exit steps that go with them.
+        """
         first, others = self._salt.first_times, self._salt.plan.times
         with self._planned(), Patches() as patches:
             if first is None or not self._training:

@@ -15,7 +15,8 @@ from ...runtime.patches import Patches
 
 class Prediction(NamedTuple):
     """`x0`: as the network returned it; `v`: the velocity; `written`: where the network put its
-    condition over what it had predicted (a clean first frame), `None`: nowhere."""
+    condition over what it had predicted (a clean first frame), `None`: nowhere.
+    """
 
     x0: Tensor
     v: Tensor

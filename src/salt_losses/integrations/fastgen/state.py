@@ -1,5 +1,6 @@
 """Salt's state in FastGen's checkpoints, which hold those of its models, optimizers and learning
-rate schedulers, and of nothing else that a model class could name."""
+rate schedulers, and of nothing else that a model class could name.
+"""
 
 from __future__ import annotations
 

@@ -196,7 +196,8 @@ class SaltDMD2Method(_SaltMethod, DMD2Method):  # type: ignore[misc]
 
 class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[misc]
     """`SelfForcingMethod` with mixed steps, a first chunk in more of them, and terms, which see
-    each chunk's exit step."""
+    each chunk's exit step.
+    """
 
     _lockstep = False  # the exit steps are rank 0's
     _description = "fastvideo"
@@ -241,7 +242,8 @@ class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[mis
 
 def patch_predictions(patches: Patches, method: Any, keep: Any) -> None:
     """`keep(role, x0)` gets each x0 that a score network predicts. Self Forcing converts by its own
-    scheduler, DMD2 by the role's."""
+    scheduler, DMD2 by the role's.
+    """
     convert = getattr(method, "_predict_x0_with_scheduler", None)
     if convert is not None:
         patches.set(
@@ -263,7 +265,8 @@ def patch_predictions(patches: Patches, method: Any, keep: Any) -> None:
 
 class _State:
     """The settings, as the framework's checkpoints hold an object: the plans themselves follow the
-    trainer's iteration."""
+    trainer's iteration.
+    """
 
     def __init__(self, salt: Salt) -> None:
         self._salt = salt

@@ -10,7 +10,8 @@ from .framework import DmdCheckpointManager, logger
 
 class SaltCheckpointManager(DmdCheckpointManager):  # type: ignore[misc]
     """The plans themselves follow the trainer's iteration; a run that resumes with other
-    plans is refused, and other settings are warned of."""
+    plans is refused, and other settings are warned of.
+    """
 
     def __init__(self, owner: Any, salt: Salt) -> None:
         super().__init__(owner)

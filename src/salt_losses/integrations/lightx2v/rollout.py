@@ -40,7 +40,8 @@ class RolloutTap:
 
     def called(self, x: Tensor, v: Tensor, velocity: Velocity, call: dict[str, Any]) -> None:
         """The student gave `v` at `x`; `call` is what else it was given, `velocity(x, t)` that call
-        once more at levels `t` `[B]`."""
+        once more at levels `t` `[B]`.
+        """
         chunk, noise = self.chunks[-1], self._noise
         self._noise = None
         if self._left:
@@ -72,7 +73,8 @@ class RolloutTap:
 
 class WholeStudent:
     """A student without a cache in a reference rollout, whose rollout is one chunk of Euler
-    steps."""
+    steps.
+    """
 
     stochastic = False
 
@@ -134,7 +136,8 @@ class CausalStudent:
 
 class Chunks(ChunkSteps):
     """As LightX2V's rollout asks: it reads a chunk's exit step before it goes through the list, the
-    first one of all if the chunks are to leave at the same."""
+    first one of all if the chunks are to leave at the same.
+    """
 
     def __init__(self, first: Tensor, others: Tensor) -> None:
         super().__init__(first, others, (len(first), len(others)))

@@ -13,7 +13,8 @@ from .framework import CausalForcingFlowMatchScheduler, get_sequence_parallel_wo
 
 def own_steps(trainer: Any) -> tuple[Tensor, Any]:
     """The trainer's own step list, in whole numbers where it is not warped, and the scheduler with
-    its table: what the trainer makes only when it starts to train."""
+    its table: what the trainer makes only when it starts to train.
+    """
     settings = trainer.config["scheduler"]
     trainer.denoising_scheduler = scheduler = CausalForcingFlowMatchScheduler(
         num_train_timesteps=settings.get("num_train_timesteps", 1000),

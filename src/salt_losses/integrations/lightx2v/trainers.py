@@ -220,7 +220,8 @@ class _SaltTrainer:
 @TRAINER_REGISTER("salt_video_dmd")
 class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
     """`VideoDmdTrainer` with mixed steps, the defect term at the rollout's exit step, and the
-    alignment."""
+    alignment.
+    """
 
     _description = "lightx2v_dmd"
 
@@ -239,7 +240,8 @@ class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
 @TRAINER_REGISTER("salt_video_ar_dmd")
 class SaltVideoArDmdTrainer(_SaltTrainer, VideoArDmdTrainer):  # type: ignore[misc]
     """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
-    block's exit step, and the alignment."""
+    block's exit step, and the alignment.
+    """
 
     _description = "lightx2v"
     _chunks: Chunks | None = None  # of the present rollout
