@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -72,6 +73,18 @@ def assert_two_did_what_one_did(both, alone):
             assert close.float().mean() > 0.9, (path, name)
 
 
+def fork(target, *args):
+    """Start `target(*args)` in a forked process, which has imported everything already."""
+    # A process group of an earlier test that is collected in the child would wait there for
+    # threads, which a fork does not copy.
+    gc.collect()
+    gc.freeze()
+    child = multiprocessing.get_context("fork").Process(target=target, args=args)
+    child.start()
+    gc.unfreeze()
+    return child
+
+
 def work(environment: dict[str, str], rank: int, options: list[str]) -> None:
     """One of two processes, forked: what `accelerate launch` starts, without the imports."""
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -107,10 +120,7 @@ def fork_two(name: str, options: list[str]) -> list[int | None]:
     environment = prepare_multi_gpu_env(launch._validate_launch_command(args)[0])
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     environment |= {"LOCAL_WORLD_SIZE": "2"}
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=work, args=(environment, rank, options)) for rank in (0, 1)]
-    for worker in workers:
-        worker.start()
+    workers = [fork(work, environment, rank, options) for rank in (0, 1)]
     for worker in workers:
         worker.join()
     return [worker.exitcode for worker in workers]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -32,6 +31,7 @@ from tests.examples.wan.runs import (
     assert_same,
     assert_two_did_what_one_did,
     contents,
+    fork,
     fork_two,
     launch_options,
     run,
@@ -48,8 +48,7 @@ def whole(t2v, tmp_path_factory):
 def test_a_killed_run_resumes_with_the_numbers_of_an_uninterrupted_one(t2v, whole, tmp_path):
     out = tmp_path / "run"
     options = t2v.train_options(out)
-    child = multiprocessing.get_context("fork").Process(target=train.main, args=(options,))
-    child.start()
+    child = fork(train.main, options)
     log = out / "log.jsonl"
     deadline = time.monotonic() + 300
     while not (log.is_file() and log.read_text().count("\n") >= 3):  # past the checkpoint of 2
