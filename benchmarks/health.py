@@ -31,7 +31,7 @@ from examples.tiny_video.trainer import Trainer
 from examples.tiny_video.wrapper import VideoDiffusionWrapper
 from salt_losses import SaltConfig
 from salt_losses.adapters import SaltHandle, self_forcing
-from salt_losses.adapters.watch import metrics as watched
+from salt_losses.adapters.family.losses import Metrics as LastNumbers
 from salt_losses.runtime.health import Vitals
 
 # Name -> what it changes of the trainer's settings, and of Salt's; whether it is cut short.
@@ -161,12 +161,12 @@ def cost(preset: Config, iterations: int) -> str:
     handle.on_metrics(lambda metrics: None)  # they are read, as where a run is recorded
     trainer.train(3)
     spent = {"health": 0.0, "read": 0.0}
-    read = watched.Metrics.report
+    read = LastNumbers.report
     with (
-        timed(Vitals, "scored", spent, "health"),
-        timed(Vitals, "felt", spent, "health"),
-        timed(Vitals, "_pulled", spent, "health"),
-        mock.patch.object(watched.Metrics, "report", clocked(read, spent, "read")),
+        timed(Vitals, "score", spent, "health"),
+        timed(Vitals, "track_sc", spent, "health"),
+        timed(Vitals, "_add_gradient", spent, "health"),
+        mock.patch.object(LastNumbers, "report", clocked(read, spent, "read")),
     ):
         started = time.process_time()
         trainer.train(3 + iterations)

@@ -36,12 +36,6 @@ def attach_sweeping(trainer: Any) -> Any:
     return attach(trainer)
 
 
-def attach_without_trainer(trainer: Any) -> Any:
-    streaming_model = getattr(trainer, "streaming_model", None)
-    config = SaltConfig.from_mapping(json.loads(os.environ[SETTINGS]))
-    return _adapter(trainer).attach(streaming_model or trainer.model, config)
-
-
 def head(handle: Any) -> str | None:
     """The discriminator's weights."""
     for term in handle.terms:

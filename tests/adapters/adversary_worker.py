@@ -10,6 +10,7 @@ from typing import Any
 import tiny
 import torch
 import torch.distributed as dist
+from harness import as_trainer
 from test_adversary_on_the_miniature import CONFIG, adversary
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
@@ -94,7 +95,7 @@ def critic_gradient(trainer: Any, rank: int, config: SaltConfig) -> torch.Tensor
     inputs["clean_latent"] = torch.zeros(inputs["image_or_video_shape"])
     model.zero_grad(set_to_none=True)
     torch.manual_seed(rank)
-    with self_forcing.attached(model, config):
+    with self_forcing.attached(as_trainer(model), config):
         model.critic_loss(**inputs)[0].backward()
         model.generator_loss(**inputs)[0].backward()
         model.critic_loss(**inputs)[0].backward()
@@ -118,7 +119,9 @@ def skipped(rank: int) -> dict[str, Any]:
     """The head before, after an update with a bad video on rank 1 alone, and after a good one."""
     model = tiny.build_model()
     inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, changed(CONFIG, adv={"against": "data"})) as handle:
+    with self_forcing.attached(
+        as_trainer(model), changed(CONFIG, adv={"against": "data"})
+    ) as handle:
         heads, counts = [digest(handle)], []
         for value in (float("nan") if rank == 1 else 0.0, 0.0):
             inputs["clean_latent"] = torch.full(inputs["image_or_video_shape"], value)

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -213,6 +214,13 @@ def build_streaming(model: Any, *, max_length: int = 75, switch_at: int | None =
         temp_max_length=max_length,
     )
     return streaming_model
+
+
+def as_trainer(target: Any) -> Any:
+    """A model, or LongLive's streaming model, as the trainer that `attach` asks for."""
+    if hasattr(target, "base_model"):
+        return SimpleNamespace(model=target.base_model, streaming_model=target, step=0)
+    return SimpleNamespace(model=target, step=0)
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:

@@ -15,12 +15,14 @@ import harness
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 from test_adapters import adapter, everything, loss_inputs, parts, salt
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
 from salt_losses.adapters.rollout.calls import Watched
 from salt_losses.adapters.rollout.steps import ListSteps
+from salt_losses.errors import SettingError
 from salt_losses.terms import SelfConsistency
 
 SC = SaltConfig(
@@ -46,7 +48,9 @@ def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradien
         target, _ = parts(model)
         torch.manual_seed(0)
         with contextlib.ExitStack() as stack:
-            handle = config and stack.enter_context(adapter(model).attached(target, config))
+            handle = config and stack.enter_context(
+                adapter(model).attached(as_trainer(target), config)
+            )
             stack.enter_context(without_gradient())
             results = []
             # In streaming the critic's chunk is made without gradient anyway, and follows the plan.
@@ -57,7 +61,9 @@ def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradien
                     compute = getattr(target, f"compute_{name}_loss")
                     chunk, info = target.generate_next_chunk(requires_grad=True)
                     results.append(compute(chunk=chunk, chunk_info=info))
-            assert handle is None or (handle.metrics == {} and handle._clock._call == (-1, 0))
+            assert handle is None or (
+                handle.metrics == {} and handle._losses.clock._call == (-1, 0)
+            )
         return results
 
     if model.name == "longlive_streaming" and without_gradient is torch.inference_mode:
@@ -79,7 +85,7 @@ def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradien
 
 
 def test_an_attached_model_is_not_copied_and_a_detached_one_is(small: Any) -> None:
-    with self_forcing.attached(small, SC):
+    with self_forcing.attached(as_trainer(small), SC):
         for copied in (copy.deepcopy, pickle.dumps, lambda m: torch.save(m, io.BytesIO())):
             with pytest.raises(TypeError, match=r"Salt is attached .* detach Salt first"):
                 copied(small)
@@ -92,7 +98,7 @@ def test_an_attached_model_is_not_copied_and_a_detached_one_is(small: Any) -> No
 
 def test_detach_finishes_where_an_attribute_was_deleted_meanwhile(small: Any) -> None:
     before = everything(small)
-    handle = self_forcing.attach(small, SC)
+    handle = self_forcing.attach(as_trainer(small), SC)
     del small.critic_loss
     with pytest.warns(UserWarning, match=r"DMD\.critic_loss was deleted while Salt"):
         handle.detach()
@@ -105,7 +111,7 @@ def test_detach_leaves_another_tools_wrapper_which_then_reaches_the_trainers_own
 ) -> None:
     torch.manual_seed(0)
     own, own_log = getattr(small, name)(**tiny.loss_inputs(small))
-    handle = self_forcing.attach(small, SC)
+    handle = self_forcing.attach(as_trainer(small), SC)
     calls = []
     inside = getattr(small, name)
 
@@ -123,14 +129,14 @@ def test_detach_leaves_another_tools_wrapper_which_then_reaches_the_trainers_own
     assert calls
     assert torch.equal(loss, own)
     assert log.keys() == own_log.keys()
-    with self_forcing.attached(small, SC):  # not "already attached"
+    with self_forcing.attached(as_trainer(small), SC):  # not "already attached"
         assert "salt/sc_loss" in small.generator_loss(**tiny.loss_inputs(small))[1]
 
 
 def test_detach_says_nothing_where_nothing_was_changed(small: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        self_forcing.attach(small, SC).detach()
+        self_forcing.attach(as_trainer(small), SC).detach()
 
 
 # LongLive's streaming training.
@@ -146,12 +152,29 @@ def test_another_adapter_refuses_a_streaming_trainer(small: Any, wrong: Any) -> 
 
 
 @pytest.mark.parametrize("any_adapter", [self_forcing, causal_forcing, longlive])
-def test_the_model_of_a_streaming_trainer_is_refused_alone(any_adapter: Any, require: Any) -> None:
-    model = harness.build_model(require("longlive_streaming"), num_layers=1)
-    before = everything(model)
-    with pytest.raises(ValueError, match="got the model alone, which would train without Salt"):
-        any_adapter.attach(model, SC)
-    assert everything(model) == before
+def test_streaming_training_is_refused_without_its_streaming_model(
+    small: Any, any_adapter: Any
+) -> None:
+    small.args = SimpleNamespace(**vars(small.args), streaming_training=True)
+    before = everything(small)
+    with pytest.raises(SettingError, match="got none, so that it would train without Salt"):
+        any_adapter.attach(as_trainer(small), SC)
+    assert everything(small) == before
+
+
+def test_a_model_without_its_trainer_is_refused_with_the_lines_that_help(small: Any) -> None:
+    before = everything(small)
+    for target in (small, SimpleNamespace(base_model=small), object()):
+        with pytest.raises(TypeError, match="target must be the trainer of Self Forcing") as error:
+            self_forcing.attach(target, SC)
+        lines = str(error.value).splitlines()
+        assert lines[1:] == [
+            "    trainer = SimpleNamespace(model=model, step=0)",
+            "    handle = attach(trainer, config)  # and trainer.step += 1 in each iteration",
+        ]
+    assert everything(small) == before
+    scope = {"SimpleNamespace": SimpleNamespace, "attach": self_forcing.attach, "model": small}
+    exec("\n".join(line.strip() for line in lines[1:]), scope | {"config": SC})
 
 
 def test_a_chunk_whose_rollout_failed_is_not_kept(require: Any) -> None:
@@ -162,7 +185,7 @@ def test_a_chunk_whose_rollout_failed_is_not_kept(require: Any) -> None:
         if torch.is_grad_enabled():
             raise KeyError
 
-    with longlive.attached(streaming, SC) as handle:
+    with longlive.attached(as_trainer(streaming), SC) as handle:
         chunk, info = streaming.generate_next_chunk(requires_grad=True)
         hook = model.generator.register_forward_pre_hook(fail)
         with pytest.raises(KeyError):
@@ -231,7 +254,7 @@ def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any)
     config = salt(model, sc={"weight": 1.0})
     for seed in range(3):  # a block that is one off is at another timestep than its list's
         torch.manual_seed(seed)
-        with causal_forcing.attached(model, config):
+        with causal_forcing.attached(as_trainer(model), config):
             conditions = {key: dict(inputs[key]) for key in inputs if key.endswith("_dict")}
             _, log = model.generator_loss(**inputs | conditions)
         assert "salt/sc_loss" in log

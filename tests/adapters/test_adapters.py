@@ -12,6 +12,7 @@ import harness
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 from test_harness import assert_same, relative_change
 from torch import Tensor
 
@@ -88,7 +89,9 @@ class Step:
         target = harness.build_streaming(model) if streams else model
         with contextlib.ExitStack() as stack:
             if config is not None:
-                self.handle = stack.enter_context(adapter(model).attached(target, config))
+                self.handle = stack.enter_context(
+                    adapter(model).attached(as_trainer(target), config)
+                )
             if streams:
                 chunk, info = target.generate_next_chunk(requires_grad=not critic)
                 compute = target.compute_critic_loss if critic else target.compute_generator_loss
@@ -153,7 +156,7 @@ def test_the_critic_step_is_bit_identical(model: Any) -> None:
 
 def test_every_k_step_list_goes_through_the_trainers_own_table(model: Any) -> None:
     config = salt(model, step_counts=(2, 4, 8), probs=(0.2, 0.4, 0.4), sc={"step_counts": ()})
-    handle = adapter(model).attach(parts(model)[0], config)
+    handle = adapter(model).attach(as_trainer(parts(model)[0]), config)
     lists = {
         k: handle._losses.lists.timesteps(step_schedule(k, handle._losses.scheduler.shift)).tolist()
         for k in (2, 4, 8)
@@ -470,7 +473,7 @@ def run(model: Any, target: Any) -> Any:
 def test_after_detach_every_attribute_is_the_object_it_was(model: Any) -> None:
     target, objects = parts(model)
     before = everything(*objects)
-    handle = adapter(model).attach(target, salt(model, sc={"weight": 1.0}))
+    handle = adapter(model).attach(as_trainer(target), salt(model, sc={"weight": 1.0}))
     assert everything(*objects) != before
     handle.detach()
     assert everything(*objects) == before
@@ -483,7 +486,7 @@ def test_an_exception_inside_the_context_manager_puts_everything_back(model: Any
     before = everything(*objects)
     with (
         pytest.raises(KeyError),
-        adapter(model).attached(target, salt(model, sc={"weight": 1.0})),
+        adapter(model).attached(as_trainer(target), salt(model, sc={"weight": 1.0})),
     ):
         raise KeyError
     assert everything(*objects) == before
@@ -500,7 +503,7 @@ def test_an_exception_in_the_middle_of_a_rollout_puts_the_pipeline_back(model: A
         if torch.is_grad_enabled():
             raise KeyError
 
-    with adapter(model).attached(target, config):
+    with adapter(model).attached(as_trainer(target), config):
         attached = everything(model, target)
         keep = {n: id(getattr(pipeline, n)) for n in ("generator", "denoising_step_list")}
         hook = model.generator.register_forward_pre_hook(fail)
@@ -517,10 +520,10 @@ def test_an_exception_in_the_middle_of_a_rollout_puts_the_pipeline_back(model: A
 
 def test_a_second_attach_is_refused_and_changes_nothing(model: Any) -> None:
     target, objects = parts(model)
-    with adapter(model).attached(target, salt(model)):
+    with adapter(model).attached(as_trainer(target), salt(model)):
         before = everything(*objects)
         with pytest.raises(RuntimeError, match="already attached"):
-            adapter(model).attach(target, salt(model))
+            adapter(model).attach(as_trainer(target), salt(model))
         assert everything(*objects) == before
 
 
@@ -550,7 +553,6 @@ STREAMING_SEAMS = [
     "pipeline.generate_chunk_with_cache",
     "streaming_model.generate_next_chunk",
     "streaming_model.compute_generator_loss",
-    "streaming_model.compute_critic_loss",
     "streaming_model._get_current_conditional_dict",
 ]
 
@@ -586,7 +588,7 @@ def test_a_missing_seam_is_named_and_nothing_is_changed(model: Any, seam: str) -
     with removed(where[owner], name):
         before = everything(*objects)
         with pytest.raises(MissingSeamError, match=f"{seam}\\b.*no attribute '{name}'"):
-            adapter(model).attach(target, config)
+            adapter(model).attach(as_trainer(target), config)
         assert everything(*objects) == before
 
 
@@ -607,7 +609,7 @@ def test_a_missing_part_of_a_part_is_named(model: Any, path: str, name: str) -> 
     with removed(owner, name):
         before = everything(*objects)
         with pytest.raises(MissingSeamError, match=f"{path}.{name}.*: no attribute '{name}'"):
-            adapter(model).attach(target, salt(model, align={"weight": 1.0}))
+            adapter(model).attach(as_trainer(target), salt(model, align={"weight": 1.0}))
         assert everything(*objects) == before
 
 
@@ -626,7 +628,7 @@ def test_a_generator_that_lacks_a_keyword_is_named(model: Any, keyword: str) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seams.inspect, "signature", without)
         with pytest.raises(MissingSeamError, match=message):
-            adapter(model).attach(target, salt(model))
+            adapter(model).attach(as_trainer(target), salt(model))
     assert everything(*objects) == before
 
 
@@ -641,7 +643,7 @@ def test_a_pipeline_that_is_not_built_yet_is_looked_at_all_the_same(model: Any) 
         removed(pipeline, "generate_and_sync_list"),
         pytest.raises(MissingSeamError, match="generate_and_sync_list"),
     ):
-        adapter(model).attach(model, salt(model))
+        adapter(model).attach(as_trainer(model), salt(model))
     assert everything(model) == before
     assert model.inference_pipeline is None
 
@@ -661,5 +663,5 @@ def test_a_renamed_keyword_is_named(model: Any, owner: str, name: str, keyword: 
         patch.setattr(where[owner], name, lambda renamed: None)
         before = everything(model)
         with pytest.raises(MissingSeamError, match=f"{owner}.{name}: takes no .*'{keyword}'"):
-            adapter(model).attach(target, salt(model))
+            adapter(model).attach(as_trainer(target), salt(model))
         assert everything(model) == before

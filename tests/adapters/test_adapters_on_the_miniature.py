@@ -16,6 +16,7 @@ import harness
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig, shift_time
@@ -87,7 +88,7 @@ def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() ->
     config = SaltConfig(
         step_counts=(4,), probs=(1.0,), sc=SelfConsistency(step_counts=(4,)), inference_steps=1
     )
-    with self_forcing.attached(model, config) as handle:
+    with self_forcing.attached(as_trainer(model), config) as handle:
         seen: list[dict[str, float]] = []
         handle.on_metrics(seen.append)
         assert handle.metrics == {}
@@ -170,7 +171,7 @@ def test_settings_that_do_not_fit_the_trainer_are_refused(
     model = tiny.build_model()
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(ValueError) as error:
-        self_forcing.attach(model, changed(SaltConfig(), **settings))
+        self_forcing.attach(as_trainer(model), changed(SaltConfig(), **settings))
     assert str(error.value) == message
     assert {name: id(value) for name, value in vars(model).items()} == before
 
@@ -180,10 +181,12 @@ def test_a_self_consistency_term_that_no_exit_step_would_admit_is_refused() -> N
     model._initialize_inference_pipeline()
     model.inference_pipeline.last_step_only = True
     with pytest.raises(ValueError, match=r"sc must be null where .* last_step_only"):
-        self_forcing.attach(model, SaltConfig())
+        self_forcing.attach(as_trainer(model), SaltConfig())
     # At 4 of 8 steps the last one still admits a triple; without step counts there is no term.
     for counts in ((4, 8), ()):
-        self_forcing.attach(model, SaltConfig(sc=SelfConsistency(step_counts=counts))).detach()
+        self_forcing.attach(
+            as_trainer(model), SaltConfig(sc=SelfConsistency(step_counts=counts))
+        ).detach()
 
 
 @pytest.mark.parametrize(
@@ -264,7 +267,7 @@ def test_ways_of_training_that_salt_cannot_follow_are_refused(name: str, value: 
     model.args = SimpleNamespace(**vars(model.args), **{name: value})
     before = dict(vars(model))
     with pytest.raises(ValueError, match=f"{name} must be"):
-        self_forcing.attach(model)
+        self_forcing.attach(as_trainer(model))
     assert vars(model) == before
 
 
@@ -272,7 +275,7 @@ def test_a_method_that_is_none_is_named() -> None:
     model = tiny.build_model()
     model.critic_loss = None
     with pytest.raises(MissingSeamError, match=r"model\.critic_loss: must be callable; got None"):
-        self_forcing.attach(model)
+        self_forcing.attach(as_trainer(model))
 
 
 @pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
@@ -285,7 +288,9 @@ def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_i
         )
         parameters = list(model.fake_score.parameters())
         torch.manual_seed(0)
-        with self_forcing.attached(model, changed(ALIGNED, align={"weight": align_weight})):
+        with self_forcing.attached(
+            as_trainer(model), changed(ALIGNED, align={"weight": align_weight})
+        ):
             for _ in range(2):  # accumulated, as LongLive may
                 loss, log = model.generator_loss(**tiny.loss_inputs(model))
                 loss.backward()
@@ -305,7 +310,7 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     blocks = model.fake_score.model.blocks
     model.fake_score.model.forward = lambda x, *_, **__: x
     with (
-        self_forcing.attached(model, ALIGNED),
+        self_forcing.attached(as_trainer(model), ALIGNED),
         pytest.raises(RuntimeError, match="was not called within feature_tap"),
     ):
         model.generator_loss(**tiny.loss_inputs(model))
@@ -382,13 +387,17 @@ def test_the_noise_range_is_the_range_of_the_features_level_before_the_shift(
     monkeypatch.setattr(alignment, "rollout_align_loss", align_loss)
     model = tiny.build_model()
     inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, changed(ALIGNED, align={"noise_range": (0.1, 0.2)})):
+    with self_forcing.attached(
+        as_trainer(model), changed(ALIGNED, align={"noise_range": (0.1, 0.2)})
+    ):
         for _ in range(20):
             model.generator_loss(**inputs)
     lowest, highest = (shift_time(u, model.timestep_shift) for u in (0.1, 0.2))
     assert lowest <= min(levels) < max(levels) <= highest
     assert max(levels) - min(levels) > 0.5 * (highest - lowest)
     levels.clear()
-    with self_forcing.attached(model, changed(ALIGNED, align={"noise_range": (0.0, 1e-9)})):
+    with self_forcing.attached(
+        as_trainer(model), changed(ALIGNED, align={"noise_range": (0.0, 1e-9)})
+    ):
         model.generator_loss(**inputs)
     assert levels == [model.min_step / 1000]

@@ -10,7 +10,7 @@ import harness
 import pytest
 import test_adapters
 import torch
-from harness import FRAME_TOKENS
+from harness import FRAME_TOKENS, as_trainer
 from test_adapters import (
     VANISHING,
     adapter,
@@ -104,7 +104,7 @@ def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: 
         streaming.generate_next_chunk(requires_grad=False)
         with contextlib.ExitStack() as stack:
             if config is not None:
-                stack.enter_context(adapter(model).attached(streaming, config))
+                stack.enter_context(adapter(model).attached(as_trainer(streaming), config))
             chunk, info = streaming.generate_next_chunk(requires_grad=True)
             state = dict(streaming.state)
             caches = test_adapters.snapshot(model.inference_pipeline)
@@ -129,7 +129,7 @@ def test_data_is_refused_in_streaming_training_which_has_none(require: Any) -> N
     target, objects = test_adapters.parts(model)
     before = test_adapters.everything(*objects)
     with pytest.raises(ValueError, match="against must be 'more_steps' in streaming training"):
-        adapter(model).attach(target, playing(model, "data"))
+        adapter(model).attach(as_trainer(target), playing(model, "data"))
     assert test_adapters.everything(*objects) == before
 
 

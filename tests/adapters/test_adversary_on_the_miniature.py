@@ -13,6 +13,7 @@ import harness
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 from test_adapters_on_the_miniature import run_two_ranks, train
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
@@ -76,7 +77,7 @@ def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
     model.generator.register_forward_pre_hook(
         lambda module, args, kwargs: starts.append(kwargs["current_start"]), with_kwargs=True
     )
-    with self_forcing.attached(model, config):
+    with self_forcing.attached(as_trainer(model), config):
         model.generator_loss(**tiny.loss_inputs(model))
     per_chunk = model.inference_pipeline.frame_seq_length * model.num_frame_per_block
     rolled = starts[: starts.index(0, 5)]  # the student begins anew
@@ -152,7 +153,7 @@ def test_each_step_count_has_a_logit_of_its_own_against_more_steps() -> None:
 
 def test_where_the_trainers_own_loss_does_not_look_the_generator_feels_nothing() -> None:
     model = tiny.build_model()
-    losses = self_forcing.attach(model, CONFIG)._losses
+    losses = self_forcing.attach(as_trainer(model), CONFIG)._losses
     video = torch.randn(1, 6, 1, 8, 16, requires_grad=True)
     mask = torch.ones_like(video, dtype=torch.bool)
     mask[:, :2] = False
@@ -183,7 +184,7 @@ def test_the_critic_feels_nothing_of_it_under_fsdp_in_one_process() -> None:
         )
         parameters = list(model.fake_score.parameters())
         torch.manual_seed(0)
-        with self_forcing.attached(model, config):
+        with self_forcing.attached(as_trainer(model), config):
             for _ in range(2):  # accumulated, as LongLive may
                 model.generator_loss(**tiny.loss_inputs(model))[0].backward()
                 model.critic_loss(**tiny.loss_inputs(model))[0].backward()
@@ -385,7 +386,7 @@ def test_a_run_that_had_none_goes_on_with_a_new_one(tmp_path: Path) -> None:
 def test_under_accumulation_the_head_is_updated_at_each_loss_call() -> None:
     model = build().model
     steps: list[int] = []
-    with self_forcing.attached(model, CONFIG) as handle:
+    with self_forcing.attached(as_trainer(model), CONFIG) as handle:
         adversary(handle).optimizer.register_step_post_hook(lambda *_: steps.append(1))
         for _ in range(2):  # of one update
             model.generator_loss(**tiny.loss_inputs(model))[0].backward()
@@ -410,7 +411,9 @@ def test_without_fitting_data_there_is_an_error_before_anything_is_called(
     calls: list[Any] = []
     model.generator.register_forward_pre_hook(lambda *_: calls.append(1))
     stream = torch.get_rng_state()
-    with self_forcing.attached(model, changed(CONFIG, adv={"against": "data"})) as handle:
+    with self_forcing.attached(
+        as_trainer(model), changed(CONFIG, adv={"against": "data"})
+    ) as handle:
         with pytest.raises(ValueError, match=message):
             model.generator_loss(**tiny.loss_inputs(model) | {"clean_latent": data})
         assert handle.plan.iteration == 0
@@ -422,7 +425,7 @@ def test_blocks_that_do_not_exist_are_refused() -> None:
     model = tiny.build_model()
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(ValueError) as error:
-        self_forcing.attach(model, changed(CONFIG, adv={"blocks": (0, 5)}))
+        self_forcing.attach(as_trainer(model), changed(CONFIG, adv={"blocks": (0, 5)}))
     assert str(error.value) == (
         "adv.blocks must be indices into the 2 blocks of fake_score; got [0, 5]"
     )
@@ -441,8 +444,8 @@ def test_a_missing_seam_is_named(path: str, name: str) -> None:
     delattr(owner, name)
     config = changed(CONFIG, adv={"features": "real_score"})
     with pytest.raises(MissingSeamError, match=f"{path}.{name}: no attribute '{name}'"):
-        self_forcing.attach(model, config)
-    self_forcing.attach(model, changed(CONFIG, adv=None)).detach()
+        self_forcing.attach(as_trainer(model), config)
+    self_forcing.attach(as_trainer(model), changed(CONFIG, adv=None)).detach()
 
 
 def test_a_grid_of_one_more_step_that_the_trainers_table_cannot_hold_is_refused() -> None:

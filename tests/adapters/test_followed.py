@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, causal_forcing, longlive, self_forcing
@@ -93,7 +94,7 @@ def test_a_rollout_of_other_timesteps_is_an_error_though_their_number_is_right(
             getattr(model, loss)(**losses(model, device))
 
     with (
-        adapter.attached(model, changed(MIXED, step_counts=(4,), probs=(1.0,))),
+        adapter.attached(as_trainer(model), changed(MIXED, step_counts=(4,), probs=(1.0,))),
         pytest.raises(RuntimeError, match=r"expected at timestep .*does not follow the step list"),
     ):
         several()
@@ -107,7 +108,7 @@ def test_a_rollout_of_another_number_of_steps_is_an_error(
     with_own_list(pipeline_class, [1000.0, 937.5, 833.3], counts_like_salt=False)
     model = on(device)
     with (
-        adapter.attached(model, MIXED),
+        adapter.attached(as_trainer(model), MIXED),
         pytest.raises(RuntimeError, match=r"exit from 3 steps, and Salt gave it \d"),
     ):
         getattr(model, loss)(**losses(model, device))
@@ -128,7 +129,7 @@ def test_a_rollout_that_draws_no_exit_steps_is_an_error(adapter: Any, pipeline_c
     pipeline_class.patch.setattr(pipeline_class, "inference_with_trajectory", draws_by_itself)
     model = tiny.build_model()
     with (
-        adapter.attached(model, MIXED),
+        adapter.attached(as_trainer(model), MIXED),
         pytest.raises(RuntimeError, match="the plan had no effect"),
     ):
         model.critic_loss(**tiny.loss_inputs(model))
@@ -151,14 +152,14 @@ def test_the_rollouts_of_reference_and_discriminator_are_looked_at_as_well(
     kind.patch.setattr(kind, "inference_with_trajectory", at_most_four)
     model = tiny.build_model()
     four = changed(MIXED, step_counts=(4,), probs=(1.0,), align={"reference": {4: 8}, "warmup": 0})
-    with self_forcing.attached(model, four):
+    with self_forcing.attached(as_trainer(model), four):
         model.generator_loss(**tiny.loss_inputs(model))
     for settings in (
         {"align": {"weight": 0.1, "prob": 1.0, "to": "end"}},
         {"adv": {"weight": 0.1, "against": "more_steps"}},
     ):
         with (
-            self_forcing.attached(model, changed(four, **settings)),
+            self_forcing.attached(as_trainer(model), changed(four, **settings)),
             pytest.raises(RuntimeError, match=r"step 0 of chunk 0 was expected at timestep 1000"),
         ):
             model.generator_loss(**tiny.loss_inputs(model))
@@ -195,7 +196,7 @@ def test_a_rollout_that_left_at_its_first_step_has_not_shown_the_others(
     pipeline_class.patch.setattr(pipeline_class, "generate_and_sync_list", leaves)
     with_own_list(pipeline_class, [1000.0, 940.0, 800.0, 600.0], counts_like_salt=True)
     model = tiny.build_model()
-    with adapter.attached(model, changed(MIXED, step_counts=(4,), probs=(1.0,))):
+    with adapter.attached(as_trainer(model), changed(MIXED, step_counts=(4,), probs=(1.0,))):
         for _ in range(2):
             model.critic_loss(**tiny.loss_inputs(model))
         with pytest.raises(RuntimeError, match="step 1 of chunk 0 was expected at timestep 9"):
@@ -247,15 +248,15 @@ def test_a_pipeline_that_makes_its_own_timesteps_is_refused_at_attach(
     pipeline.sampling_steps = 4
     before = {name: id(value) for name, value in vars(model).items()}
     with pytest.raises(MissingSeamError, match=r"pipeline\.denoising_step_list: .*sampling_steps"):
-        adapter.attach(model, MIXED)
+        adapter.attach(as_trainer(model), MIXED)
     assert {name: id(value) for name, value in vars(model).items()} == before
 
     del pipeline.sampling_steps
-    adapter.attach(model, MIXED).detach()
+    adapter.attach(as_trainer(model), MIXED).detach()
 
     def rolls(self: Any, noise: torch.Tensor) -> Any:
         self.scheduler.set_timesteps(4)
 
     pipeline_class.patch.setattr(pipeline_class, "inference_with_trajectory", rolls)
     with pytest.raises(MissingSeamError, match=r"set_timesteps in inference_with_trajectory"):
-        adapter.attach(model, MIXED)
+        adapter.attach(as_trainer(model), MIXED)

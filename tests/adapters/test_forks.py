@@ -8,6 +8,7 @@ from typing import Any
 import harness
 import pytest
 import torch
+from harness import as_trainer
 from test_adapters import (
     VANISHING,
     dmd_loss_times_zero,
@@ -94,7 +95,7 @@ def test_the_defect_terms_gradient_is_that_of_the_literal_endpoints_on_a_cloned_
 def test_after_detach_every_attribute_is_the_object_it_was(model: Any) -> None:
     target, objects = parts(model)
     before = everything(*objects)
-    handle = self_forcing.attach(target, salt(model, sc={"weight": 1.0}))
+    handle = self_forcing.attach(as_trainer(target), salt(model, sc={"weight": 1.0}))
     assert everything(*objects) != before
     handle.detach()
     assert everything(*objects) == before
@@ -105,7 +106,7 @@ def test_rolling_forcing_is_refused_and_left_as_it_is() -> None:
     model = build("rolling_forcing")
     before = everything(model)
     with pytest.raises(MissingSeamError, match="kv_cache1"):
-        self_forcing.attach(model)
+        self_forcing.attach(as_trainer(model))
     assert everything(model) == before
 
 

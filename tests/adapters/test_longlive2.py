@@ -12,6 +12,7 @@ import harness
 import peft
 import pytest
 import torch
+from harness import as_trainer
 from test_adapters import VANISHING, counted_calls, everything, generator_step, own_steps, salt
 from test_harness import assert_same, relative_change
 from torch import Tensor
@@ -81,7 +82,7 @@ def test_the_steps_that_count_as_its_own_are_those_of_its_rollouts(
     model = build(require, num_layers=1, sampling_steps=steps, generator_is_causal=causal)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        longlive2.attach(model, SaltConfig()).detach()
+        longlive2.attach(as_trainer(model), SaltConfig()).detach()
     never = [str(w.message) for w in warned if "is never used" in str(w.message)]
     assert len(never) == (steps != 4)
     assert all(f"of length {steps}, is never used" in message for message in never)
@@ -259,7 +260,7 @@ def test_other_adapters_refuse_it_and_name_its_own(require: Any) -> None:
     before = everything(model)
     for other in (self_forcing, longlive):
         with pytest.raises(MissingSeamError, match=r"sampling_steps, .*adapters\.longlive2"):
-            other.attach(model, salt(model))
+            other.attach(as_trainer(model), salt(model))
     assert everything(model) == before
 
 
@@ -267,7 +268,7 @@ def test_a_step_count_that_its_rollout_does_not_read_is_an_error(require: Any) -
     model = build(require, num_layers=1)
     config = salt(model, step_counts=(2,), sc={"step_counts": ()}, align={"reference": {}})
     for wrong in (4, None):
-        with longlive2.attached(model, config) as handle:
+        with longlive2.attached(as_trainer(model), config) as handle:
             handle._losses.lists.put = lambda *args: None
             model._initialize_inference_pipeline()
             if wrong is None:  # as many steps, and of another shift
@@ -299,13 +300,13 @@ def test_what_does_not_carry_over_is_refused_in_a_sentence(
     model = build(require, num_layers=1, **args)
     before = everything(model)
     with pytest.raises(ValueError, match=message):
-        longlive2.attach(model, salt(model, **settings))
+        longlive2.attach(as_trainer(model), salt(model, **settings))
     assert everything(model) == before
 
 
 def test_sweeps_are_refused_as_it_samples_by_a_solver(require: Any) -> None:
     model = build(require, num_layers=1)
-    with longlive2.attached(model, salt(model)) as handle:
+    with longlive2.attached(as_trainer(model), salt(model)) as handle:
         lists = handle._losses.lists
         with pytest.raises(SettingError, match=r"sweep_every must be 0: .*by a solver") as refused:
             Sweeps(model, None, handle.config, lists, None, every=10, prompts=["a cat"])

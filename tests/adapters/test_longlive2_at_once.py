@@ -8,6 +8,7 @@ from typing import Any
 import harness
 import pytest
 import torch
+from harness import as_trainer
 from test_adapters import VANISHING, counted_calls, everything, salt
 from test_harness import assert_same, relative_change
 from test_longlive2 import build
@@ -35,7 +36,11 @@ def step_at_once(model: Any, config: SaltConfig | None, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     inputs = at_once_inputs(model)
     with contextlib.ExitStack() as stack:
-        handle = None if config is None else stack.enter_context(longlive2.attached(model, config))
+        handle = (
+            None
+            if config is None
+            else stack.enter_context(longlive2.attached(as_trainer(model), config))
+        )
         loss, _ = model.generator_loss(**inputs)
         stream = torch.get_rng_state()
         loss.backward()
@@ -106,7 +111,7 @@ def test_at_once_a_rollout_of_other_steps_is_an_error(require: Any) -> None:
         seeds[counts["no_grad"]] = seed
     config = salt(model, step_counts=(2,), sc={"step_counts": ()}, align={"reference": {}})
     for step, message in ((1, "step 1 was expected at timestep 833"), (3, "more than 2 steps")):
-        with longlive2.attached(model, config) as handle:
+        with longlive2.attached(as_trainer(model), config) as handle:
             handle._losses.lists.put = lambda *args: None
             torch.manual_seed(seeds[step])
             with pytest.raises(RuntimeError, match=message):

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import tiny
+from harness import as_trainer
 
 from salt_losses import SaltConfig, SettingError
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
-from salt_losses.adapters.family.facts import facts_of
+from salt_losses.adapters.family.attach import facts_of
 from salt_losses.cli.foresight import foresee
 from salt_losses.cli.networks import NETWORKS, Network
 from salt_losses.cli.trainer_configs import with_config
@@ -88,7 +89,7 @@ def test_a_configuration_and_the_trainer_that_it_makes_are_refused_alike(
 ) -> None:
     args = SimpleNamespace(**{way: WAYS[way]})
     model = SimpleNamespace(args=args, local_attn_size=getattr(args, "local_attn_size", None))
-    live = facts_of(model, None, None)
+    live = facts_of(SimpleNamespace(model=model), None)
     config = {"trainer": "score_distillation", way: WAYS[way]}
     read = with_config(TRAINERS[name], config, "config.yaml").facts
     at_once = live.at_once and name == "longlive2"  # only it knows generator_is_causal
@@ -121,7 +122,7 @@ def test_a_bidirectional_student_is_refused_by_its_setting_and_nothing_is_change
     del model.denoising_step_list  # what its rollouts lack is not what is said
     before = dict(vars(model))
     with pytest.raises(SettingError, match="generator_type must be 'causal'") as refused:
-        self_forcing.attach(model)
+        self_forcing.attach(as_trainer(model))
     assert refused.value.setting == "generator_type"
     assert vars(model) == before
 
@@ -132,7 +133,7 @@ def test_a_term_of_ones_own_that_needs_more_is_refused_alike_in_streaming_traini
     streaming = SimpleNamespace(base_model=model)
     config = SaltConfig.from_mapping({"sc": None, "terms": [settings_pool.JUDGED]})
     described = DESCRIBED["longlive"]
-    (problem,) = described.problems(config, facts_of(model, None, streaming))
+    (problem,) = described.problems(config, facts_of(SimpleNamespace(model=model), streaming))
     expected = "judged needs real videos, which LongLive v1.0 does not offer"
     assert problem == ("judged", expected)
     plan = TRAINERS["longlive_streaming"]

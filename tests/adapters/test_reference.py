@@ -17,9 +17,9 @@ from test_harness import assert_same, relative_change
 from torch import Tensor
 
 from salt_losses import SaltConfig, add_noise, relational_align_loss
-from salt_losses.adapters.rollout.networks import Networks
+from salt_losses.adapters.rollout.scores import Networks
 from salt_losses.alignment import rollout_align_loss
-from salt_losses.runtime.frozen import frozen
+from salt_losses.runtime.frozen import freeze
 from salt_losses.terms import alignment
 from tests.nested import changed
 
@@ -431,7 +431,7 @@ def test_the_features_loss_is_the_literal_one_and_a_block_runs_once_more(
 
     runs: list[bool] = []
     first = next(network.model.blocks[0].children())
-    with frozen(list(network.parameters())):
+    with freeze(list(network.parameters())):
         hook = first.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
         seen = Networks(model).under(condition)(features)
         loss = rollout_align_loss(

@@ -16,6 +16,7 @@ import pytest
 import sweep_worker
 import tiny
 import torch
+from harness import as_trainer
 from test_adapters import adapter, own_steps
 from test_adapters_on_the_miniature import BUSY, run_two_ranks
 from test_harness import assert_same
@@ -114,10 +115,10 @@ class Update:
             sc=SelfConsistency(step_counts=(steps,)),
             inference_steps=steps // 2,
         )
-        with adapter(model).attached(target, config) as handle:
+        with adapter(model).attached(as_trainer(target), config) as handle:
             if streams:  # a chunk before, so that there is a cache to lose
                 target.generate_next_chunk(requires_grad=False)
-                handle._clock._call = (-1, 0)
+                handle._losses.clock._call = (-1, 0)
             if folder is not None:
                 handle._losses.sweeps = sweeps_of(handle, folder, prompts=PROMPTS[:1])
             if streams:
@@ -247,7 +248,7 @@ def sampled(
 
 def test_the_numbers_are_those_of_the_librarys_own_sampler_and_defect(tmp_path: Path) -> None:
     model = tiny.build_model()
-    handle = self_forcing.attach(model, changed(BUSY, inference_steps=4))
+    handle = self_forcing.attach(as_trainer(model), changed(BUSY, inference_steps=4))
     sweeps = sweeps_of(handle, tmp_path)
     sweeps.look(0)
     found = sweep_of(tmp_path, 0)
@@ -396,7 +397,7 @@ def test_without_prompts_a_recording_is_refused(tmp_path: Path) -> None:
 
 def test_a_trainer_that_starts_from_images_is_refused(tmp_path: Path) -> None:
     model = tiny.build_model()
-    handle = self_forcing.attach(model, BUSY)
+    handle = self_forcing.attach(as_trainer(model), BUSY)
     args = SimpleNamespace(image_or_video_shape=model.args.image_or_video_shape, i2v=True)
     model.args = args
     with pytest.raises(SettingError, match=r"sweep_every must be 0: .*i2v") as refused:
@@ -438,7 +439,7 @@ def test_the_trainers_vae_decodes_and_goes_back_to_where_it_was(tmp_path: Path) 
 
     cleared: list[int] = []
     model = tiny.build_model()
-    handle = self_forcing.attach(model, BUSY)
+    handle = self_forcing.attach(as_trainer(model), BUSY)
     sweeps = sweeps_of(handle, tmp_path)
     latents = torch.randn(2, 6, 1, 8, 16)
     assert torch.equal(sweeps._decoded(latents), latents.expand(-1, -1, 3, -1, -1))

@@ -165,7 +165,7 @@ def test_numbers_of_the_host_reach_the_device_without_a_wait(
             return func(*args, **(kwargs or {}))
 
     waits: list[Any] = []
-    monkeypatch.setattr(streams, "untouched", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(streams, "preserve", lambda _: contextlib.nullcontext())
     term = OnTheHost()
     plan = SaltConfig(sc=None, terms=(term,)).scheduler(1.0).plan(0)
     trace = Trace([term], plan, str, trainer="a trainer", times=Tensor.tolist)

@@ -9,6 +9,7 @@ from typing import Any
 import tiny
 import torch
 import torch.distributed as dist
+from harness import as_trainer
 from test_adapters_on_the_miniature import ALIGNED, BUSY
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
@@ -72,7 +73,7 @@ def critic_gradient(model: Any, align_weight: float, zeroed: bool) -> torch.Tens
     torch.manual_seed(dist.get_rank())
     optimizer = torch.optim.SGD(model.fake_score.parameters())
     optimizer.zero_grad(set_to_none=True)
-    with self_forcing.attached(model, changed(ALIGNED, align={"weight": align_weight})):
+    with self_forcing.attached(as_trainer(model), changed(ALIGNED, align={"weight": align_weight})):
         model.critic_loss(**inputs)[0].backward()
         model.generator_loss(**inputs)[0].backward()
         if zeroed:

@@ -163,10 +163,8 @@ class Family(Subject):
         return self.inputs() | {"clean_latent": torch.randn(shape, generator=draw)}
 
     def attach(self, config: SaltConfig) -> Any:
-        return self.adapter.attach(self.target(), config)
-
-    def target(self) -> Any:
-        return self.model
+        self.trainer = harness.as_trainer(self.model)
+        return self.adapter.attach(self.trainer, config)
 
     def restart(self, seed: int) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -205,6 +203,7 @@ class Family(Subject):
             compute()[0].backward()
             trained = [p for p in network.parameters() if p.requires_grad]
             torch.optim.SGD(trained, lr=1e-2).step()  # holds nothing that a state must have
+        self.trainer.step += 1
 
     def validation(self, seed: int) -> Tensor:
         self.restart(seed)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from harness import as_trainer
 from torch import Tensor
 
 from salt_losses import SaltConfig
@@ -94,7 +95,7 @@ def test_the_numbers_are_those_of_the_gradients_at_the_rollouts_output(
         torch.manual_seed(seed)
         with (
             oracle.watching(model, monkeypatch),
-            self_forcing.attached(model, config) as handle,
+            self_forcing.attached(as_trainer(model), config) as handle,
         ):
             loss, _ = model.generator_loss(**tiny.loss_inputs(model))
             assert not OF_DEFECT & set(health(handle.metrics))
@@ -169,8 +170,8 @@ def test_watching_changes_no_bit_of_loss_gradients_and_random_streams(
     watched, numbers = run()
     assert any(set(health(metrics)) >= OF_DEFECT for metrics in numbers)
     with monkeypatch.context() as patch:
-        patch.setattr(Vitals, "felt", lambda self, v_s, *_: v_s)
-        patch.setattr(Vitals, "scored", lambda *_: None)
+        patch.setattr(Vitals, "track_sc", lambda self, v_s, *_: v_s)
+        patch.setattr(Vitals, "score", lambda *_: None)
         plain, without = run()
     assert not any(SCORES & set(health(metrics)) for metrics in without)
     assert all(torch.equal(a, b) for a, b in zip(watched, plain, strict=True))
@@ -178,7 +179,7 @@ def test_watching_changes_no_bit_of_loss_gradients_and_random_streams(
 
 def test_what_is_watched_is_let_go_of() -> None:
     model = tiny.build_model()
-    with self_forcing.attached(model, SALT):
+    with self_forcing.attached(as_trainer(model), SALT):
         model.generator_loss(**tiny.loss_inputs(model))[0].backward()
         for network in (model.fake_score, model.real_score):
             assert not network._forward_hooks
@@ -206,7 +207,7 @@ def test_a_trainer_whose_direction_is_out_of_reach_has_the_other_numbers() -> No
 
     model.compute_distribution_matching_loss = scoring
     model.__class__ = Inside
-    with self_forcing.attached(model, SALT) as handle:
+    with self_forcing.attached(as_trainer(model), SALT) as handle:
         model.generator_loss(**tiny.loss_inputs(model))[0].backward()
         found = set(health(handle.metrics))
     assert found - {"triples"} == ALWAYS
@@ -223,15 +224,15 @@ def test_of_a_long_rollout_the_gradient_is_compared_where_the_trainer_scores(mas
     mask = torch.rand(1, 4, 1, 1, 1) < 0.5 if masked else None
     felt = []
     for start in (0, 2, 4):  # three blocks of two frames; the last four frames are scored
-        vitals.rolled(start + 2)
-        felt.append(vitals.felt(v[:, start : start + 2], 0.5, start))
+        vitals.reach(start + 2)
+        felt.append(vitals.track_sc(v[:, start : start + 2], 0.5, start))
     x0 = -0.5 * v
     dmd = ((x0[:, 2:] * direction) * (1.0 if mask is None else mask)).sum()
     count = direction.numel() if mask is None else int(mask.expand_as(direction).sum())
     scores = [(torch.randn_like(direction), torch.full((1, 4), 500.0)) for _ in range(2)]
-    vitals.directed(direction, *scores)
+    vitals.direct(direction, *scores)
     dmd = dmd / count
-    vitals.scored(x0[:, 2:], mask, dmd)
+    vitals.score(x0[:, 2:], mask, dmd)
     term = torch.cat(felt, dim=1).square().sum()
     (dmd + term).backward()
     found = {name.split("/")[-1]: float(x) for name, x in vitals.numbers().items()}
@@ -377,7 +378,7 @@ def test_a_direction_without_a_finite_entry_is_a_number_of_the_update(score: str
     def broken(module: Any, args: Any, output: Any) -> Any:
         return output[0], output[1] * math.nan
 
-    with self_forcing.attached(model, SALT) as handle:
+    with self_forcing.attached(as_trainer(model), SALT) as handle:
         model.generator_loss(**tiny.loss_inputs(model))[0].backward()
         assert health(handle.metrics)["dmd_zeroed"] == 0
         hook = getattr(model, score).register_forward_hook(broken)
@@ -391,8 +392,8 @@ def test_a_direction_that_is_0_as_both_scores_agree_is_not_a_lost_one() -> None:
     def share(direction: Tensor, *x0: Tensor) -> float:
         vitals = Vitals(Health())
         scores = [(x, torch.full(x.shape[:2], 500.0)) for x in x0]
-        vitals.directed(direction, *(scores or [None, None]))
-        vitals.scored(torch.randn_like(direction), None, torch.zeros(()))
+        vitals.direct(direction, *(scores or [None, None]))
+        vitals.score(torch.randn_like(direction), None, torch.zeros(()))
         return float(vitals.numbers()["salt/health/dmd_zeroed"])
 
     x, nothing = torch.randn(2, 3, 1, 2, 2), torch.zeros(2, 3, 1, 2, 2)

@@ -1,8 +1,7 @@
 """Salt in existing training loops, one module for each trainer.
 
-`attach(target, config)` adds it, `handle.detach()` takes it away; only instance attributes of the
-given objects change (and where a model is attached without its trainer, PyTorch calls Salt after an
-optimizer's step). The modules import nothing of the trainers.
+`attach(trainer, config)` adds it and `handle.detach()` removes it; only instance attributes of the
+given objects change. The modules import nothing of the trainers.
 """
 
 from ._launch import launch

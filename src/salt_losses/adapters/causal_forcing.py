@@ -3,9 +3,9 @@
     handle = causal_forcing.attach(trainer, SaltConfig())
     trainer.train()
 
-A step list of the first chunk's own (`denoising_step_list_first_chunk`) is left alone, unless
-`first_chunk_steps` asks for another: mixed steps replace the list of the other chunks. Where that
-first list admits shortcut triples, the defect term covers the first chunk as well.
+Mixed steps replace the list of all chunks except the first, which keeps its separate list
+(`denoising_step_list_first_chunk`) unless `first_chunk_steps` asks for another. If that list admits
+shortcut triples, the self-consistency term covers the first chunk as well.
 """
 
 from ..trainers import TRAINERS

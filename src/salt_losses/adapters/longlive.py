@@ -1,10 +1,10 @@
-"""Salt for LongLive (github.com/NVlabs/LongLive, branch `v1.0`): both of its training modes.
+"""Salt for LongLive (github.com/NVlabs/LongLive, branch `v1.0`), in both of its training modes.
 
     handle = longlive.attach(trainer, SaltConfig())
     trainer.train()
 
-The target is the trainer, its `streaming_model`, or the `DMD` model alone. In streaming training
-the KV cache lives on between chunks; rollouts beside the student's run on a copy of it.
+In streaming training the KV cache persists between chunks; the reference and the discriminator's
+rollout run on a copy of it.
 """
 
 from ..trainers import TRAINERS

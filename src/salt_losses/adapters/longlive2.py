@@ -3,11 +3,11 @@
     handle = longlive2.attach(trainer, SaltConfig())
     trainer.train()
 
-Its rollouts are made by UniPC, a multistep solver, from a step count: mixed steps are mixed counts,
-and the grids are the solver's own, of whole timesteps. So they are no consistency rollouts as the
-paper has them; the defect term, the alignment and a discriminator against rollouts of one step more
-are as ever. A student that sees all frames at once (`generator_is_causal: false`) has mixed steps
-and the defect term.
+UniPC, a multistep solver, makes its rollouts from a step count: mixed steps are mixed counts, and
+the grids are the solver's own, of whole timesteps, and not the paper's consistency rollouts. The
+self-consistency term, the alignment and a discriminator against rollouts of one step more work as
+elsewhere. A student that generates all frames at once (`generator_is_causal: false`) has mixed
+steps and the self-consistency term.
 """
 
 from ..trainers import TRAINERS

@@ -1,4 +1,4 @@
-"""A network that is used without being trained."""
+"""Use a network without training it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 
 @contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradient for these, and the ones that they hold are out of sight meanwhile.
+def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradient for these parameters; gradients that they hold are set aside.
 
-    FSDP awaits a gradient of what requires one: without it, an unsharded module (`NO_SHARD`, or a
-    single process) is left without its parameters, and a gradient held from before is mislaid.
+    FSDP waits for a gradient of what requires one: without it, an unsharded module (`NO_SHARD`, or
+    a single process) loses its parameters, and a gradient held from before is lost.
     """
     held = [(p, p.grad) for p in parameters if p.requires_grad]
     for parameter, _ in held:

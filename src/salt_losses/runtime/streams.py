@@ -1,4 +1,4 @@
-"""The global random streams that a rollout draws from: the trainer's, so they are put back."""
+"""The global random streams that a rollout draws from. They are the trainer's: restore them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 @contextmanager
-def untouched(device: torch.device) -> Iterator[None]:
+def preserve(device: torch.device) -> Iterator[None]:
+    """Restore the streams of Python, the CPU and `device` at the end."""
     python_state = random.getstate()
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(forked):
@@ -33,7 +34,7 @@ def set_state(device: torch.device, state: list[Tensor]) -> None:
 
 
 def set_seed(device: torch.device, seed: int) -> None:
-    """`torch.manual_seed`, but for these streams alone: it seeds those of all devices."""
+    """`torch.manual_seed`, but only for the CPU and `device`: it seeds all devices."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

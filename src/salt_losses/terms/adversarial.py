@@ -28,7 +28,7 @@ from ..flow import add_noise
 from ..mixed_step import StepPlan
 from ..runtime import streams
 from ..runtime.agreement import distributed
-from ..runtime.frozen import frozen
+from ..runtime.frozen import freeze
 from .base import Calls, Chunks, Start, Term, check_range
 from .trace import Network, Rollout, block_outputs
 
@@ -177,7 +177,7 @@ class AdversarialRun(Adversarial):
         reaches = rollout.plan.iteration >= self.warmup
         leaf = video.detach().requires_grad_(reaches)
         t, noise = self.draw(leaf, rollout.generator("adversary 0"))
-        with frozen(self._parameters):
+        with freeze(self._parameters):
             with torch.no_grad():
                 real_z, _ = block_outputs(network, add_noise(real, noise, t), t, self._read)
             # Last, so that no other pass exists next to its graph. The update's features are the

@@ -15,7 +15,7 @@ from ..alignment import rollout_align_loss
 from ..errors import SettingError
 from ..mixed_step import StepPlan, check_probability, check_references, first_chunk_count
 from ..runtime.blocks import Block
-from ..runtime.frozen import frozen
+from ..runtime.frozen import freeze
 from .base import Calls, Chunks, Run, Term, check_range
 from .trace import Rollout
 
@@ -101,7 +101,7 @@ class Alignment(Term):
         u = lowest + (highest - lowest) * rollout.random("t_f").random()
         network = rollout.network(self.features)
         frames = [f for f, frame in enumerate(taken) if frame]
-        with frozen(network.parameters):
+        with freeze(network.parameters):
             value = rollout_align_loss(
                 network.velocity,
                 network.blocks,

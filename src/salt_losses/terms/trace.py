@@ -22,7 +22,7 @@ from ..flow import add_noise
 from ..mixed_step import StepPlan
 from ..recompute import recomputing
 from ..runtime import streams
-from ..runtime.frozen import frozen
+from ..runtime.frozen import freeze
 from .base import OFFERS, Term
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -210,7 +210,7 @@ class Rollout:
         noise = draw(video.shape, video, generator, normal=True)
         with_grad = torch.is_grad_enabled() and video.requires_grad
         t = torch.full(video.shape[:1], float(level), dtype=torch.float64, device=video.device)
-        with frozen(net.parameters):
+        with freeze(net.parameters):
             tokens, end = block_outputs(net, add_noise(video, noise, t), t, wanted)
         # A backward pass enters at the network's end, where FSDP waits for it.
         return [z + 0.0 * end.float().sum().to(z.dtype) for z in tokens] if with_grad else tokens
@@ -227,7 +227,7 @@ class Rollout:
         video = video[:, -scored.shape[1] :]
         video = torch.cat([scored[:, : scored.shape[1] - video.shape[1]], video.to(scored)], dim=1)
         seed = streams.seed_of(self._trace.key(self._term, "dmd"))
-        with streams.untouched(video.device):
+        with streams.preserve(video.device):
             streams.set_seed(video.device, seed)
             loss: Tensor = score(video)
         return loss
@@ -328,7 +328,7 @@ class Trace:
                 frames=(first_frame, first_frame + x_s.shape[1]), plan=self.plan,
                 lockstep=self.lockstep,
             )  # fmt: skip
-            with streams.untouched(x_s.device):
+            with streams.preserve(x_s.device):
                 self.collected[term.name].append(term.on_exit_step(step))
 
     def objective(self, dmd: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -348,7 +348,7 @@ class Trace:
                     f"{term.name}: the rollout made no call of the student with gradient, so that "
                     "the term saw no exit step (a causal one calls it with kv_cache=...)"
                 )
-            with streams.untouched(dmd.device):
+            with streams.preserve(dmd.device):
                 value = term.loss(Rollout(self, term))
             if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
                 raise RuntimeError(

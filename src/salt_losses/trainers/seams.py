@@ -73,7 +73,6 @@ STREAMING_PIPELINE = (Seam("pipeline.generate_chunk_with_cache", CHUNK_CALL),)
 STREAMING = (
     Seam("streaming_model.generate_next_chunk", ("requires_grad",)),
     Seam("streaming_model.compute_generator_loss", ("chunk", "chunk_info")),
-    Seam("streaming_model.compute_critic_loss", ("chunk", "chunk_info")),
     Seam("streaming_model._get_current_conditional_dict", ()),
 )
 STREAMING_ADVERSARY = (Seam("streaming_model.state", kind="dict"),)

@@ -1,5 +1,4 @@
-"""How Salt is attached to a trainer of the Self Forcing family.
+"""Attach Salt to a trainer of the Self Forcing family.
 
-`attach` looks for the `seams` and makes a `handle`; `losses` is what the trainer calls then, by way
-of a `wrapper`; `clock` and `updates` know which iteration it is.
+`attach` checks the `seams` and makes a `handle`; `losses` has what the trainer then calls.
 """

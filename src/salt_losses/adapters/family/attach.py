@@ -7,36 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from ..._checks import describe
 from ...config import SaltConfig
 from ...errors import SettingError
 from ...runtime.agreement import check_agreement
 from ...terms.base import check_needs
-from ...trainers import TRAINERS, Trainer
+from ...trainers import TRAINERS, Facts, Trainer
 from ...trainers.seams import AT_ONCE, TRAINER
-from ..rollout.networks import NAMES
-from ..rollout.planned import at_once
-from ..rollout.scored import DIRECTION, SCORE
-from ..rollout.steps import ListSteps, SolverSteps
-from .facts import facts_of
+from ..rollout.calls import FIRST_LIST
+from ..rollout.scores import DIRECTION, NAMES, SCORE
+from ..rollout.steps import ListSteps, SolverSteps, Steps
+from ..rollout.whole import at_once
 from .handle import SaltHandle
-from .seams import (
-    SeamCheck,
-    check_adversary,
-    check_model,
-    check_pipeline,
-    check_streaming,
-)
+from .seams import SeamCheck, check_adversary, check_model, check_pipeline, check_streaming
 
 
 class Adapter:
-    """What an adapter module is made of: the trainer's description, and which rollouts it has.
+    """The `attach` of one trainer.
 
     Args:
-        trainer: its description; or only its name, of one that is like Self Forcing (with
-            `solver`, like LongLive 2.0).
-        streaming: whether it may train on chunks of one long rollout (LongLive).
-        solver: whether its rollouts are made by a solver, from a step count (LongLive 2.0).
+        trainer: its description; or only a name, for a trainer that is like Self Forcing (with
+            `solver`: like LongLive 2.0).
+        streaming: it may train on chunks of one long rollout (LongLive).
+        solver: a solver makes its rollouts, from a step count (LongLive 2.0).
     """
 
     def __init__(
@@ -45,31 +40,29 @@ class Adapter:
         if isinstance(trainer, str):
             like = TRAINERS["longlive2" if solver else "self_forcing"]
             trainer = dataclasses.replace(like, name=trainer, title=trainer)
-        self.description, self.trainer = trainer, trainer.title
-        self.streaming, self.solver = streaming, solver
+        self.description, self.streaming, self.solver = trainer, streaming, solver
 
     def attach(self, target: Any, config: SaltConfig | None = None) -> SaltHandle:
-        """Add Salt to a trainer; undone by the handle's `detach()`. To be called on every rank.
+        """Add Salt to a trainer, on every rank; the handle's `detach()` undoes it.
 
-        The plan changes with the trainer's `step`. A model alone has no step: there an iteration
-        ends when an optimizer (of `torch.optim`, or derived from its) steps the critic after a
-        `critic_loss`, so that gradients may be accumulated over any number of loss calls. Where no
-        such step is seen, a warning says so: any object with the model as `model` and the iteration
-        as `step` can be the trainer.
+        The plan follows the trainer's `step`. A loop without a trainer object passes one:
 
-        While Salt is attached, the model refuses to be copied or pickled as a whole; its networks
-        do not. Losses called without gradient are the trainer's own, unchanged; a chunk made with
+            trainer = SimpleNamespace(model=model, step=0)
+            handle = self_forcing.attach(trainer, config)  # and trainer.step += 1 in each iteration
+
+        While Salt is attached, the model cannot be copied or pickled as a whole; its networks can.
+        Losses called without gradient are the trainer's own, unchanged; a chunk made with
         `generate_next_chunk(requires_grad=False)` follows the plan, as it is the critic's.
 
-        For the trainer's own number of steps its own step list is trained; the other lists are a
-        grid's. A `shift` of Salt's replaces it.
+        At the trainer's own number of steps its own step list is trained; other step counts take
+        their list from a grid. A `shift` in the settings replaces the trainer's list.
 
-        Warns of what the trainer makes of the settings: a term that never turns on there, a list
-        that is never used or does not nest with the grids. (What never turns on anywhere,
-        `SaltConfig` has said.)
+        Warns if a setting has no effect in this trainer, or if the trainer's own list is never used
+        or does not nest with the grids.
 
         Args:
-            target: the trainer, or its `model` alone (LongLive: or its `streaming_model`).
+            target: the trainer, or any object with the model as `model` and the iteration as `step`
+                (in LongLive's streaming training also `streaming_model`).
             config: Salt's settings; `None`: the defaults.
 
         Returns:
@@ -78,23 +71,20 @@ class Adapter:
         Raises:
             MissingSeamError: the target lacks something that Salt needs; nothing is changed then.
             RuntimeError: Salt is attached to it already.
-            SettingError: settings that this trainer cannot follow, or a way of training that Salt
-                cannot, such as chunks of a long rollout (LongLive's streaming training) where this
-                is another adapter or the model alone. It is a `ValueError`, with the setting's name
-                as `setting`.
-            ValueError: settings differ between ranks (on all of them then).
-            TypeError: `config` is no `SaltConfig`.
+            SettingError: this trainer cannot follow the settings, or Salt cannot follow its way of
+                training. It is a `ValueError`, with the setting's name as `setting`.
+            ValueError: settings differ between ranks (raised on all of them).
+            TypeError: `config` is not a `SaltConfig`, or `target` is a model without its trainer.
         """
         config = SaltConfig() if config is None else config
         if not isinstance(config, SaltConfig):
             raise TypeError(f"config must be a SaltConfig; got {describe(config)}")
         check_agreement("the settings", config.to_mapping())
-        model, trainer, streaming = self._parts(target)
+        model, streaming = self._parts(target)
         known = self.description
-        known.check_ways(config, facts_of(model, trainer, streaming))
-        check = SeamCheck(self.trainer)
-        if trainer is not None:
-            check.seams(trainer, TRAINER)
+        known.check_ways(config, facts_of(target, streaming))
+        check = SeamCheck(known.title)
+        check.seams(target, TRAINER)
         align = config.align if config.align is not None and config.align.weight > 0 else None
         check_model(check, model, None if align is None else align.features)
         if streaming is not None:
@@ -104,10 +94,10 @@ class Adapter:
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
         lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
-        facts = facts_of(model, trainer, streaming, pipeline, lists)
+        facts = facts_of(target, streaming, pipeline, lists)
         known.check(config, facts)
         check_needs(config.all_terms, known.offers(facts) - missing(model), known.title)
-        handle = SaltHandle(model, trainer, streaming, lists, config, self.trainer)
+        handle = SaltHandle(target, streaming, lists, config, known.title)
         known.warn(config, facts)
         handle._attach()
         return handle
@@ -121,31 +111,35 @@ class Adapter:
         finally:
             handle.detach()
 
-    def _parts(self, target: Any) -> tuple[Any, Any | None, Any | None]:
-        """`(model, trainer, streaming model)` of a trainer, a model or a streaming model."""
-        if self.streaming and hasattr(target, "base_model"):
-            return target.base_model, None, target
-        if hasattr(target, "model") and not hasattr(target, "generator_loss"):
-            streaming = getattr(target, "streaming_model", None)
-            if streaming is None or self.streaming:
-                return target.model, target, streaming
+    def _parts(self, target: Any) -> tuple[Any, Any | None]:
+        """The trainer's model and its streaming model, if it trains one."""
+        if not hasattr(target, "model") or hasattr(target, "generator_loss"):
+            raise TypeError(
+                f"target must be the trainer of {self.description.title}, or an object with the "
+                f"model as `model` and the iteration as `step`; got a {type(target).__name__}. "
+                "For a model without its trainer:\n"
+                "    trainer = SimpleNamespace(model=model, step=0)\n"
+                "    handle = attach(trainer, config)  # and trainer.step += 1 in each iteration"
+            )
+        streaming = getattr(target, "streaming_model", None)
+        if streaming is not None and not self.streaming:
             raise SettingError(
                 "streaming_training",
-                f"target must be a trainer of {self.trainer}; got one that trains its "
+                f"target must be a trainer of {self.description.title}; got one that trains its "
                 "streaming_model, which would train without Salt: use adapters.longlive",
             )
-        if getattr(getattr(target, "args", None), "streaming_training", False):
-            # Its losses are the streaming model's, which this one does not know.
+        args = getattr(target.model, "args", None)
+        if streaming is None and getattr(args, "streaming_training", False):
             raise SettingError(
                 "streaming_training",
-                "target must be LongLive's trainer or its streaming_model where streaming_training "
-                "is on; got the model alone, which would train without Salt",
+                "target must have LongLive's streaming_model where streaming_training is on; got "
+                "none, so that it would train without Salt",
             )
-        return target, None, None
+        return target.model, streaming
 
     def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
-        """A pipeline that is built later is built once now, looked at, and dropped: it only
-        stores what it is given. None where rollouts have none.
+        """The pipeline, or None if rollouts have none. One that does not exist yet is built for
+        this check and dropped: it only stores what it is given.
         """
         if self.solver and at_once(model):
             check.seams(model, AT_ONCE)
@@ -164,7 +158,7 @@ class Adapter:
 
 
 def missing(model: Any) -> frozenset[str]:
-    """What the model lacks to give to terms, by the names of `OFFERS`."""
+    """What the model cannot offer to terms, by the names of `OFFERS`."""
     lacking = set[str]()
     if not hasattr(model, SCORE):
         lacking |= {"dmd", "fake_x0", "real_x0"}
@@ -174,3 +168,47 @@ def missing(model: Any) -> frozenset[str]:
     if not all(hasattr(score, "blocks") for score in scores):
         lacking |= {"features", "network"}
     return frozenset(lacking)
+
+
+def facts_of(
+    trainer: Any, streaming: Any, pipeline: Any = None, lists: Steps | None = None
+) -> Facts:
+    """The facts of a live trainer that decide which settings are allowed.
+
+    Args:
+        trainer: with its `model`.
+        streaming: its streaming model, or None.
+        pipeline: of its rollouts, once its seams were found.
+        lists: its step lists, likewise.
+    """
+    model = trainer.model
+    args = getattr(model, "args", None)
+    first = getattr(pipeline, FIRST_LIST, None)
+    of_rollout = args if pipeline is None else pipeline
+    iterations = getattr(getattr(trainer, "config", None), "max_iters", None)  # LongLive's
+    return Facts(
+        timesteps=None if lists is None else lists.timesteps,
+        shift=1.0 if lists is None else lists.shift,
+        own_steps=None if lists is None else lists.own_steps,
+        own_first_steps=None if first is None else len(first),
+        iterations=iterations if isinstance(iterations, int) and iterations > 0 else None,
+        blocks={
+            name: len(blocks)
+            for name in NAMES
+            if isinstance(blocks := _blocks(getattr(model, name, None)), nn.ModuleList)
+        },
+        last_step_only=bool(getattr(of_rollout, "last_step_only", False)),
+        streaming=streaming is not None,
+        generator_type=str(getattr(args, "generator_type", "causal")),
+        at_once=at_once(model),
+        simulates=bool(getattr(args, "backward_simulation", True)),
+        i2v=bool(getattr(args, "i2v", False)),
+        teacher_forcing=bool(getattr(args, "teacher_forcing", False)),
+        manual_generator_backward=bool(getattr(args, "manual_generator_backward", False)),
+        sp_size=int(getattr(args, "sp_size", 1) or 1),
+        local_attn_size=getattr(model, "local_attn_size", None),
+    )
+
+
+def _blocks(score: Any) -> Any:
+    return getattr(getattr(score, "model", None), "blocks", None)

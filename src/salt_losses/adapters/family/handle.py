@@ -1,11 +1,12 @@
-"""What `attach` gives: the present plan, the last metrics, the state, and the way back."""
+"""The handle of a run: its plan, metrics and state, and `detach`."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,10 +19,7 @@ from ...runtime.health import Health
 from ...runtime.patches import Patches
 from ...terms.base import Term
 from ..rollout.steps import Steps
-from .clock import Clock
 from .losses import Losses
-from .updates import Updates
-from .wrapper import Wrapper
 
 
 class SaltHandle:
@@ -29,24 +27,16 @@ class SaltHandle:
 
     Attributes:
         config: the settings.
-        trainer_name: of the trainer that the adapter is for.
-        attached: whether it is still attached.
+        trainer_name: the adapter's trainer.
+        attached: False once `detach` was called.
     """
 
     def __init__(
-        self,
-        model: Any,
-        trainer: Any,
-        streaming: Any,
-        lists: Steps,
-        config: SaltConfig,
-        trainer_name: str,
+        self, trainer: Any, streaming: Any, lists: Steps, config: SaltConfig, trainer_name: str
     ) -> None:
         self.config, self.trainer_name, self.attached = config, trainer_name, False
-        self._model = model
-        self._updates = Updates(model) if trainer is None else None
-        self._clock = Clock(trainer, self._updates, config.seed)
-        self._losses = Losses(model, streaming, lists, config, self._clock, trainer_name)
+        self._model = trainer.model
+        self._losses = Losses(trainer, streaming, lists, config, trainer_name)
         self._patches = Patches()
 
     @property
@@ -62,29 +52,25 @@ class SaltHandle:
     @property
     def metrics(self) -> dict[str, float]:
         """The last generator update's numbers: `iteration`, the `salt/...` keys of its log dict and
-        `salt/health/...` (docs/health.md); those of the defect term's gradient after the backward
-        pass. Empty before the first. Reading it waits for the device.
+        `salt/health/...` (docs/health.md). Those of the self-consistency term's gradient are there
+        after the backward pass. Empty before the first update. Reading it waits for the device.
         """
         return self._losses.metrics.read()
 
     def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
-        """Call `callback(metrics)` once for each generator loss, when its backward pass is over: at
-        the next loss call, which in these trainers is the critic's of the same iteration, or at
-        `detach`.
-
-        What a callback raises is raised there, once all callbacks were called.
+        """Call `callback(metrics)` once for each generator loss, after its backward pass: at the
+        next loss call, which in these trainers is the critic's of the same iteration, or at
+        `detach`. What a callback raises is raised there, after all callbacks were called.
         """
-        self._losses.metrics.tell(callback)
+        self._losses.metrics.callbacks.append(callback)
 
     def detach(self) -> None:
-        """Put everything back as it was, whatever a callback raises. A second call does nothing.
+        """Put everything back, whatever a callback raises. A second call does nothing.
 
-        Warns of an attribute that was replaced meanwhile, and leaves it as it is.
+        Warns of an attribute that was replaced in between, and leaves it.
         """
-        with ExitStack() as stack:  # from the last one up, and all of them
+        with ExitStack() as stack:
             stack.callback(self._patches.take_off)
-            if self._updates is not None:
-                stack.callback(self._updates.close)
             stack.callback(self._losses.forget_chunk)
             try:
                 self._losses.metrics.report()
@@ -92,32 +78,30 @@ class SaltHandle:
                 self.attached = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, all settings, and what `metrics` compare with; plain values; and
-        the `"terms"` that have a state, for `torch.save`.
+        """The present iteration, all settings and the health numbers, as plain values; and the
+        states of the `"terms"` that have one, for `torch.save`.
         """
-        scheduler = self._losses.scheduler
-        state = {
-            **saved_settings.save(scheduler, self.config),
-            "iteration": self._clock.iteration,
-        }
-        state["health"] = self._losses.health.state_dict()
         terms = {term.name: term.state_dict() for term in self.terms}
-        state["terms"] = {name: of_term for name, of_term in terms.items() if of_term}
-        return state
+        return {
+            **saved_settings.save(self._losses.scheduler, self.config),
+            "iteration": self._losses.clock.iteration,
+            "health": self._losses.health.state_dict(),
+            "terms": {name: state for name, state in terms.items() if state},
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the plans where `state_dict` was taken, wherever the trainer counts from.
 
-        To be called on every rank, with the same state. What the state does not have, of terms or
-        of health numbers, is left as it is; what it has of a term that the run does not, too.
-        Damaged health numbers are warned of, and start again.
+        Call it on every rank, with the same state. Terms and health numbers that the state lacks
+        stay as they are; a state of a term that the run does not have is ignored. Corrupt health
+        numbers start again, with a warning.
 
-        Other settings than those that make the plans are taken, and named in a warning on rank 0.
+        Settings that make the plans must be the same. Other settings may differ, and rank 0 warns
+        of them.
 
         Raises:
-            ValueError: its plans are others, or it has what a term cannot load; the message names
-                what differs, and nothing is changed. Or the ranks got different states: on all of
-                them.
+            ValueError: its plans differ, or a term cannot load its state; the message names what
+                differs, and nothing is changed. Or the ranks got different states (raised on all).
         """
         of_terms: Mapping[str, Any] = {}
         health = None
@@ -132,13 +116,13 @@ class SaltHandle:
         for term, state in loaded:
             term.check_state(state)
         device = next(self._model.generator.parameters()).device
-        remembered = None if health is None else _remembered(health, device)
+        restored = None if health is None else _restore(health, device)
         saved_settings.load(self._losses.scheduler, self.config, state_dict)
-        self._clock.continue_at(self._losses.scheduler.iteration)
+        self._losses.clock.continue_at(self._losses.scheduler.iteration)
         for term, state in loaded:
             term.load_state_dict(state)
-        if remembered is not None:
-            self._losses.health = remembered
+        if restored is not None:
+            self._losses.health = restored
 
     def _attach(self) -> None:
         methods = self._losses.methods()
@@ -155,14 +139,53 @@ class SaltHandle:
             self._patches.restore()
             raise
         self.attached = True
-        if self._updates is not None:
-            self._updates.watch()
 
 
-def _remembered(state: object, device: torch.device) -> Health:
-    """Nothing of the health numbers may end a training."""
+def _restore(state: object, device: torch.device) -> Health:
+    """Corrupt health numbers must not end a training."""
     try:
         return Health.of_state(state, device)
     except ValueError as error:
         warnings.warn(f"{error}. The health numbers start again", stacklevel=3)
         return Health()
+
+
+class Wrapper:
+    """Replaces a trainer's method by `inside(original, arguments by name)`.
+
+    Once Salt is detached it calls the original: another tool's wrapper may still hold this one.
+    `original(**changed)` calls the trainer's method with these arguments changed.
+    """
+
+    def __init__(
+        self, original: Callable[..., Any], inside: Callable[..., Any], handle: SaltHandle
+    ) -> None:
+        self._original, self._inside, self._salt_handle = original, inside, handle
+        self.__signature__ = inspect.signature(original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._salt_handle.attached:
+            return self._original(*args, **kwargs)
+        arguments = self.__signature__.bind(*args, **kwargs)
+        arguments.apply_defaults()
+
+        def original(**changed: Any) -> Any:
+            if not changed:
+                return self._original(*args, **kwargs)
+            other = self.__signature__.bind(*args, **kwargs)
+            other.arguments.update(changed)
+            return self._original(*other.args, **other.kwargs)
+
+        return self._inside(original, arguments.arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise TypeError(_NO_COPY)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(_NO_COPY)
+
+
+_NO_COPY = (
+    "Salt is attached to this object, and a copy of it would train the original: detach Salt first "
+    "(handle.detach()), or copy or save only the networks"
+)

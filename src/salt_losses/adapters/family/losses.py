@@ -1,18 +1,20 @@
-"""The losses that a trainer calls instead of its own: one object for all trainers of the family.
+"""The losses that a trainer calls while Salt is attached.
 
-Between two calls only these methods differ from the trainer's own. All else is set for the duration
-of one call and put back at its end.
+Between two calls only these methods differ from the trainer's own. Everything else is set for one
+call and restored at its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ..._checks import compute_dtype
 from ...config import SaltConfig
 from ...mixed_step import MixedStepScheduler, StepPlan
 from ...runtime import streams
@@ -21,18 +23,75 @@ from ...runtime.patches import Patches
 from ...schedule import step_schedule
 from ...terms.base import Start
 from ...terms.trace import Trace
+from ..rollout.calls import Watched
 from ..rollout.extra import ExtraRollout
-from ..rollout.networks import Networks
-from ..rollout.planned import at_once, pipeline_of, planned
-from ..rollout.scored import SCORE, Scored, real_videos, watching
-from ..rollout.steps import Steps
+from ..rollout.scores import SCORE, Networks, Scored, real_videos, watch_scores
+from ..rollout.steps import Steps, plan_lists
 from ..rollout.student import StudentRollout
-from ..rollout.whole import WholeRollout, emit_exit
-from ..watch.metrics import Metrics
+from ..rollout.whole import WholeRollout, at_once, emit_exit
 from ..watch.sweep import Sweeps
-from .clock import Clock
 
 Original = Callable[..., Any]
+
+
+class Clock:
+    """The iteration, and the loss call within it; plans and random streams depend on both."""
+
+    def __init__(self, trainer: Any, seed: int) -> None:
+        self._trainer, self._seed = trainer, seed
+        self._offset = 0  # a resumed Self Forcing counts from 0 again
+        self._call = (-1, 0)  # iteration, loss call within it
+
+    @property
+    def iteration(self) -> int:
+        return int(self._trainer.step) + self._offset
+
+    def continue_at(self, iteration: int) -> None:
+        """Make `iteration` the present one, wherever the trainer counts from."""
+        self._offset = iteration - int(self._trainer.step)
+
+    def begin_call(self) -> None:
+        iteration, call = self._call
+        self._call = (self.iteration, call + 1 if iteration == self.iteration else 0)
+
+    def key(self, purpose: str) -> str:
+        """Name a random stream of this iteration, call and rank, so that no state is saved."""
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return f"salt-losses {self._seed} {self._call} {rank} {purpose}"
+
+
+class Metrics:
+    """The numbers of the last generator update, on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[dict[str, float]], None]] = []
+        self._log: dict[str, Tensor] = {}
+        self._iteration, self._unread = -1, False
+        self._vitals = Vitals(Health())
+
+    def note(self, iteration: int, log: dict[str, Tensor], vitals: Vitals) -> None:
+        """Keep one generator loss's log, and `vitals`, which its backward pass completes."""
+        self._log, self._iteration, self._vitals, self._unread = log, iteration, vitals, True
+
+    def read(self) -> dict[str, float]:
+        if not self._log:
+            return {}
+        numbers: dict[str, Any] = {**self._log, **self._vitals.numbers()}
+        tensors = {name: n for name, n in numbers.items() if isinstance(n, Tensor)}
+        dtype = compute_dtype(*(n.dtype for n in tensors.values()))
+        # Stacked, so that the host waits once for all.
+        values = torch.stack([n.to(dtype) for n in tensors.values()]).tolist()
+        return {"iteration": self._iteration, **numbers, **dict(zip(tensors, values))}
+
+    def report(self) -> None:
+        """Call each callback, after the last generator loss; raise what one raised after all."""
+        unread, self._unread = self._unread, False  # first, so that nothing is reported twice
+        if not unread or not self.callbacks:
+            return
+        metrics = self.read()
+        with ExitStack() as stack:
+            for callback in reversed(self.callbacks):
+                stack.callback(callback, dict(metrics))
 
 
 class _Call:
@@ -44,38 +103,26 @@ class _Call:
 
 
 class Losses:
-    """Without gradient nothing is trained: a validation gets the trainer's own loss.
-
-    Args:
-        model, streaming: the trainer's; `streaming` is None where it has none.
-        lists: the trainer's step lists.
-        config: the settings.
-        clock: of the run.
-        trainer: its name.
+    """Salt's replacements of a trainer's losses. Without gradient they are the trainer's own.
 
     Attributes:
+        clock: of the run.
         lists: the trainer's step lists.
         scheduler: of the plans.
         terms: those of the run.
         health: of the run.
         metrics: of the last generator update.
-        sweeps: where there is a folder for them: `record`.
+        sweeps: set by `record`; None: no sweeps.
     """
 
     def __init__(
-        self,
-        model: Any,
-        streaming: Any,
-        lists: Steps,
-        config: SaltConfig,
-        clock: Clock,
-        trainer: str,
+        self, trainer: Any, streaming: Any, lists: Steps, config: SaltConfig, name: str
     ) -> None:
-        self._model, self._streaming, self._clock, self._trainer = model, streaming, clock, trainer
-        self.lists = lists
-        self.scheduler: MixedStepScheduler = config.scheduler(self.lists.shift)
-        self._networks = Networks(model)
-        device = next(model.generator.parameters()).device
+        self._model, self._streaming, self._trainer_name = trainer.model, streaming, name
+        self.lists, self.clock = lists, Clock(trainer, config.seed)
+        self.scheduler: MixedStepScheduler = config.scheduler(lists.shift)
+        self._networks = Networks(self._model)
+        device = next(self._model.generator.parameters()).device
         start = Start(config, self._networks.under({}), self._networks.level, device)
         self.terms = tuple(term.start(start) for term in config.all_terms)
         self.health, self.metrics = Health(), Metrics()
@@ -84,19 +131,19 @@ class Losses:
 
     @property
     def plan(self) -> StepPlan:
-        return self.scheduler.plan(self._clock.iteration)
+        return self.scheduler.plan(self.clock.iteration)
 
     def methods(self) -> list[tuple[Any, str, Callable[..., Any]]]:
-        """Owner and name of each method of the trainer's, and what takes its place."""
+        """Owner and name of each trainer method that is replaced, and the replacement."""
+        model, streaming = self._model, self._streaming
         methods: list[tuple[Any, str, Callable[..., Any]]] = [
-            (self._model, "generator_loss", self._generator_loss),
-            (self._model, "critic_loss", self._critic_loss),
+            (model, "generator_loss", self._generator_loss),
+            (model, "critic_loss", self._critic_loss),
         ]
-        if self._streaming is not None:
+        if streaming is not None:
             methods += [
-                (self._streaming, "generate_next_chunk", self._generate_next_chunk),
-                (self._streaming, "compute_generator_loss", self._compute_generator_loss),
-                (self._streaming, "compute_critic_loss", self._compute_critic_loss),
+                (streaming, "generate_next_chunk", self._generate_next_chunk),
+                (streaming, "compute_generator_loss", self._compute_generator_loss),
             ]
         return methods
 
@@ -116,15 +163,14 @@ class Losses:
         if not torch.is_grad_enabled():
             return original()
         self._between_updates()
-        self._clock.called(critic=True)
-        self._clock.begin_call()
+        self.clock.begin_call()
         with self._planned(streaming=False):
             return original()
 
     def _generate_next_chunk(self, original: Original, arguments: dict[str, Any]) -> Any:
         if not arguments["requires_grad"]:
             self._between_updates()
-            self._clock.begin_call()
+            self.clock.begin_call()
             with self._planned(streaming=True):
                 return original()
         self._chunk = None
@@ -134,7 +180,7 @@ class Losses:
         call = self._begin(original, arguments, streaming=True)
         with self._collect(call, streaming=True):
             result = original()
-        self._chunk = call  # of a rollout that failed nothing is kept
+        self._chunk = call  # not kept if the rollout failed
         return result
 
     def _compute_generator_loss(self, original: Original, arguments: dict[str, Any]) -> Any:
@@ -152,31 +198,26 @@ class Losses:
             loss, log = original()
         return self._objective(call, loss, log, conditional_dict)
 
-    def _compute_critic_loss(self, original: Original, arguments: dict[str, Any]) -> Any:
-        if torch.is_grad_enabled():
-            self._clock.called(critic=True)
-        return original()
-
     # One loss call.
 
     def _between_updates(self) -> None:
-        """Before each: of the one before it there is no graph any more."""
+        """Before each loss call: the graph of the previous update is gone."""
         self.metrics.report()
         if self.sweeps is not None:
-            self.sweeps.look(self._clock.iteration)
+            self.sweeps.look(self.clock.iteration)
 
     def _begin(
         self, original: Original, arguments: dict[str, Any], *, streaming: bool = False
     ) -> _Call:
-        self._clock.called(critic=False)
-        self._clock.begin_call()
+        self.clock.begin_call()
         vitals = Vitals(self.health)
         trace = Trace(
-            self.terms, self.plan, self._clock.key, trainer=self._trainer, times=self.lists.times
-        )
-        trace.watch_v_s = lambda v_s, t_s, start: vitals.felt(v_s, float(t_s[0]), start)
+            self.terms, self.plan, self.clock.key, trainer=self._trainer_name,
+            times=self.lists.times,
+        )  # fmt: skip
+        trace.watch_v_s = lambda v_s, t_s, start: vitals.track_sc(v_s, float(t_s[0]), start)
         for term in self.terms:
-            if "data" in term.needs:  # missing ones are an error in every plan
+            if "data" in term.needs:  # missing videos are an error in every plan
                 trace.offers["data"] = real_videos(arguments, term.name)
         for term in trace.on:
             steps = term.extra_steps(trace.plan)
@@ -185,33 +226,54 @@ class Losses:
         return _Call(trace, vitals)
 
     def _extra(self, num_steps: int, original: Original, streaming: bool) -> Tensor:
-        model = self._model
         rollout = ExtraRollout(
-            pipeline_of(model), model, self.lists, self.plan,
+            self._pipeline(), self._model, self.lists, self.plan,
             step_schedule(num_steps, self.scheduler.shift),
-            streams.seed_of(self._clock.key("more steps")), streaming=streaming,
+            streams.seed_of(self.clock.key("more steps")), streaming=streaming,
         )  # fmt: skip
         return rollout.video(original, self._streaming if streaming else None)
 
-    def _planned(self, *, streaming: bool) -> AbstractContextManager[Any]:
-        return planned(self._model, self.lists, self.plan, streaming=streaming)
+    def _pipeline(self) -> Any:
+        """The model's pipeline, built now if it does not exist: before its step list is replaced,
+        as it keeps the model's.
+        """
+        if self._model.inference_pipeline is None:
+            self._model._initialize_inference_pipeline()
+        return self._model.inference_pipeline
+
+    @contextmanager
+    def _planned(self, *, streaming: bool) -> Iterator[None]:
+        """Give the trainer the plan's step lists, for a rollout that no term watches."""
+        plan, lists = self.plan, self.lists
+        if at_once(self._model):
+            with self._whole(WholeRollout(self._model.generator, lists.timesteps(plan.times))):
+                yield
+            return
+        steps, first = plan_lists(lists, plan)
+        rollout = Watched(self._pipeline(), self._model, lists, steps, first, streaming=streaming)
+        with rollout.watching():
+            yield
+
+    @contextmanager
+    def _whole(self, whole: WholeRollout) -> Iterator[None]:
+        with Patches() as patches:
+            self.lists.put(patches, whole.steps, None, self._model)
+            with whole.watching(self.lists.followed):
+                yield
 
     @contextmanager
     def _collect(self, call: _Call, *, streaming: bool) -> Iterator[None]:
         """Run under the plan, and let the terms see the rollout."""
-        model, lists, trace = self._model, self.lists, call.trace
+        model, trace = self._model, call.trace
         if at_once(model):
-            steps = lists.timesteps(trace.plan.times)
-            whole = WholeRollout(model.generator, steps)
+            whole = WholeRollout(model.generator, self.lists.timesteps(trace.plan.times))
             emit_exit(whole, trace, call.vitals)
-            with Patches() as patches:
-                lists.put(patches, steps, None, model)
-                with whole.watching(lists.followed):
-                    yield
+            with self._whole(whole):
+                yield
             return
-        noise_seed = streams.seed_of(self._clock.key("reference"))
+        noise_seed = streams.seed_of(self.clock.key("reference"))
         student = StudentRollout(
-            pipeline_of(model), model, lists, trace.plan, trace, call.vitals, noise_seed,
+            self._pipeline(), model, self.lists, trace, call.vitals, noise_seed,
             streaming=streaming,
         )  # fmt: skip
         with student.watching():
@@ -225,7 +287,8 @@ class Losses:
             return
         wanted = [name for name in ("fake_x0", "real_x0") if call.trace.wants(name)]
         predictions = dict.fromkeys(wanted)
-        with Scored.by(self._model) as call.scored, watching(self._model, call.vitals, predictions):
+        scores = watch_scores(self._model, call.vitals, predictions)
+        with Scored.by(self._model) as call.scored, scores:
             yield
         call.trace.offers |= {name: x0 for name, x0 in predictions.items() if x0 is not None}
 
@@ -233,7 +296,7 @@ class Losses:
         self, call: _Call, dmd: Tensor, log: dict[str, Any], conditional_dict: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         trace, scored = call.trace, call.scored
-        if scored is not None:  # of longer rollouts, the last frames and their prompts
+        if scored is not None:  # in longer rollouts the last frames, under their prompts
             conditional_dict = scored.conditional_dict
             trace.offers |= {"video": scored.video, "mask": scored.mask, "dmd": scored.dmd}
         elif "output" in trace.offers:
@@ -247,6 +310,6 @@ class Losses:
         if "sc" in trace.collected:
             call.vitals.triples(sum(gap.feasible for gap in trace.collected["sc"]))
         if scored is not None:
-            call.vitals.scored(scored.video, scored.mask, dmd)
+            call.vitals.score(scored.video, scored.mask, dmd)
         self.metrics.note(trace.plan.iteration, numbers, call.vitals)
         return loss, {**log, **numbers}

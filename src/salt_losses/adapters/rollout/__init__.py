@@ -1,7 +1,6 @@
-"""What happens in a rollout of the Self Forcing family.
+"""Rollouts of the Self Forcing family.
 
-`steps` and `planned` give it its step list; `calls` watches its generator calls and exit draws, the
-one place where both are wrapped. `student`, `reference` and `extra` are three such rollouts: the
-one that terms see, the alignment's, and a second one for a discriminator; `whole` is one of all
-frames at once. `scored` and `networks` are what the trainer offers of the score networks.
+`steps` gives a rollout its step list and `calls` watches its generator calls and exit draws.
+`student`, `reference` and `extra` are the rollouts that terms see, the alignment's, and a second
+one for a discriminator; `whole` generates all frames at once. `scores` watches the score networks.
 """

@@ -1,13 +1,12 @@
-"""One rollout under a step list: the one generator proxy and the one exit draw that watch it.
+"""A rollout under a step list, watched by one generator proxy and one wrapper of the exit draw.
 
-From the outside in, a generator call passes
+A generator call passes
 
     the trainer's rollout -> Proxy (counts the step, verifies it, emits events) -> its generator
 
-and an exit draw `generate_and_sync_list` -> the trainer's own. The step list, a first chunk with a
-separate list, the student's trace, the reference rollout and the discriminator's second rollout
-are all a `Watched`; one that runs inside another (the reference, before the student's first step)
-takes its place for that time.
+and an exit draw passes `generate_and_sync_list` -> the trainer's own. The student's rollout, the
+reference and the discriminator's second rollout are each a `Watched`; one that runs inside another
+(the reference, before the student's first step) replaces it for that time.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ FIRST_LIST = "denoising_step_list_first_chunk"
 
 
 class Proxy:
-    """Takes the place of a pipeline's `generator`: `on_call(generator, kwargs)` for each call."""
+    """Replaces a pipeline's `generator`; each call becomes `on_call(generator, kwargs)`."""
 
     def __init__(self, generator: Any, on_call: Callable[[Any, dict[str, Any]], Any]) -> None:
         self.generator, self._on_call = generator, on_call
@@ -39,13 +38,11 @@ class Proxy:
 
 
 class CallCounter:
-    """Tells which step of which chunk a generator call is, without asking the device for its level.
+    """Finds the chunk and step of each generator call, without waiting for the device.
 
     A chunk's calls are its steps up to its exit step, and the context pass. A call that starts
     before the present chunk caches earlier frames again (LongLive, after a switch of prompts).
-
-    Attributes:
-        chunk: the chunk of the next step.
+    `chunk` is that of the next step.
     """
 
     def __init__(self, exits: Sequence[int], start: int) -> None:
@@ -53,7 +50,7 @@ class CallCounter:
         self.chunk, self._step = 0, 0
 
     def count(self, current_start: int) -> tuple[int, int] | None:
-        """`(chunk, step)` of a denoising call; None for any other."""
+        """`(chunk, step)` of a denoising call; None for any other call."""
         if current_start < self._start or self.chunk == len(self._exits):
             return None
         chunk, step = self.chunk, self._step
@@ -65,46 +62,40 @@ class CallCounter:
 
 
 class Watched:
-    """The rollouts of a pipeline that are given a step list, and a check that they follow it.
+    """Gives a pipeline's rollouts a step list, and checks that they follow it.
 
-    The number of steps that exits are drawn from is compared in every rollout, as the host knows
-    it. The timesteps lie on the device: those of a rollout are read together at its end, and not
-    again for the same lists, unless it goes further down a list.
+    Every rollout is compared by the number of steps that exits are drawn from, which the host
+    knows. The timesteps are on the device: they are read together at the rollout's end, and for
+    the same lists only again if a rollout goes further down a list.
 
-    A first chunk with a separate list: Causal Forcing's pipeline has one,
-    `denoising_step_list_first_chunk`, and draws the first chunk's exit step separately. If a
-    pipeline has none, the same happens here: the same draws, the same calls. The pipeline reads
-    `denoising_step_list` for every chunk, and exit steps at every step (the first one of the list
-    if all chunks leave at the same), so both are exchanged at the first chunk's context pass.
+    Causal Forcing's pipeline has a separate list for the first chunk,
+    `denoising_step_list_first_chunk`, and draws that chunk's exit step separately. For a pipeline
+    without one, the same draws and calls are made here. The pipeline reads `denoising_step_list`
+    for every chunk, and exit steps at every step (the first one of the list if all chunks leave at
+    the same), so both are replaced at the first chunk's context pass.
 
     Args:
-        pipeline, model: the trainer's.
-        lists: how a rollout is given its steps.
+        pipeline: the trainer's.
+        model: the trainer's.
+        lists: puts step lists into pipelines.
         steps: step list `[K]`.
-        first_steps: the first chunk's; `None`: the trainer's own if it has one.
-        streaming: chunks of one long rollout are made by `generate_chunk_with_cache`.
+        first_steps: the first chunk's; None: the trainer's own if it has one.
+        streaming: `generate_chunk_with_cache` makes chunks of one long rollout.
     """
 
     def __init__(
-        self,
-        pipeline: Any,
-        model: Any,
-        lists: Steps,
-        steps: Tensor,
-        first_steps: Tensor | None = None,
-        *,
-        streaming: bool,
-    ) -> None:
+        self, pipeline: Any, model: Any, lists: Steps, steps: Tensor,
+        first_steps: Tensor | None = None, *, streaming: bool,
+    ) -> None:  # fmt: skip
         self.pipeline, self.lists, self.steps, self.streaming = pipeline, lists, steps, streaming
         self._model, self._given_first = model, first_steps
         self._native = hasattr(pipeline, FIRST_LIST)
         self._num_steps = len(steps)  # of the plan
-        owner, name = (model, "_consistency_backward_simulation")
+        self._owner, self._name = model, "_consistency_backward_simulation"
         if streaming:
-            owner, name = (pipeline, "generate_chunk_with_cache")
-        self._owner, self._name = owner, name
+            self._owner, self._name = pipeline, "generate_chunk_with_cache"
         # The trainer's own, below another `Watched`.
-        self.own_rollout = _own(getattr(owner, name))
+        self.own_rollout = _own(getattr(self._owner, self._name))
         self.own_draw = _own(pipeline.generate_and_sync_list)
         self.own_generator = _own(pipeline.generator)
         self._rollouts = 0
@@ -121,10 +112,10 @@ class Watched:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Give the pipeline its lists, and watch what it does with them.
+        """Give the pipeline its lists, and check that it follows them.
 
         Raises:
-            RuntimeError: a rollout did otherwise, or there was none.
+            RuntimeError: a rollout did not follow them, or there was none.
         """
         with Patches() as patches:
             self.lists.put(patches, self.steps, self.pipeline, self._model)
@@ -137,14 +128,14 @@ class Watched:
         self._finish()
 
     def run(self, **kwargs: Any) -> Any:
-        """One rollout of the trainer's under this list."""
+        """Make one rollout of the trainer's under this list."""
         with self.watching():
             return self._roll_out(**kwargs)
 
     # For subclasses.
 
     def begin(self) -> None:
-        """The exits are drawn, and the first step comes next."""
+        """Called between the draw of the exits and the first step."""
 
     def draw(self, num_chunks: int, num_steps: int, device: Any) -> list[int]:
         exits: list[int] = self.own_draw(num_chunks, num_steps, device=device)
@@ -176,7 +167,7 @@ class Watched:
         if self._given_first is None:
             own: Tensor | None = getattr(self.pipeline, FIRST_LIST, None)
             return own
-        # As many steps are the same ones: then the trainer draws one exit step for all, as ever.
+        # With as many steps the lists are the same, and the trainer draws one exit step for all.
         same = len(self._given_first) == self._num_steps
         return None if same else self._given_first
 
@@ -210,7 +201,7 @@ class Watched:
         if not self.exits:
             return generator(**kwargs)
         if self._counter is None:
-            # Below that lie frames that the rollout starts from or caches again.
+            # Frames before it are given, or cached again.
             chunk = self.kwargs.get("current_start_frame", 0) * self.pipeline.frame_seq_length
             self.start = max(kwargs["current_start"], chunk)
             self._counter = CallCounter(self.exits, self.start)
@@ -222,7 +213,7 @@ class Watched:
                 self.pipeline.denoising_step_list = self.steps
                 self._returned[0], self._returned = self._returned[1], []
             return generator(**kwargs)
-        # Of frames that are given, the first ones, the timestep is 0.
+        # The first frames may be given ones, whose timestep is 0.
         self._calls.append((*at, kwargs["timestep"].detach().flatten()[-1]))
         return self.step(*at, generator, kwargs)
 
@@ -237,7 +228,7 @@ class Watched:
             self.lists.followed.look(key, max(self.exits), self._compare)
 
     def _compare(self) -> None:
-        # A list on a GPU waits for it as well.
+        # Reading a list on a GPU waits for it as well.
         timesteps = {id(steps): steps.tolist() for steps in self.step_lists}
         compare(
             [f"step {step} of chunk {chunk}" for chunk, step, _ in self._calls],
@@ -249,7 +240,7 @@ class Watched:
 def velocity_of(
     generator: Callable[..., Any], kwargs: dict[str, Any]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`velocity(x, t)`: a generator call again, at another state and times `[B]` in float64."""
+    """`velocity(x, t)`: repeat a generator call at another state and times `[B]` in float64."""
     timestep = kwargs["timestep"]
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -264,7 +255,7 @@ def velocity_of(
 
 
 class _Own:
-    """Takes the place of a trainer's callable, and knows it."""
+    """Replaces a trainer's callable, and keeps it as `own`."""
 
     def __init__(self, own: Callable[..., Any], ours: Callable[..., Any]) -> None:
         self.own, self._ours = own, ours

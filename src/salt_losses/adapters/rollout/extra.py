@@ -1,4 +1,4 @@
-"""One more rollout of the student, for a term that compares two: to the end, from other noise."""
+"""A second rollout of the student, to the end and from other noise, for a term that compares."""
 
 from __future__ import annotations
 
@@ -13,32 +13,26 @@ from ...runtime import streams
 from ...runtime.patches import Patches
 from .calls import Watched
 from .reference import CACHES, clone
-from .scored import Scored
-from .steps import Steps
+from .scores import Scored
+from .steps import Steps, plan_lists
 
 
 class ExtraRollout(Watched):
-    """It comes before the student's rollout: there is no graph yet, and no cache but one that lives
-    on between rollouts, of which it gets a copy.
+    """Runs before the student's rollout, when there is no graph yet, and no cache except one that
+    persists between rollouts, which is copied.
 
     Args:
+        pipeline, model, lists, streaming: as for `Watched`.
         plan: the student's.
         times: the grid of this rollout; a first chunk with a separate list keeps the student's.
         seed: of all noise.
     """
 
     def __init__(
-        self,
-        pipeline: Any,
-        model: Any,
-        lists: Steps,
-        plan: StepPlan,
-        times: Tensor,
-        seed: int,
-        *,
-        streaming: bool,
-    ) -> None:
-        first = None if plan.first_times is None else lists.timesteps(plan.first_times)
+        self, pipeline: Any, model: Any, lists: Steps, plan: StepPlan, times: Tensor, seed: int,
+        *, streaming: bool,
+    ) -> None:  # fmt: skip
+        _, first = plan_lists(lists, plan)
         steps = lists.timesteps(times)
         super().__init__(pipeline, model, lists, steps, first, streaming=streaming)
         self._num_steps = plan.num_steps
@@ -48,30 +42,30 @@ class ExtraRollout(Watched):
         return [num_steps - 1] * num_chunks
 
     def _roll_out(self, **kwargs: Any) -> Any:
-        # Only here: how many frames there are was drawn before, and is as the student will draw it.
+        # Seeded here: the number of frames was drawn before, as the student will draw it.
         self._took_place, noise = True, kwargs["noise"]
         streams.set_seed(noise.device, self._seed)
         return super()._roll_out(**{**kwargs, "noise": torch.randn_like(noise)})
 
     def video(self, original: Callable[..., Any], streaming: Any) -> Tensor:
-        """What the trainer would score of it.
+        """The part of the rollout that the trainer would score.
 
         Args:
             original: the trainer's own method that makes the rollout.
-            streaming: the streaming model, which writes down what it has rolled; None without one.
+            streaming: the streaming model, which records what it has rolled; None without one.
         """
 
         def roll_out() -> Tensor:
             if streaming is not None:
-                # LongLive switches gradients on by itself unless told not to.
+                # LongLive enables gradients unless it is asked not to.
                 return cast(Tensor, original(requires_grad=False)[0])
             with Scored.by(self._model, without_loss=True) as scored:
                 original()
             return scored.video
 
-        device = torch.device(self._model.device)
         state = {} if streaming is None else dict(streaming.state)
-        with streams.untouched(device), torch.no_grad(), Patches() as patches:
+        device = torch.device(self._model.device)
+        with streams.preserve(device), torch.no_grad(), Patches() as patches:
             for name in CACHES:
                 if hasattr(self.pipeline, name):
                     cache = getattr(self.pipeline, name)

@@ -1,9 +1,9 @@
-"""The alignment's reference: the student's rollout once more on a denser grid, a constant.
+"""The alignment's reference: the student's rollout again on a denser grid, without gradient.
 
-Every rollout draws its exit steps first. Between that draw and its first step the student has no
-graph yet, and its random stream is where its noise will come from. There the reference of
-`align.to` "end" and "exit" runs, inside the student's rollout: nothing is drawn or sent twice.
-With "input" it needs what the student makes, and runs after it.
+The reference of `align.to` "end" and "exit" runs inside the student's rollout, between the draw of
+the exit steps and the first step: the student has no graph yet, its random stream is where its
+noise will come from, and nothing is drawn or sent twice. With "input" it needs the student's exit
+inputs, and runs after it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ CACHES = (*KV_CACHES, "prope_kv_cache", "crossattn_cache")
 
 
 class ReferenceRollout(Watched):
-    """Accompanies one rollout of the student.
+    """The reference of one student rollout.
 
-    The trainer draws noise before each of its steps. With shared noise, drawn from the student's
-    own stream as long as the reference draws what the student draws, that is the student's noise;
-    at a level where the student has none, an Euler step takes its place and the stream is put back.
-    A solver draws none between its steps, and has the student's for the context passes.
+    With shared noise it draws from the student's stream, and so draws the student's noise before
+    each step that both take. Before a step that the student does not take, an Euler step replaces
+    the noise and the stream is set back. A solver draws no noise between its steps.
 
     Args:
-        student: the rollout that it accompanies.
+        student: the student's rollout.
+        model: the trainer's.
+        plan: the iteration's.
         align: the alignment's settings.
         seed: of the reference's noise, if that is separate.
 
@@ -67,7 +68,7 @@ class ReferenceRollout(Watched):
     # The student's side.
 
     def student_begins(self) -> None:
-        """The student has drawn its exit steps and nothing else."""
+        """Called when the student has drawn its exit steps and nothing else."""
         self._blocks = [
             Block.of(exit, len(steps), self._steps_of(i, steps), self._align.to)
             for i, (exit, steps) in enumerate(zip(self._student.exits, self._student.step_lists))
@@ -77,13 +78,13 @@ class ReferenceRollout(Watched):
         self._device = self._student.kwargs["noise"].device
         self._stream = streams.get_state(self._device)
         caches = {n: getattr(self.pipeline, n) for n in CACHES if hasattr(self.pipeline, n)}
-        # Streaming writes into the caches that there are; other rollouts make new ones.
+        # Streaming writes into the existing caches; other rollouts make new ones.
         self._caches = {n: clone(c) if self.streaming else c for n, c in caches.items()}
         if self._align.to != "input":
             self._accompany()
 
     def student_ends(self) -> Reference:
-        """What the rollout is aligned to."""
+        """The reference of the rollout that has just ended."""
         if self._align.to == "input" and any(block.takes_part for block in self._blocks):
             self._accompany()
         return self._result
@@ -93,16 +94,16 @@ class ReferenceRollout(Watched):
         first = chunk == 0 and self._student.step_lists[0] is not self._student.steps
         if not first:
             return len(self.steps)
-        # A first list of the trainer's own is the reference's too.
+        # The trainer's own first list is the reference's too.
         return len(students if self._given_first is None else self._given_first)
 
     # The reference's own rollout.
 
     def _accompany(self) -> None:
-        # LongLive switches gradients on by itself unless told not to.
+        # LongLive enables gradients unless it is asked not to.
         no_grad = {"requires_grad": False} if self.streaming else {}
         self._remaining = [block.reference_exit for block in self._blocks]
-        with streams.untouched(self._device), torch.no_grad(), Patches() as patches:
+        with streams.preserve(self._device), torch.no_grad(), Patches() as patches:
             for name, cache in self._caches.items():
                 patches.set(self.pipeline, name, cache)
             if self._align.reference_noise == "shared":
@@ -142,7 +143,7 @@ class ReferenceRollout(Watched):
         if step == block.reference_exit:
             x0 = result[1]
             if self._align.to == "input" and block.takes_part:
-                # One more step, as far as the cache knows: the context pass writes these slots.
+                # To the cache one more step: the context pass overwrites its slots.
                 x0 = generator(**{**kwargs, "noisy_image_or_video": self.exit_inputs[chunk]})[1]
             self._targets.append(x0)
         return result

@@ -1,4 +1,4 @@
-"""How a trainer's rollout is given its steps."""
+"""How a trainer's rollout gets its steps, and whether it follows them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...mixed_step import StepPlan
 from ...runtime.patches import Patches
 from ...runtime.step_lists import SolverLists, StepLists
 from ...trainers.seams import SAMPLING_STEPS
@@ -20,8 +21,8 @@ class Followed:
         self._known: dict[tuple[int, int, int], int] = {}
 
     def look(self, key: tuple[int, int, int], last: int, compare: Callable[[], None]) -> None:
-        """`compare` a rollout's calls, if none before went down to its `last` step. `key`: steps of
-        the first chunk, of the last one, and the chunks.
+        """Call `compare` unless a rollout with this key was compared down to step `last`. `key`:
+        steps of the first chunk and of the last one, and the number of chunks.
         """
         if last > self._known.get(key, -1):
             compare()
@@ -43,12 +44,7 @@ def compare(at: Sequence[str], expected: Sequence[float], got: Sequence[Tensor])
 
 
 class ListSteps(StepLists):
-    """The rollout reads `denoising_step_list`, and draws noise between two steps.
-
-    Attributes:
-        draws_noise: whether it does.
-        followed: looks whether the steps are taken.
-    """
+    """Steps of a rollout that reads `denoising_step_list` and draws noise between two steps."""
 
     draws_noise = True
 
@@ -64,10 +60,10 @@ class ListSteps(StepLists):
 
 
 class SolverSteps(SolverLists):
-    """The rollout makes a UniPC solver of `sampling_steps`, and draws nothing between two steps.
+    """Steps of a rollout by UniPC from `sampling_steps`, without noise between two steps.
 
-    Without a pipeline, as a student has that sees all frames at once, the model reads the count
-    among its settings.
+    A student that generates all frames at once has no pipeline: its model reads the count from its
+    settings.
     """
 
     draws_noise = False
@@ -75,7 +71,7 @@ class SolverSteps(SolverLists):
     def __init__(self, model: Any, pipeline: Any) -> None:
         """`pipeline`: the trainer's; None without one."""
         super().__init__(model.scheduler)
-        # The list that the model has besides is not what its rollouts read.
+        # The model's list is not what its rollouts read.
         count = getattr(model.args if pipeline is None else pipeline, SAMPLING_STEPS, None)
         self.own_steps = len(model.denoising_step_list) if count is None else int(count)
         self.followed = Followed()
@@ -102,3 +98,9 @@ class _Settings:
 
 
 Steps = ListSteps | SolverSteps
+
+
+def plan_lists(lists: Steps, plan: StepPlan) -> tuple[Tensor, Tensor | None]:
+    """A plan's step list, and that of its first chunk if it has a separate one."""
+    first = None if plan.first_times is None else lists.timesteps(plan.first_times)
+    return lists.timesteps(plan.times), first

@@ -1,4 +1,4 @@
-"""The student's rollout with gradient, as a term sees it."""
+"""The student's rollout with gradient, as terms see it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,34 @@ import torch
 from torch import Tensor
 
 from ...kv_cache import detached_alias
-from ...mixed_step import StepPlan
 from ...runtime.health import Vitals
 from ...terms.trace import Trace
 from .calls import Watched, velocity_of
 from .reference import ReferenceRollout
-from .steps import Steps
+from .steps import Steps, plan_lists
 
 
 class StudentRollout(Watched):
-    """Emits the exit steps of a student to its trace, with a reference if a term wants one.
+    """Emits the student's exit steps to a trace, with a reference rollout if a term wants one.
 
     Args:
-        plan: the iteration's.
-        trace: what the terms see of it.
-        vitals: its health numbers.
+        pipeline, model, lists, streaming: as for `Watched`.
+        trace: gets the exit steps.
+        vitals: the update's health numbers.
         noise_seed: of the reference's noise, if that is separate.
-        watched: as for `Watched`.
     """
 
     def __init__(
-        self,
-        pipeline: Any,
-        model: Any,
-        lists: Steps,
-        plan: StepPlan,
-        trace: Trace,
-        vitals: Vitals,
-        noise_seed: int,
-        *,
-        streaming: bool,
-    ) -> None:
-        first = None if plan.first_times is None else lists.timesteps(plan.first_times)
-        steps = lists.timesteps(plan.times)
+        self, pipeline: Any, model: Any, lists: Steps, trace: Trace, vitals: Vitals,
+        noise_seed: int, *, streaming: bool,
+    ) -> None:  # fmt: skip
+        steps, first = plan_lists(lists, trace.plan)
         super().__init__(pipeline, model, lists, steps, first, streaming=streaming)
         self._trace, self._vitals = trace, vitals
         self._reference: ReferenceRollout | None = None
         align = next((term for term in trace.on if "reference" in term.needs), None)
         if align is not None:
-            self._reference = ReferenceRollout(self, model, plan, align, noise_seed)
+            self._reference = ReferenceRollout(self, model, trace.plan, align, noise_seed)
 
     def begin(self) -> None:
         if self._reference is not None:
@@ -56,7 +45,7 @@ class StudentRollout(Watched):
         result = generator(**kwargs)
         x_s = kwargs["noisy_image_or_video"]
         first = kwargs["current_start"] // self.pipeline.frame_seq_length
-        self._vitals.rolled(first + x_s.shape[1])
+        self._vitals.reach(first + x_s.shape[1])
         if step == self.exits[chunk]:
             if self._reference is not None:
                 self._reference.exit_inputs.append(x_s.detach())
@@ -67,14 +56,13 @@ class StudentRollout(Watched):
     def _exit_step(
         self, x_s: Tensor, v_s: Tensor, t: float, first: int, kwargs: dict[str, Any]
     ) -> None:
-        cache = {
-            # The trainer's cache carries the graph of its own calls: writing into it once more
-            # would change the DMD gradient. The index tensors stay the trainer's: the exit step has
-            # just set them to what this call sets them to, and after a cache has rolled, the
-            # recomputation in the backward pass must read them as they are then.
-            **{n: detached_alias(c) for n, c in kwargs.items() if n.endswith("kv_cache")},
-            "crossattn_cache": _copy(kwargs.get("crossattn_cache")),
-        }
+        # The trainer's cache carries the graph of its own calls: one more write into it would
+        # change the DMD gradient. The index tensors stay the trainer's: the exit step has just set
+        # them as this call does, and after a cache has rolled, the recomputation in the backward
+        # pass must read them as they are then.
+        cache = {n: detached_alias(c) for n, c in kwargs.items() if n.endswith("kv_cache")}
+        cross = kwargs.get("crossattn_cache")
+        cache["crossattn_cache"] = None if cross is None else [dict(block) for block in cross]
         velocity = velocity_of(self.own_generator, {**kwargs, **cache})
         t_s = torch.full((x_s.shape[0],), t, dtype=torch.float64)
         self._trace.exit_step(x_s, v_s, t_s, velocity, first_frame=first)
@@ -85,9 +73,5 @@ class StudentRollout(Watched):
         if self._reference is not None:
             self._trace.offers["reference"] = self._reference.student_ends()
         if self.exits:
-            self._vitals.exited(self.exits)
+            self._vitals.exit(self.exits)
         return result
-
-
-def _copy(cache: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    return None if cache is None else [dict(block) for block in cache]

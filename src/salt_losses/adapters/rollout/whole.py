@@ -1,4 +1,4 @@
-"""A rollout of all frames at once, as a student without a KV cache makes it."""
+"""A rollout of all frames at once, by a student without a KV cache."""
 
 from __future__ import annotations
 
@@ -15,37 +15,33 @@ from ...terms.trace import Trace
 from .calls import velocity_of
 from .steps import Followed, compare
 
-OnExit = Callable[[int, dict[str, Any], Any], None]
+
+def at_once(model: Any) -> bool:
+    """True if the student generates all frames at once, as LongLive 2.0's may."""
+    return not getattr(getattr(model, "args", None), "generator_is_causal", True)
 
 
 class WholeRollout:
-    """Stands where other trainers have a pipeline: sees the generator's calls, each one step.
-
-    The generator is a module of the model's, so that nothing can stand in its place: a hook of it
-    sees the calls.
-
-    Args:
-        generator: the trainer's.
-        steps: the step list `[K]` that it is given.
+    """Watches the generator's calls, each one a step, by a hook: there is no pipeline to patch.
 
     Attributes:
+        steps: the step list `[K]` that the trainer is given.
         on_exit: `on_exit(step, kwargs, output)` at the one call with gradient; None: nothing.
     """
 
     def __init__(self, generator: Any, steps: Tensor) -> None:
-        self.generator = generator
-        self.on_exit: OnExit | None = None
-        self.steps, self._calls = steps, list[Tensor]()
-        self._inside = False
+        self.generator, self.steps = generator, steps
+        self.on_exit: Callable[[int, dict[str, Any], Any], None] | None = None
+        self._calls, self._inside = list[Tensor](), False
 
     @contextmanager
     def watching(self, followed: Followed) -> Iterator[None]:
-        """See the calls, and look whether they follow the list.
+        """Watch the calls, and check that they follow the list.
 
         Raises:
             RuntimeError: they do not, or there are none.
         """
-        hook = self.generator.register_forward_hook(self._called, with_kwargs=True)
+        hook = self.generator.register_forward_hook(self._count, with_kwargs=True)
         try:
             yield
         finally:
@@ -58,8 +54,8 @@ class WholeRollout:
         at = [f"step {step}" for step in range(len(self._calls))]
         compare(at, self.steps.tolist(), self._calls)
 
-    def _called(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if self._inside:  # a call of Salt's own
+    def _count(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if self._inside:  # a term's call
             return
         step = len(self._calls)
         if step == len(self.steps):
@@ -82,8 +78,8 @@ def emit_exit(rollout: WholeRollout, trace: Trace, vitals: Vitals) -> None:
 
     def on_exit(step: int, kwargs: dict[str, Any], output: Any) -> None:
         x_s = kwargs["noisy_image_or_video"]
-        vitals.rolled(x_s.shape[1])
-        vitals.exited([step])
+        vitals.reach(x_s.shape[1])
+        vitals.exit([step])
         trace.offers["output"] = output[1]
         if trace.wants_exit_steps:
             t_s = torch.full((x_s.shape[0],), times[step], dtype=torch.float64)

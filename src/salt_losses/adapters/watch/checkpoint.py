@@ -72,7 +72,7 @@ def take_up(handle: SaltHandle, trainer: Any, folder: Path) -> str:
         told = f"Salt starts new plans at iteration {handle.plan.iteration}"
         beside = "" if found.checkpoint is None else f": no {STATE} in {found.checkpoint}"
         return told + beside
-    handle._clock.continue_at(0)
+    handle._losses.clock.continue_at(0)
     told = (
         "Salt starts new plans at iteration 0: the trainer's step, "
         f"{trainer.step}, is of another run's checkpoint"

@@ -9,14 +9,14 @@ import io
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import SaltConfig
 from ...errors import SettingError
@@ -29,7 +29,6 @@ from ...trainers.seams import SWEEP
 from .._sample import sampling_lists
 from ..family.seams import SeamCheck
 from ..rollout.steps import Steps
-from .as_before import as_before, on_device
 from .averages import averaged
 from .sheet import write
 from .sweep_measures import PathDefect, concordance, deviation
@@ -123,7 +122,7 @@ class Sweeps:
         ema = getattr(self._trainer, "generator_ema", None)
         networks = [model.generator, model.text_encoder]
         with (
-            as_before(model.device, networks),
+            restored(model.device, networks),
             torch.no_grad(),
             redirect_stdout(io.StringIO()),  # Self Forcing prints every step
             Patches() as patches,
@@ -257,8 +256,50 @@ def _inference_class(training: Any) -> Any:
     raise AttributeError(f"no {PIPELINE} beside {module}.{type(training).__name__}")
 
 
+@contextmanager
+def restored(device: Any, networks: list[nn.Module]) -> Iterator[None]:
+    """Networks in evaluation mode; at the end, restore random streams, modes and the plain
+    attributes that pipelines leave on the networks.
+    """
+    modules = [module for network in networks for module in network.modules()]
+    before = [(module, _plain(module)) for module in modules]
+    with streams.preserve(torch.device(device)):
+        try:
+            for network in networks:
+                network.eval()
+            yield
+        finally:
+            for module, settings in before:
+                for name in _plain(module).keys() - settings.keys():
+                    delattr(module, name)
+                vars(module).update(settings)
+            torch.clear_autocast_cache()  # it may hold weights that were cast without gradient
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    if type(module).__module__.startswith("torch."):  # FSDP keeps its own state there
+        return {"training": module.training}
+    plain = (bool, int, float, str, tuple, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}
+
+
+@contextmanager
+def on_device(vae: nn.Module, device: Any) -> Iterator[torch.dtype]:
+    """Move the VAE to a device for a while; yields its precision."""
+    weight = next(iter([*vae.parameters(), *vae.buffers()]), torch.empty(0))
+    home = weight.device
+    vae.to(device)
+    try:
+        yield weight.dtype
+    finally:
+        vae.to(home)
+        clear = getattr(getattr(vae, "model", None), "clear_cache", None)
+        if clear is not None:
+            clear()
+
+
 class _NoDecoder:
-    """In the place of the VAE: one rank decodes, and not within the pipeline."""
+    """Replaces the VAE: one rank decodes, and not within the pipeline."""
 
     def decode_to_pixel(self, latent: Tensor, use_cache: bool = False) -> Tensor:
         return latent
