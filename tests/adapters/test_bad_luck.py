@@ -24,7 +24,7 @@ from test_adversary_on_the_miniature import CONFIG as PLAYING
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import record, self_forcing
-from salt_losses.adapters.watch.files import Lines
+from salt_losses.adapters.watch.record import Lines
 from salt_losses.cli.report.read import read_runs
 from salt_losses.runtime.patches import Patches
 

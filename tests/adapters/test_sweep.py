@@ -369,7 +369,7 @@ def test_without_pillow_the_frames_are_kept_and_that_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    monkeypatch.setattr(sheet, "_warned", False)
+    sheet._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="pillow is not installed") as warned:
         after_training(recorded(tmp_path), 3)
     assert len([w for w in warned if "pillow" in str(w.message)]) == 1

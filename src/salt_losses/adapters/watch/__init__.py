@@ -1,6 +1,5 @@
-"""How a run is watched: `metrics`, kept in `files` by `record`, with Salt's state beside each
-`checkpoint`; and from time to time a `sweep`.
+"""The record of a run: metrics and alarms, Salt's state in each `checkpoint`, and step sweeps.
 
-A sweep samples (`as_before`: nothing of it stays; `averages`: of the weights), measures
-(`sweep_measures`) and draws (`sheet`).
+A `sweep` samples (`averages`: with the averaged weights), measures (`sweep_measures`) and draws
+(`sheet`).
 """

@@ -1,9 +1,9 @@
-"""A trainer's running average of the weights, in the place of the weights for a while."""
+"""Use a trainer's running average of the weights for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 @contextmanager
 def averaged(generator: nn.Module, ema: Any) -> Iterator[None]:
-    """The generator with the averages, and then with its own weights again, bit for bit.
+    """Give the generator the averages, and then its own weights again, bit for bit.
 
     Self Forcing and LongLive average whole parameters, gathered from all ranks; Causal Forcing each
-    rank's own shards; the miniature has a copy of the network. A collective, under FSDP.
+    rank's own shards; the miniature has a copy of the network. A collective under FSDP.
 
     Args:
+        generator: the trainer's.
         ema: with a `shadow` by the names of the inner parameters, or a network.
     """
     averages: dict[str, Tensor] = (
@@ -32,14 +33,22 @@ def averaged(generator: nn.Module, ema: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _exchange(generator: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Puts `values` into the parameters, and gives what was there, on the CPU."""
+    """Put `values` into the parameters, and return the previous ones, on the CPU."""
+    whole: Any = nullcontext()
     inner = getattr(generator, "module", generator)
-    _reshard(generator)
-    by_shards = all(
-        values[name].shape == p.shape for name, p in inner.named_parameters() if name in values
-    )
+    if torch.distributed.is_available():
+        from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+        # After a forward without a backward pass, FSDP keeps the root's gathered parameters, and
+        # would use them again instead of the new shards.
+        for module in FSDP.fsdp_modules(generator):
+            handle = module._handle
+            if handle is not None and handle.uses_sharded_strategy:
+                handle.reshard(True)
+        if any(values[n].shape != p.shape for n, p in inner.named_parameters() if n in values):
+            whole = FSDP.summon_full_params(generator, writeback=True)
     own: dict[str, Tensor] = {}
-    with nullcontext() if by_shards else _whole(generator):
+    with whole:
         for name, parameter in inner.named_parameters():
             if name in values:
                 own[name] = parameter.detach().cpu().clone()
@@ -47,24 +56,3 @@ def _exchange(generator: nn.Module, values: dict[str, Tensor]) -> dict[str, Tens
     if not own:
         raise ValueError("the trainer's average has no parameter of the generator's")
     return own
-
-
-def _whole(generator: nn.Module) -> AbstractContextManager[None]:
-    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-
-    context: AbstractContextManager[None] = FSDP.summon_full_params(generator, writeback=True)
-    return context
-
-
-def _reshard(generator: nn.Module) -> None:
-    """After a forward without a backward pass, FSDP keeps the root's gathered parameters, and would
-    use them again, whatever has become of the shards.
-    """
-    if not torch.distributed.is_available():
-        return
-    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-
-    for module in FSDP.fsdp_modules(generator):
-        handle = module._handle
-        if handle is not None and handle.uses_sharded_strategy:
-            handle.reshard(True)

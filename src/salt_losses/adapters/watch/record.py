@@ -1,13 +1,16 @@
-"""Metrics and state of a Salt run, beside those of the trainer."""
+"""Metrics and state of a Salt run, next to those of the trainer."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,12 @@ from ...runtime.alarms import Alarms
 from ...trainers.seams import RECORD
 from ..family.handle import SaltHandle
 from ..family.seams import SeamCheck
+from .checkpoint import replace, take_up
 from .checkpoint import save as save_state
-from .checkpoint import take_up
-from .files import Guard, Lines, replace
 from .sweep import Sweeps
 
 METRICS, ALARMS, RUN = "salt_metrics.jsonl", "salt_alarms.jsonl", "salt_run.json"
+MOST_WAITING = 10_000  # lines that could not be written, a few MB
 
 
 def record(
@@ -34,43 +37,46 @@ def record(
     sweep_every: int = 0,
     sweep_prompts: Sequence[str] | None = None,
 ) -> None:
-    """Log Salt's numbers, save its state with every checkpoint, and find it again on resume.
+    """Log Salt's numbers, save its state with every checkpoint, and continue from it on resume.
 
-    The metrics of each generator update go to `salt_metrics.jsonl` in the trainer's log directory
-    and, where the trainer has one, to its wandb run; they are read, and waited for, when the next
-    loss is asked for. What is wrong with them is warned of, once for each cause, and kept in
-    `salt_alarms.jsonl`. `salt_run.json` has the settings and versions of the latest start, and
-    where and when each start began. With `sweep_every`, `salt_sweeps/iteration_...` has what the
-    present weights make of some prompts at 1, 2, 4 and 8 steps (docs/health.md). After each
-    `trainer.save()`, `salt.json` is in the checkpoint's folder, and if a term has a state, as a
-    discriminator has, `salt_terms.pt`. Called on every rank; only the main process
-    writes. On detach, `trainer.save` is the trainer's own again.
+    In the trainer's log directory:
 
-    Where something cannot be written, a warning says so, the training goes on as it would have, and
-    it is tried again: lines with the next line, a state with the next checkpoint.
+    - `salt_metrics.jsonl`: the metrics of each generator update, read (and waited for) at the next
+      loss call. They also go to the trainer's wandb run, if it has one.
+    - `salt_alarms.jsonl`: what is wrong with them, warned of once for each cause.
+    - `salt_run.json`: settings and versions of the latest start, and each start's time and
+      iteration.
+    - `salt_sweeps/iteration_...`: with `sweep_every`, videos that the present weights make of some
+      prompts at 1, 2, 4 and 8 steps (docs/health.md).
+    - `salt.json` in each checkpoint's folder, after `trainer.save()`; and `salt_terms.pt` if a term
+      has a state, as a discriminator has.
 
-    The plans continue from the `salt.json` beside the checkpoint that the trainer resumed from in
-    its own log directory; for a trainer that counts from 0 again (Self Forcing, Causal Forcing),
-    beside the one it starts from (`config.lora_ckpt` or `generator_ckpt`); on all ranks as rank 0
-    finds it. Where the trainer begins with the step of another run's checkpoint, as LongLive's
-    second stage does, its plans are new and begin at iteration 0. Where there is no state, they
-    follow `trainer.step`. One printed line says which it was.
+    Call it on every rank; only the main process writes. If something cannot be written, a warning
+    says so, the training goes on, and the next line or checkpoint tries again. `detach` restores
+    `trainer.save`.
+
+    The plans continue from the `salt.json` of the checkpoint that the trainer resumed from in its
+    log directory; for a trainer that counts from 0 again (Self Forcing, Causal Forcing), of the one
+    that it starts from (`config.lora_ckpt` or `generator_ckpt`); on all ranks as rank 0 finds it.
+    If the trainer begins with the step of another run's checkpoint, as LongLive's second stage
+    does, its plans are new and begin at iteration 0. Without a state they follow `trainer.step`.
+    One printed line says which it was.
 
     Args:
         handle: from `attach(trainer, ...)`.
         trainer: the trainer, constructed and not yet training.
-        sweep_every: iterations from one step sweep to the next; 0: none. The training is the same
-            with and without.
+        sweep_every: iterations from one step sweep to the next; 0: none. Sweeps do not change the
+            training.
         sweep_prompts: the prompts of the sweeps; `None`: the first two of the trainer's own file.
 
     Raises:
-        SettingError: `sweep_every` or `sweep_prompts` is not allowed, or the trainer can make no
+        SettingError: `sweep_every` or `sweep_prompts` is not allowed, or the trainer cannot make
             sweeps: it starts from images, samples by a solver, or has no prompts. It is a
-            `ValueError`, as all below are; nothing is changed then.
-        ValueError: the `salt.json` that was found is damaged, or its plans are others than the
-            handle's; or its `salt_terms.pt` is damaged, or belongs to other terms.
+            `ValueError`; nothing is changed then.
+        ValueError: the `salt.json` is corrupt or has other plans than the handle's; or its
+            `salt_terms.pt` is corrupt, or belongs to other terms.
         MissingSeamError: the trainer lacks what this needs, or a sweep; nothing is changed then.
-        OSError: a file cannot be read, or the `salt_terms.pt` that `salt.json` names is gone.
+        OSError: a file cannot be read, or the `salt_terms.pt` that `salt.json` names is missing.
     """
     checked("sweep_every", check_count, sweep_every, low=0)
     prompts = None
@@ -87,7 +93,7 @@ def record(
             handle._model, trainer, handle.config, handle._losses.lists, place,
             every=sweep_every, prompts=prompts,
         )  # fmt: skip
-    told = take_up(handle, trainer, folder)
+    sentence = take_up(handle, trainer, folder)
     handle._losses.sweeps = sweeps
     save = trainer.save
 
@@ -100,9 +106,9 @@ def record(
     handle._patches.set(trainer, "save", save_with_salt)
     if trainer.is_main_process:
         if os.path.isfile(folder / METRICS):
-            told += f"; {folder / METRICS} is there already and grows"
-        print(told, flush=True)
-        handle.on_metrics(_Log(handle, trainer, folder, told))
+            sentence += f"; {folder / METRICS} is there already and grows"
+        print(sentence, flush=True)
+        handle.on_metrics(_Log(handle, trainer, folder, sentence))
         alarms = Lines(folder / ALARMS)
         handle.on_metrics(Alarms(lambda alarm: alarms.append({**alarm, "time": time.time()})))
 
@@ -115,14 +121,14 @@ def _prompts(name: str, value: object) -> tuple[str, ...]:
 
 
 class _Log:
-    """What a run writes at its start, and of each generator update."""
+    """Writes `salt_run.json`, and the metrics of each generator update."""
 
-    def __init__(self, handle: SaltHandle, trainer: Any, folder: Path, told: str) -> None:
+    def __init__(self, handle: SaltHandle, trainer: Any, folder: Path, sentence: str) -> None:
         self._trainer, self._lines = trainer, Lines(folder / METRICS)
         self._wandb: Any = None if trainer.disable_wandb else sys.modules.get("wandb")
         self._to_wandb = Guard("to wandb")
         self._path, self._to_run = folder / RUN, Guard(str(folder / RUN))
-        start = {"time": time.time(), "iteration": handle.plan.iteration, "state": told}
+        start = {"time": time.time(), "iteration": handle.plan.iteration, "state": sentence}
         starts = [*_starts(self._path), start]
         self._run: str | None = json.dumps(_run(handle) | {"starts": starts}, indent=1)
         self._write_run()
@@ -132,7 +138,7 @@ class _Log:
         self._lines.append(metrics)
         if self._wandb is not None:
             numbers = {name: value for name, value in metrics.items() if name != "iteration"}
-            # The trainer logs an iteration after it has counted it.
+            # The trainer counts an iteration before it logs it.
             step = self._trainer.step + 1
             self._to_wandb(lambda: self._wandb.log(numbers, step=step))
 
@@ -145,7 +151,7 @@ class _Log:
 
 
 def _starts(path: Path) -> list[Any]:
-    """Of the runs before in this folder."""
+    """Start records of earlier runs in this folder."""
     try:
         starts = json.loads(path.read_text())["starts"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -165,3 +171,54 @@ def _run(handle: SaltHandle) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+class Guard:
+    """Calls a function that writes `what`, and warns of its first error only."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._warned = what, False
+
+    def __call__(self, write: Callable[[], object]) -> bool:
+        """Return True if it was written."""
+        try:
+            write()
+        except Exception as error:  # torch.save and wandb raise more than OSError
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"Salt cannot write {self._what}, and the training goes on; it is tried again "
+                    f"from time to time: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+            return False
+        return True
+
+
+class Lines:
+    """A file of JSON lines that grows at its end.
+
+    Lines that could not be written wait for the next one. A partial line, which a full disk or a
+    killed process may leave, does not corrupt the next.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._guard = path, Guard(str(path))
+        self._waiting = deque[bytes](maxlen=MOST_WAITING)
+
+    def append(self, values: Mapping[str, object]) -> None:
+        self._waiting.append(json.dumps(values).encode() + b"\n")
+        if self._guard(self._write):
+            self._waiting.clear()
+
+    def _write(self) -> None:
+        text = b"".join(self._waiting)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end > 0:
+                file.seek(-1, os.SEEK_END)
+                text = b"\n" * (file.read(1) != b"\n") + text
+            if file.write(text) < len(text):  # the disk is full: take back the part that fitted
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .checkpoint import replace
+
 WIDTH = 320  # of a frame on the sheet and in the videos, at most; small ones are enlarged
 MARGIN = 60  # for the step count
 FRAMES_PER_SECOND = 8
-_warned = False
 
 
 def write(folder: Path, videos: dict[int, Tensor], numbers: dict[str, Any]) -> None:
-    """`sweep.json` last: with it the sweep is complete. Of averaged weights, names end in `_ema`.
+    """Write the files, `sweep.json` last; names end in `_ema` if the weights are averages.
 
     Args:
+        folder: of the sweep.
         videos: step count -> `[N, F, 3, H, W]` in [-1, 1].
         numbers: for `sweep.json`.
     """
@@ -31,30 +33,26 @@ def write(folder: Path, videos: dict[int, Tensor], numbers: dict[str, Any]) -> N
     frames = {k: _bytes(video) for k, video in videos.items()}
     try:
         importlib.import_module("PIL.Image")
-        pillow = True
     except ImportError:
-        pillow = False
-    if pillow:
+        _warn_once()
+        torch.save(frames, folder / f"sweep{ending}.pt")
+    else:
         _sheet(frames, folder / f"sheet{ending}.png")
         for k, video in frames.items():
             _video(video, folder / f"steps_{k}{ending}.gif")
-    else:
-        _say_once()
-        torch.save(frames, folder / f"sweep{ending}.pt")
-    part = folder / f"sweep{ending}.part"
-    part.write_text(json.dumps(numbers, indent=1))
-    os.replace(part, folder / f"sweep{ending}.json")
+    replace(
+        folder / f"sweep{ending}.json",
+        lambda part: part.write_text(json.dumps(numbers, indent=1)),
+    )
 
 
-def _say_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            "pillow is not installed: step sweeps are saved as tensors alone (sweep.pt: step "
-            "count -> uint8 [N, F, H, W, 3]); pip install pillow",
-            stacklevel=2,
-        )
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        "pillow is not installed: step sweeps are saved only as tensors (sweep.pt: step "
+        "count -> uint8 [N, F, H, W, 3]); pip install pillow",
+        stacklevel=2,
+    )
 
 
 def _bytes(video: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ def _bytes(video: Tensor) -> Tensor:
 
 
 def _sheet(frames: dict[int, Tensor], path: Path) -> None:
-    """A row for each step count; of each video the first, the middle and the last frame."""
+    """Draw a row for each step count, with each video's first, middle and last frame."""
     image_module: Any = importlib.import_module("PIL.Image")
     draw_module: Any = importlib.import_module("PIL.ImageDraw")
     rows = []
@@ -81,7 +79,7 @@ def _sheet(frames: dict[int, Tensor], path: Path) -> None:
 
 
 def _video(video: Tensor, path: Path) -> None:
-    """The prompts side by side."""
+    """Save the prompts' videos side by side."""
     images = [_sized(rearrange(f, "n h w c -> h (n w) c"), video.shape[3]) for f in video.unbind(1)]
     images[0].save(
         path, save_all=True, append_images=images[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
@@ -89,7 +87,7 @@ def _video(video: Tensor, path: Path) -> None:
 
 
 def _sized(pixels: Tensor, frame_width: int) -> Any:
-    """An image, in which a frame of this width is not wider than `WIDTH`, nor very small."""
+    """Scale an image so that a frame of this width is at most `WIDTH` wide, and not tiny."""
     image_module: Any = importlib.import_module("PIL.Image")
     height, width, _ = pixels.shape
     image = image_module.frombytes("RGB", (width, height), pixels.contiguous().numpy().tobytes())

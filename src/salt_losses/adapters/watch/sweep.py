@@ -1,6 +1,6 @@
-"""Step sweeps: what the present weights make of the same prompts and noise at 1, 2, 4 and 8 steps.
+"""Step sweeps: the present weights' videos of the same prompts and noise at 1, 2, 4 and 8 steps.
 
-Everything of the trainer's is afterwards as if there had been no sweep.
+Afterwards the trainer is as if there had been no sweep.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ FOLDER = "salt_sweeps"
 
 
 class Sweeps:
-    """Makes a sweep whenever one is due. Every rank calls it alike; the one with a folder writes.
+    """Makes a sweep whenever one is due. All ranks call it; the one with a folder writes.
 
     Args:
-        model, trainer: with whose inference pipeline, text encoder, VAE and average of the weights.
+        model: with its inference pipeline, text encoder and VAE.
+        trainer: with its average of the weights, if it has one.
         config: Salt's settings.
-        lists: of the trainer's steps.
-        folder: of the run's log; None: nothing is written here.
+        lists: the trainer's step lists.
+        folder: of the run's log; None: this rank writes nothing.
         every: iterations from one sweep to the next.
         prompts: of the sweeps; None: the first two of the trainer's own file.
 
@@ -58,16 +59,9 @@ class Sweeps:
     """
 
     def __init__(
-        self,
-        model: Any,
-        trainer: Any,
-        config: SaltConfig,
-        lists: Steps,
-        folder: Path | None,
-        *,
-        every: int,
-        prompts: Sequence[str] | None,
-    ) -> None:
+        self, model: Any, trainer: Any, config: SaltConfig, lists: Steps, folder: Path | None,
+        *, every: int, prompts: Sequence[str] | None,
+    ) -> None:  # fmt: skip
         self._model, self._trainer, self._config, self._lists = model, trainer, config, lists
         self._folder, self._every = folder, every
         check = SeamCheck("trainer")
@@ -102,13 +96,13 @@ class Sweeps:
         self._warned = False
 
     def look(self, iteration: int) -> None:
-        """A sweep, if one is due: between two updates, before the iteration's first loss."""
+        """Make a sweep if one is due: between two updates, before the iteration's first loss."""
         if iteration % self._every or iteration == self._last:
             return
         self._last = iteration
         try:
             self._sweep(iteration)
-        except Exception as error:  # whatever it is: the training is worth more
+        except Exception as error:  # nothing may end the training
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -132,7 +126,7 @@ class Sweeps:
             if ema is not None:
                 with averaged(model.generator, ema):
                     found["ema"] = self.rollouts()
-            # Last: an error of the rank that writes must keep no other one waiting.
+            # Last, so that an error of the rank that writes does not keep the others waiting.
             if self._folder is not None:
                 for weights, rollouts in found.items():
                     self._write(self._folder, iteration, weights, rollouts)
@@ -159,7 +153,7 @@ class Sweeps:
         write(folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
 
     def rollouts(self) -> Rollouts:
-        """Of the weights that the generator has now."""
+        """Sample with the generator's present weights."""
         sampler = self._sampler()
         latents: dict[int, list[Tensor]] = {k: [] for k in self._steps}
         defect = PathDefect(sampler, self._times, self._fine)
@@ -177,7 +171,7 @@ class Sweeps:
         return Rollouts(videos, defect.per_interval())
 
     def _sampler(self) -> Any:
-        """The trainer's inference pipeline, on the networks in training."""
+        """Return the trainer's inference pipeline, on the networks in training."""
         model, training = self._model, self._model.inference_pipeline
         sampler = _inference_class(training)(
             model.args,
@@ -186,13 +180,13 @@ class Sweeps:
             text_encoder=model.text_encoder,
             vae=_NoDecoder(),
         )
-        # They are written down there as those of Wan 1.3B at 480p.
+        # There they are constants of Wan 1.3B at 480p.
         for name in ("frame_seq_length", "num_transformer_blocks"):
             setattr(sampler, name, getattr(training, name))
         return sampler
 
     def _training_pipeline(self) -> Any:
-        """Built for a while where there is none yet: it only stores what it is given."""
+        """Return the training pipeline; build one for a while if there is none yet."""
         model = self._model
         if model.inference_pipeline is not None:
             return model.inference_pipeline
@@ -209,9 +203,9 @@ class Sweeps:
         return torch.randn(shape, generator=generator).to(model.device, model.dtype)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """`[N, F, C, H, W]` latents as `[N, F, 3, H, W]` in [-1, 1], on the CPU."""
+        """Decode `[N, F, C, H, W]` latents to `[N, F, 3, H, W]` in [-1, 1], on the CPU."""
         vae = getattr(self._model, "vae", None)
-        if vae is None:  # of one channel, or of three
+        if vae is None:  # the latents are pixels
             return latents[:, :, :3].expand(-1, -1, 3, -1, -1)
         with on_device(vae, self._model.device) as dtype:
             videos = [
@@ -222,16 +216,14 @@ class Sweeps:
 
 
 class Rollouts(NamedTuple):
-    """`latents`: step count -> `[N, F, C, H, W]`, one for each prompt. `defect`: of each interval
-    of the inference grid.
-    """
+    """`latents`: step count -> `[N, F, C, H, W]`, by prompt. `defect`: by interval of the grid."""
 
     latents: dict[int, Tensor]
     defect: list[float]
 
 
 def first_prompts(trainer: Any) -> tuple[str, ...]:
-    """The first two lines of the trainer's own file of prompts."""
+    """Return the first two lines of the trainer's own file of prompts."""
     path = getattr(getattr(trainer, "config", None), "data_path", None)
     lines: list[str] = []
     if path is not None and Path(path).is_file():
@@ -247,7 +239,7 @@ def first_prompts(trainer: Any) -> tuple[str, ...]:
 
 
 def _inference_class(training: Any) -> Any:
-    """The trainer's, from beside its training pipeline."""
+    """Find the trainer's inference pipeline next to its training pipeline."""
     module = type(training).__module__
     for place in (module, module.rpartition(".")[0]):
         kind = getattr(sys.modules.get(place), PIPELINE, None)

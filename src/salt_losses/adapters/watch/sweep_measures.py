@@ -1,4 +1,4 @@
-"""What a step sweep measures: how alike two step counts' videos are, and eq. 16."""
+"""The measures of a step sweep: agreement of two step counts' videos, and eq. 16."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ...shortcut import SAME_TIME
 
 
 class PathDefect:
-    """Eq. 16 along the sampler's own path: the mean over chunks and prompts, for each interval.
+    """Eq. 16 along the sampler's path: the mean over chunks and prompts, for each interval.
 
-    A call at `t_m` writes the cache's slots of its own chunk, which the chunk's next call writes
-    anew.
+    A call at `t_m` writes the cache's slots of the present chunk, which the chunk's next call
+    overwrites.
 
     Args:
-        sampler: its generator is called once more in each interval.
+        sampler: its generator is called once more for each `t_m` in an interval.
         times: of its steps, ending in 0.
-        fine: where `t_m` is from.
+        fine: the grid of `t_m`.
     """
 
     def __init__(self, sampler: Any, times: list[float], fine: list[float]) -> None:
@@ -41,7 +41,9 @@ class PathDefect:
             hook.remove()
 
     def per_interval(self) -> list[float]:
-        """NaN if no point of the fine grid is in it, as between those of a trainer's own list."""
+        """Return NaN for an interval without a point of the fine grid, as a trainer's own list may
+        have.
+        """
         return [float(torch.stack(v).mean()) if v else math.nan for v in self._values]
 
     def _called(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -88,7 +90,7 @@ def concordance(a: Tensor, b: Tensor) -> float:
 
 
 def deviation(latents: Tensor) -> float:
-    """Of `[N, F, C, H, W]` latents per channel, the mean over channels: it grows where samples
-    saturate, and shrinks where they wash out.
+    """Deviation per channel of `[N, F, C, H, W]` latents, the mean over channels: it grows when
+    samples saturate, and shrinks when they wash out.
     """
     return float(latents.double().std((0, 1, 3, 4), correction=0).mean())
