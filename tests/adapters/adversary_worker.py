@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from harness import as_trainer
+from ranks import main
 from test_adversary_on_the_miniature import CONFIG, adversary
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
@@ -21,10 +21,7 @@ from salt_losses.terms.adversarial import average_gradients
 from tests.nested import changed
 
 
-def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def work(folder: Path, rank: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         against: trained(folder / against, rank, changed(CONFIG, adv={"against": against}))
         for against in ("data", "more_steps")
@@ -35,9 +32,7 @@ def main(folder: Path, rank: int) -> None:
     result["mean"] = float(parameter.grad[1])
     result["disagree"] = disagreement(rank)
     result["one bad video"] = skipped(rank)
-    torch.save(result, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return result
 
 
 def build(folder: Path, rank: int) -> Any:
@@ -137,4 +132,4 @@ def digest(handle: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(work)

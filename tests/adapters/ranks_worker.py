@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import tiny
-import torch
-import torch.distributed as dist
+from ranks import main
 from test_adapters_on_the_miniature import BUSY
 
 from salt_losses import SaltConfig
@@ -21,12 +19,9 @@ from salt_losses.runtime.agreement import from_rank_0
 from tests.nested import changed
 
 
-def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def work(folder: Path, rank: int) -> dict[str, Any]:
     own_disk = folder / f"disk_{rank}"
-    result = {
+    return {
         "settings": error_of(lambda: attached(changed(BUSY, seed=rank, sc={"weight": 1.0 + rank}))),
         "state": error_of(lambda: load(iteration=rank)),
         "iteration": recorded(own_disk, 700, rank),
@@ -35,9 +30,6 @@ def main(folder: Path, rank: int) -> None:
         "no prompts": error_of(lambda: from_rank_0(no_prompts)),
         "unsendable": error_of(lambda: from_rank_0(unsendable)),
     }
-    torch.save(result, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def attached(config: SaltConfig) -> Any:
@@ -88,4 +80,4 @@ def error_of(function: Callable[[], Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(work)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import tiny
 import torch
-import torch.distributed as dist
+from ranks import main
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
@@ -28,13 +27,8 @@ SALT = SaltConfig(
 TRAINER = {"dfake_gen_update_ratio": 1, "lr": 1e-2}
 
 
-def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    result = {averages: train(folder, rank, averages) for averages in ("plain", "whole", "shards")}
-    torch.save(result, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+def work(folder: Path, rank: int) -> dict[str, Any]:
+    return {averages: train(folder, rank, averages) for averages in ("plain", "whole", "shards")}
 
 
 def train(folder: Path, rank: int, averages: str) -> torch.Tensor:
@@ -76,4 +70,4 @@ def ema_of(generator: Any, whole: Any, averages: str) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(work)

@@ -205,9 +205,9 @@ def chunks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[tuple
     tokens = 4
 
     class Counted(Watched):
-        def step(self, chunk: int, step: int, generator: Any, kwargs: dict[str, Any]) -> Any:
+        def step(self, chunk: int, step: int, kwargs: dict[str, Any]) -> Any:
             counted.append((chunk, step))
-            return super().step(chunk, step, generator, kwargs)
+            return super().step(chunk, step, kwargs)
 
     def call(start: int, t: float) -> None:
         pipeline.generator(timestep=torch.full((1, 1), t), current_start=start * tokens)

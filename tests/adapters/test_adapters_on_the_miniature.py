@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ import pytest
 import tiny
 import torch
 from harness import as_trainer
+from ranks import run_two_ranks
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig, shift_time
@@ -315,29 +313,6 @@ def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> 
     ):
         model.generator_loss(**tiny.loss_inputs(model))
     assert all("forward" not in vars(block) for block in blocks)
-
-
-def run_two_ranks(worker: str, folder: Path) -> list[dict[str, Any]]:
-    """What two processes of the script `worker` save as `0.pt` and `1.pt`."""
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name(worker)), str(folder), str(rank)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=600)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], outputs
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

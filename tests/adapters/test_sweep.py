@@ -17,8 +17,9 @@ import sweep_worker
 import tiny
 import torch
 from harness import as_trainer
+from ranks import run_two_ranks
 from test_adapters import adapter, own_steps
-from test_adapters_on_the_miniature import BUSY, run_two_ranks
+from test_adapters_on_the_miniature import BUSY
 from test_harness import assert_same
 from torch import Tensor
 

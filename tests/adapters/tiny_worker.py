@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from harness import as_trainer
+from ranks import main
 from test_adapters_on_the_miniature import ALIGNED, BUSY
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
@@ -28,10 +28,7 @@ SALT = changed(
 )
 
 
-def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def work(folder: Path, rank: int) -> dict[str, Any]:
     trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
     model, config = trainer.model, trainer.config
     for name in ("generator", "fake_score", "real_score"):
@@ -51,7 +48,7 @@ def main(folder: Path, rank: int) -> None:
     with FSDP.summon_full_params(model.generator):
         parameters = torch.cat([p.detach().flatten() for p in model.generator.parameters()])
     handle.detach()
-    result = {
+    return {
         "critic_gradients": [
             [critic_gradient(model, weight, zeroed) for weight in (0.0, 1.0)]
             for zeroed in (False, True)
@@ -62,9 +59,6 @@ def main(folder: Path, rank: int) -> None:
         "sc": [m["salt/sc_loss"] for m in metrics if "salt/sc_loss" in m],
         "keys": [sorted(m) for m in metrics],
     }
-    torch.save(result, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def critic_gradient(model: Any, align_weight: float, zeroed: bool) -> torch.Tensor:
@@ -84,4 +78,4 @@ def critic_gradient(model: Any, align_weight: float, zeroed: bool) -> torch.Tens
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(work)

@@ -14,6 +14,7 @@ from typing import Any
 import harness
 import torch
 import torch.distributed as dist
+from ranks import leave_after
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 # Between one block (19 M parameters) and one model (41 M), as the trainers' 5e7 lies for Wan 1.3B;
@@ -50,8 +51,6 @@ def main(settings: dict[str, Any], result_path: Path) -> None:
         "extra": _call(settings["after_train"], trainer, handle),
     }
     torch.save(result, result_path)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def _counted(iterations: int) -> type:
@@ -111,4 +110,4 @@ def _call(hook: str | None, *args: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    leave_after(lambda: main(json.loads(sys.argv[1]), Path(sys.argv[2])))

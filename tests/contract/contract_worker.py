@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import tiny
 import torch
-import torch.distributed as dist
 from cases import CASES, config
+from ranks import main
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses.adapters import self_forcing
@@ -17,14 +16,8 @@ from salt_losses.adapters import self_forcing
 ITERATIONS = 2
 
 
-def main(folder: Path, rank: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    result = {case: trained(case, rank) for case in CASES}
-    torch.save(result, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def work(folder: Path, rank: int) -> dict[str, Any]:
+    return {case: trained(case, rank) for case in CASES}
 
 
 def trained(case: str, rank: int) -> dict[str, Any]:
@@ -58,4 +51,4 @@ def trained(case: str, rank: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(work)

@@ -1,5 +1,6 @@
-"""The adversarial term: a discriminator tells the student's videos from real ones, or from rollouts
-of one step more (arXiv 2511.01419, "ASD").
+"""The adversarial term: a discriminator against real videos, or rollouts of one step more.
+
+The latter is "ASD" (arXiv 2511.01419).
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ class Adversarial(Term):
 
     Off by default: the paper's own system has no discriminator. The weight is FastGen's (commit
     34f30e8) and One-Forcing's (ca345b3); on the miniature video it was better than none at 1 step
-    and undecided from 4 on, where 0.1 did harm (one seed). `against` is One-Forcing's, there as
-    good at 1 step as rollouts of one step more. `loss` is ASD's; it and `noise_range` were better
-    there at 1 step than non-saturating and than all levels. `blocks` and `lr` are FastGen's for Wan
-    1.3B (15, 22 and 29 of 30; 1e-5; the miniature's short training had 1e-3).
+    and undecided from 4 on, and 0.1 did harm (one seed). `against` is One-Forcing's, there as good
+    at 1 step as rollouts of one step more. `kind` is ASD's; it and `noise_range` were better there
+    at 1 step than non-saturating and than all levels. `blocks` and `lr` are FastGen's for Wan 1.3B
+    (15, 22 and 29 of 30; 1e-5; the miniature's short training had 1e-3).
 
     Attributes:
         weight: weight of the term.
         warmup: iterations before it reaches the student. The discriminator is trained from the
             first.
         step_counts: step counts at which it is on; `None`: all.
-        against: what the discriminator tells the student's rollouts from. `"data"`: the trainer's
-            real videos. `"more_steps"`: where the student has n steps, the same student's rollouts
-            of n + 1 steps to the end, from separate noise; one logit for each n.
+        against: the discriminator's real samples. `"data"`: the trainer's real videos.
+            `"more_steps"`: for a student of n steps, the same student's rollouts of n + 1 steps to
+            the end, from separate noise; one logit for each n.
         kind: `"non_saturating"`, `"hinge"` or `"relativistic"`, see `adversarial_generator_loss`.
         features: the network whose blocks the discriminator reads: `"fake_score"` or
             `"real_score"`.
@@ -114,7 +115,7 @@ class Adversarial(Term):
         )
 
     def feature_blocks(self, count: int) -> tuple[int, ...]:
-        """The indices of the blocks that are read, of a network of `count`."""
+        """Return the indices of the blocks that are read, in a network of `count`."""
         if self.blocks is not None:
             return tuple(self.blocks)
         return tuple(sorted({count // 2, 3 * count // 4, count - 1}))
@@ -124,12 +125,8 @@ class AdversarialRun(Adversarial):
     """The term in a run, with its discriminator.
 
     The head is outside FSDP: every rank holds all of it, begins with the same weights and averages
-    the gradients, so that it stays the same on all. It is updated with the generator, as the videos
-    exist there; with the critic's updates it would need its own data and rollouts.
-
-    Attributes:
-        head: equal on all ranks.
-        optimizer: the head's.
+    the gradients, so that it stays equal. It is updated with the generator, for whose updates the
+    videos exist; with the critic's it would need its own data and rollouts.
     """
 
     def __init__(self, settings: Adversarial, start: Start) -> None:
@@ -152,15 +149,15 @@ class AdversarialRun(Adversarial):
             num_classes=1 if self._counts is None else len(self._counts),
             generator=torch.Generator().manual_seed(seed),
         ).to(start.device)
-        # Momentum off, as in One-Forcing and in Self Forcing's own optimizers. Fused: it leaves a
-        # step out where the device says so, and the host need not wait to know.
+        # Momentum off, as in One-Forcing and in Self Forcing's own optimizers. Fused, so that it
+        # can skip a step without the host waiting for the device.
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=self.lr, betas=(0.0, 0.999), fused=True
         )
         self._numbers: dict[str, Tensor] = {}
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """Update the head once; then the generator's term.
+        """Update the head once, and return the generator's term.
 
         All ranks make the same calls of the network, whatever they see. A head whose gradient is
         not finite is not updated: one NaN among the videos would stay in it for good.
@@ -198,7 +195,7 @@ class AdversarialRun(Adversarial):
         return adv.detach() + with_gradient(video, gradient)
 
     def draw(self, video: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise levels `[B]` and noise like `video`; real and generated videos get the same."""
+        """Draw levels `[B]` and noise like `video`; real and generated videos get the same."""
         lowest, highest = self.noise_range
         uniform = draw(video.shape[:1], video.new_empty(0).float(), generator, normal=False)
         t = self._level(lowest + (highest - lowest) * uniform)
@@ -245,7 +242,7 @@ class AdversarialRun(Adversarial):
     # State.
 
     def _identity(self) -> dict[str, Any]:
-        """What a head must have in common with another to take its weights."""
+        """Return the settings that two heads must share to exchange weights."""
         return {
             "against": self.against,
             "features": self.features,
@@ -261,9 +258,7 @@ class AdversarialRun(Adversarial):
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises:
-        ValueError: `state` is not this head's: names what differs.
-        """
+        """Raise `ValueError`, which names what differs, if `state` is not this head's."""
         known = {"settings", "head", "optimizer"}
         if not isinstance(state, Mapping) or set(state) != known:
             raise ValueError(f"state_dict['adv'] must hold {sorted(known)}; got {describe(state)}")
@@ -297,21 +292,19 @@ def _check_numbers(moments: Mapping[int, Any], parameters: Sequence[tuple[str, T
         values: dict[str, Any] = {"weight": parameter}
         if moments:
             values |= {key: moments[index][key] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for key, value in values.items():
+        for key, x in values.items():
             shape = torch.Size() if key == "step" else parameter.shape
-            if not isinstance(value, Tensor) or value.shape != shape:
+            if not isinstance(x, Tensor) or x.shape != shape or not x.is_floating_point():
                 raise ValueError(
-                    f"{key} of {name} must be a tensor of shape {list(shape)}; "
-                    f"got {describe(value)}"
+                    f"{key} of {name} must be a floating-point tensor of shape {list(shape)}; "
+                    f"got {describe(x)}"
                 )
-            if not value.is_floating_point():
-                raise ValueError(f"{key} of {name} must be floating-point; got {describe(value)}")
-            if not value.isfinite().all() or (key == "exp_avg_sq" and (value < 0).any()):
+            if not x.isfinite().all() or (key == "exp_avg_sq" and (x < 0).any()):
                 raise ValueError(f"{key} of {name} is not finite, or below 0")
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average over all ranks, in one call. A collective, where there are several."""
+    """Average over all ranks, in one collective call."""
     if not distributed():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -58,11 +58,10 @@ class Chunks(NamedTuple):
     Attributes:
         exits: the step at which each chunk leaves, from 0.
         counts: the steps of each chunk's grid; a first chunk may have more than the others.
-        from_1: the trainer's lists begin at the level 1. LongLive 2.0's and FastGen's begin at
-            0.999.
-        cache: each chunk has a call that writes it into a KV cache.
+        from_1: the trainer's lists begin at level 1 (LongLive 2.0's and FastGen's at 0.999).
+        cache: one more call writes each chunk into a KV cache.
         lockstep: the calls are made wherever the student leaves, as ranks draw separate exits.
-        skips: there is no reference rollout if every chunk leaves at its first step.
+        skips: no reference rollout is made if every chunk leaves at its first step.
     """
 
     exits: Sequence[int]
@@ -78,9 +77,9 @@ class Run(NamedTuple):
 
     Attributes:
         config: all settings.
-        iterations: how many the run has; `None` if unknown.
+        iterations: the run's; `None` if unknown.
         last_step_only: the trainer's students leave their rollouts only at the last step.
-        own_steps: how many steps the trainer's own list has, if it is one to be trained.
+        own_steps: length of the trainer's own step list, if it is to be trained.
     """
 
     config: SaltConfig
@@ -115,18 +114,20 @@ class Start(NamedTuple):
 class Term:
     """A regularizer next to DMD: its settings, when it is on, and its loss.
 
-    Subclass it and write `loss`; everything else has a default. A frozen dataclass adds its own
-    settings as fields. A plain class calls `super().__init__(weight=...)` and may keep what it
-    likes in attributes: a term is the same object through a run.
+    Subclass it and write `loss`; everything else has a default. A frozen dataclass adds settings as
+    fields. A plain class calls `super().__init__(weight=...)` and may keep what it likes in
+    attributes: a term is the same object through a run.
 
-    `on_exit_step` and `loss` are called where the term is on, in the order of the settings, with
-    the trainer's random streams set aside and its tensors as aliases: whatever a term draws or
-    differentiates, the trainer's own numbers stay what they are. A loss that is not finite adds no
+    `on_exit_step` and `loss` are called when the term is on, in the order of the settings, with
+    the trainer's random streams preserved and its tensors as aliases: whatever a term draws or
+    differentiates, the trainer's own numbers do not change. A loss that is not finite adds no
     gradient and raises the alarm; non-finite entries of a gradient become 0.
 
     Attributes:
         name: names the term in settings, logs (`salt/<name>_loss`) and messages.
-        replaces_dmd: where the term is on, it takes the place of DMD in the student's loss.
+        replaces_dmd: when the term is on, it replaces DMD in the student's loss.
+        finite_part: of a loss that is not finite, the finite gradients count.
+        shares_streams: its random streams do not have its name in their key.
         weight: factor of the loss; 0 is off.
         warmup: iterations before it turns on.
         step_counts: step counts at which it is on; `None`: all.
@@ -137,8 +138,8 @@ class Term:
 
     name: ClassVar[str] = ""
     replaces_dmd: ClassVar[bool] = False
-    finite_part: ClassVar[bool] = False  # of a loss that is not finite, finite gradients count
-    shares_streams: ClassVar[bool] = False  # random streams without the term's name in their key
+    finite_part: ClassVar[bool] = False
+    shares_streams: ClassVar[bool] = False
 
     weight: float = 1.0
     warmup: int = 0
@@ -161,8 +162,9 @@ class Term:
     # When it is on.
 
     def wanted(self, plan: StepPlan) -> bool:
-        """True in the iterations in which the term is on. Must be a function of the plan, so that
-        all ranks agree; `plan.random(purpose)` draws with it.
+        """Return True in the iterations in which the term is on.
+
+        It must depend only on the plan, so that all ranks agree; `plan.random(purpose)` draws.
         """
         return (
             self.weight > 0
@@ -172,8 +174,9 @@ class Term:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of `OFFERS` that the term uses. By default those that its methods mention; override
-        it where a function outside of the class uses one.
+        """Names of `OFFERS` that the term uses: by default those that its methods mention.
+
+        Override it if a function outside of the class uses one.
         """
         found = set[str]()
         for kind in type(self).__mro__:
@@ -189,28 +192,24 @@ class Term:
     # A rollout.
 
     def start(self, start: Start) -> Term:
-        """The object that takes part in a run: the term itself, or one that holds its networks."""
+        """Return the object that takes part in a run: itself, or one that holds its networks."""
         return self
 
     def on_exit_step(self, step: ExitStep) -> Any:
-        """Called when the student leaves a chunk of its rollout. What it returns is in
-        `rollout.collected`, chunk by chunk, when `loss` is called.
-        """
+        """Look at a chunk's exit step; `loss` finds the results in `rollout.collected`."""
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """The term, 0-dim, unweighted, on the graph of what `rollout` gives."""
+        """Return the term, 0-dim, unweighted, on the graph of what `rollout` gives."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(rollout)")
 
     def metrics(self) -> Mapping[str, Tensor | float]:
-        """Numbers of the last `loss`, logged as `salt/<name>_<key>`."""
+        """Return numbers of the last `loss`, logged as `salt/<name>_<key>`."""
         return {}
 
     # A run.
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beyond the settings, for `torch.save` with
-        `weights_only=True`.
-        """
+        """Return what a resumed run needs beyond the settings (`torch.load`, `weights_only`)."""
         return {}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -220,7 +219,7 @@ class Term:
         """Continue where `state_dict` was taken."""
 
     def no_effect(self, run: Run) -> Iterator[str]:
-        """One message for each reason for which the term never has an effect in this run."""
+        """Yield a message for each reason why the term never has an effect in this run."""
         if self.weight == 0:
             return
         if self.step_counts is not None and not set(self.step_counts) & set(run.step_counts):
@@ -238,16 +237,18 @@ class Term:
             )
 
     def cost(self, plan: StepPlan) -> Calls:
-        """Generator calls that the term adds to each chunk of a rollout of this plan, at most."""
+        """Count the generator calls that the term adds to each chunk of such a rollout, at most."""
         return Calls(0.0, 0.0)
 
     def calls(self, plan: StepPlan, chunks: Chunks) -> Calls:
-        """Generator calls that the term adds to a rollout whose exits are known."""
+        """Count the generator calls that the term adds to a rollout whose exits are known."""
         return Calls(0.0, 0.0).plus(self.cost(plan), len(chunks.exits))
 
     def extra_steps(self, plan: StepPlan) -> int | None:
-        """Steps of a second rollout of the student, from other noise and without gradient, that the
-        term needs before the first (`rollout.extra`); `None`: it needs none.
+        """Return the steps of a second rollout of the student that the term needs, or `None`.
+
+        That rollout is without gradient, from other noise, and before the first
+        (`rollout.extra`).
         """
         return None
 
@@ -255,18 +256,18 @@ class Term:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """The term from a parsed YAML or JSON block."""
+        """Make the term from a parsed YAML or JSON block."""
         return cls(**mapping)
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The attribute names that a function mentions, inner functions included."""
+    """Return the attribute names that a function mentions, inner functions included."""
     inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     return set(code.co_names).union(*inner)
 
 
 def check_range(name: str, value: object) -> tuple[float, float]:
-    """Two noise levels, the lower one first."""
+    """Check two noise levels, the lower one first."""
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise TypeError(f"{name} must be two noise levels; got {value!r}")
     low, high = (check_number(f"{name}[{i}]", v, low=0.0) for i, v in enumerate(value))
@@ -294,7 +295,7 @@ def check_needs(terms: Iterable[Term], offers: Collection[str], trainer: str) ->
 
 
 def grid_sizes(config: SaltConfig) -> set[int]:
-    """The step counts of all rollouts that a run may make, first chunks among them."""
+    """Return the step counts of all rollouts that a run may make, and of first chunks."""
     scheduler = config.scheduler()
     sizes, plan = scheduler.grid_sizes(), scheduler.plan(0)
     for count in config.step_counts:
@@ -305,13 +306,13 @@ def grid_sizes(config: SaltConfig) -> set[int]:
 
 
 def no_effect(run: Run) -> list[str]:
-    """What will never happen with a run's settings, each with the setting to change."""
+    """Name each setting that never has an effect in a run, and the change that helps."""
     config, counts = run.config, run.step_counts
     messages = [message for term in config.all_terms for message in term.no_effect(run)]
     used = set(counts)
     if config.align is not None and config.align.weight > 0:
         used |= {config.align.reference[k] for k in counts if k in config.align.reference}
-    # Whoever chooses step counts leaves the trainer's own list behind knowingly.
+    # Whoever chooses step counts does without the trainer's own list on purpose.
     chosen = config.step_counts != type(config).step_counts
     if run.own_steps is not None and run.own_steps not in used and not chosen:
         messages.append(
@@ -326,11 +327,6 @@ def no_effect(run: Run) -> list[str]:
             "that it has no effect; raise it, or leave it out"
         )
     return messages
-
-
-def warn_of_no_effect(run: Run, where: str) -> None:
-    """Warn, on rank 0, of each of `no_effect`'s messages; `where` names the trainer."""
-    warn(no_effect(run), where)
 
 
 def warn(messages: Iterable[str], where: str) -> None:

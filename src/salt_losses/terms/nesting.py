@@ -23,7 +23,7 @@ def unaligned(config: SaltConfig, step_list: StepList) -> list[str]:
         f"align.reference[{low}] needs lists that nest: that of {fine} steps does not hold that of "
         f"{coarse}, {_format(step_list(coarse))}, so that the student's noise cannot be shared; "
         "set shift, which replaces the trainer's own list, or align to null"
-        for low, coarse, fine in _aligned_lists(config, align, _occurring(config))
+        for low, coarse, fine in _aligned_lists(config, align)
         if not _nest(step_list(coarse), step_list(fine))
     ]
 
@@ -34,19 +34,16 @@ def not_nested(config: SaltConfig, step_list: StepList, own_steps: int | None) -
     Args:
         config: the settings.
         step_list: timesteps of the trainer's rollouts by their step count.
-        own_steps: length of the trainer's own list, which those of that length take; None if a
-            `shift` replaces it.
+        own_steps: length of the trainer's own list; None if a `shift` replaces it.
     """
     counts = _occurring(config)
+    firsts = {k: first_chunk_count(config.first_chunk_steps, k) for k in counts}
     finest, ends = max(config.step_counts), config.inference_steps
     sc, align = config.sc, config.align
     on = [k for k in counts if sc is not None and sc.is_on_at(k)]
-    starts = {k: {k, first_chunk_count(config.first_chunk_steps, k), ends, finest} for k in on}
-    aligns = align is not None and align.weight > 0
-    pairs = _aligned_lists(config, align, counts) if align is not None and aligns else []
-    used = {*counts, *(first_chunk_count(config.first_chunk_steps, k) for k in counts)}
+    pairs = _aligned_lists(config, align) if align is not None and align.weight > 0 else []
+    used = {*counts, *firsts.values(), *(k for _, *pair in pairs for k in pair)}
     used |= {finest, ends} if on else set()
-    used |= {k for _, *pair in pairs for k in pair} if aligns else set()
     if own_steps is None or own_steps not in used:
         return []
     own = step_list(own_steps)
@@ -58,6 +55,7 @@ def not_nested(config: SaltConfig, step_list: StepList, own_steps: int | None) -
     if not others:
         return []
     lost = ["the step counts do not share their levels"]
+    starts = {k: {k, firsts[k], ends, finest} for k in on}
     off = [k for k in on if own_steps in starts[k] and starts[k] & {*others}]
     if off:
         lost.append(
@@ -83,28 +81,22 @@ def _occurring(config: SaltConfig) -> list[int]:
     return [k for k, prob in zip(config.step_counts, config.probs) if prob > 0]
 
 
-def _aligned_lists(
-    config: SaltConfig, align: Alignment, counts: list[int]
-) -> list[tuple[int, int, int]]:
-    """The key of each reference that may occur, the length of the student's list and of the
-    reference's: of first chunks too.
-    """
+def _aligned_lists(config: SaltConfig, align: Alignment) -> list[tuple[int, int, int]]:
+    """Return `(key, student's length, reference's length)` of references, and of first chunks."""
     lists = []
-    for low in (k for k in counts if k in align.reference):
+    for low in (k for k in _occurring(config) if k in align.reference):
         high, first = align.reference[low], first_chunk_count(config.first_chunk_steps, low)
         lists += [(low, low, high), (low, first, math.lcm(first, high))]
     return list(dict.fromkeys(lists))
 
 
 def _must_nest(align: Alignment) -> bool:
-    """Whether an alignment's reference takes the student's noise at the student's levels, or leaves
-    at one of these.
-    """
+    """Return True if the reference shares the student's noise, or leaves at a student's level."""
     return align.reference_noise == "shared" or align.to != "end"
 
 
 def _nest(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether the longer list, whose length is a multiple, holds the shorter one."""
+    """Return True if the longer list, whose length is a multiple, holds the shorter one."""
     coarse, fine = sorted((a, b), key=len)
     held = fine[:: len(fine) // len(coarse)]
     return all(abs(t - s) < SAME_POINT for t, s in zip(coarse, held))

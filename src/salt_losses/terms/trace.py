@@ -1,8 +1,8 @@
-"""What a term sees of a student rollout: the same in every trainer.
+"""The view that a term has of a student rollout, the same in every trainer.
 
 A trainer's emitter makes one `Trace` for each rollout with gradient and calls `exit_step` when the
-student leaves a chunk; when the trainer has scored the rollout it fills in what it offers and asks
-`objective` for the student's loss. Layout is `[B, F, C, H, W]`, whatever the trainer's.
+student leaves a chunk. When the trainer has scored the rollout, it fills in what it offers and asks
+`objective` for the student's loss. The layout is `[B, F, C, H, W]`, whatever the trainer's.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Network(NamedTuple):
         velocity: `velocity(x, t)` under the rollout's prompts, `x` `[B, F, C, H, W]`, `t` `[B]`.
         blocks: its transformer blocks.
         parameters: its parameters, as listed between two updates: FSDP hides some during one.
-        tokens_per_frame: tokens of a frame; `None`: all of them, divided by the frames.
-        checkpoint: whether its blocks are to be recomputed here; `False` if the network does it.
+        tokens_per_frame: tokens of a frame; `None`: all tokens, divided by the frames.
+        checkpoint: recompute its blocks here; `False` if the network does it.
         dim: their width; `None` if unknown.
     """
 
@@ -49,11 +49,11 @@ class Network(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The student's rollout once more on a denser grid.
+    """The student's rollout again on a denser grid.
 
     Attributes:
-        output: what the student's rollout is aligned to, `[B, F, C, H, W]`, a constant; `None` if
-            no chunk is aligned.
+        output: the target of the alignment, `[B, F, C, H, W]`, a constant; `None` if no chunk is
+            aligned.
         frames: for each frame, whether it is aligned.
     """
 
@@ -72,13 +72,9 @@ class ExitStep:
         frames: index of its first frame, and of the first one after it.
         mask: False where the trainer's network writes a given condition; `None`: nowhere.
         plan: the iteration's plan.
-        lockstep: the ranks leave their rollouts at steps of their own, so that a term must make the
-            same calls whatever it sees.
+        lockstep: ranks leave their rollouts at different steps, so that a term must make the same
+            calls whatever it sees.
     """
-
-    def __init__(self, trace: Trace, term: Term, **state: Any) -> None:
-        self._trace, self._term = trace, term
-        self.__dict__.update(state)
 
     x_s: Tensor
     v_s: Tensor
@@ -90,27 +86,29 @@ class ExitStep:
     lockstep: bool
     _velocity: Velocity
 
+    def __init__(self, trace: Trace, term: Term, **state: Any) -> None:
+        self._trace, self._term = trace, term
+        self.__dict__.update(state)
+
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """The generator once more, as in this step but at state `x` and levels `t` `[B]`, on an
-        alias of the cache; it writes nothing that the trainer will see.
+        """Call the generator again, as in this step but at state `x` and levels `t` `[B]`, on an
+        alias of the cache; the trainer will see nothing of it.
         """
         return finite_gradient(self._velocity(x, moved(t, x.device)))
 
     def times(self, grid: Tensor) -> list[float]:
-        """A grid of the plan as the levels at which the trainer asks its generator, 0 at its
-        end.
-        """
+        """Convert a grid of the plan to the levels at which the trainer calls its generator."""
         return self._trace.times(grid)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A random stream on the CPU, one for each purpose of a rollout. Ranks that share a sample
-        have the same, others each their own.
+        """Return a random stream on the CPU, one for each purpose of a rollout. Ranks that share a
+        sample have the same, others each their own.
         """
         return self._trace.generator(self._term, purpose, "cpu")
 
 
 class Rollout:
-    """A student rollout that the trainer has scored; what a term's `loss` gets.
+    """A student rollout that the trainer has scored; the argument of a term's `loss`.
 
     Attributes:
         plan: the iteration's plan.
@@ -120,70 +118,47 @@ class Rollout:
         mask: where the trainer's own loss looks, like `video`; `None`: everywhere.
         output: the whole rollout `[B, F', C, H, W]`, on the student's graph.
         prompts: the trainer's conditioning of the video.
-        fake_x0, real_x0: the critic's and the teacher's prediction (guided, if the trainer guides
-            it) at the state that the trainer scored, like `video`; constants.
+        fake_x0: the critic's prediction (guided, if the trainer guides it) at the state that the
+            trainer scored, like `video`; a constant.
+        real_x0: the teacher's, likewise.
         data: the trainer's real videos, like `video`.
         reference: the rollout's `Reference`.
         extra: the second rollout that the term's `extra_steps` asked for.
     """
 
+    prompts: Any
+    fake_x0: Tensor
+    real_x0: Tensor
+    data: Tensor
+    reference: Reference
+    extra: Tensor
+
     def __init__(self, trace: Trace, term: Term) -> None:
         self._trace, self._term = trace, term
         self.plan, self.lockstep = trace.plan, trace.lockstep
         self.collected: list[Any] = trace.collected[term.name]
+        self.mask: Tensor | None = trace.offers.get("mask")
 
     @cached_property
     def video(self) -> Tensor:
-        return finite_gradient(self._offer("video"))
+        return finite_gradient(self._trace.offer(self._term, "video"))
 
     @cached_property
     def output(self) -> Tensor:
-        return finite_gradient(self._offer("output"))
+        return finite_gradient(self._trace.offer(self._term, "output"))
 
-    @property
-    def mask(self) -> Tensor | None:
-        mask: Tensor | None = self._trace.offers.get("mask")
-        return mask
-
-    @property
-    def prompts(self) -> Any:
-        return self._offer("prompts")
-
-    @property
-    def fake_x0(self) -> Tensor:
-        value: Tensor = self._offer("fake_x0")
-        return value
-
-    @property
-    def real_x0(self) -> Tensor:
-        value: Tensor = self._offer("real_x0")
-        return value
-
-    @property
-    def data(self) -> Tensor:
-        value: Tensor = self._offer("data")
-        return value
-
-    @property
-    def reference(self) -> Reference:
-        value: Reference = self._offer("reference")
-        return value
-
-    @property
-    def extra(self) -> Tensor:
-        value: Tensor = self._offer("extra")
-        return value
-
-    def _offer(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        if name not in Rollout.__annotations__:
+            raise AttributeError(f"a rollout has no attribute {name!r}")
         return self._trace.offer(self._term, name)
 
     def network(self, name: str) -> Network:
-        """A score network, `"fake_score"` or `"real_score"`."""
+        """Return a score network, `"fake_score"` or `"real_score"`."""
         network: Network = self._trace.offer(self._term, "network")(name)
         return network
 
     def level(self, uniform: float) -> float:
-        """The noise level that the trainer's own loss makes of a uniform draw."""
+        """Return the noise level that the trainer's own loss makes of a uniform draw."""
         return float(self._trace.offer(self._term, "level")(uniform))
 
     def features(
@@ -193,7 +168,7 @@ class Rollout:
         network: str = "fake_score",
         blocks: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """What blocks of a score network return for a video that is noised to `level`.
+        """Return the outputs of a score network's blocks for a video that is noised to `level`.
 
         Each is `[B, tokens, D]`, on the graph of `video`; the network's parameters get no gradient.
         The noise is the same in every call of a rollout, so that two videos can be compared.
@@ -216,14 +191,15 @@ class Rollout:
         return [z + 0.0 * end.float().sum().to(z.dtype) for z in tokens] if with_grad else tokens
 
     def dmd(self, video: Tensor) -> Tensor:
-        """The trainer's own DMD loss on another video, on its graph. Levels and noise are drawn
-        from the term's stream.
+        """Compute the trainer's own DMD loss on another video, on its graph. Levels and noise are
+        drawn from the term's stream.
 
         Args:
             video: `[B, f, C, H, W]`, like `self.video` or like the rollout: its last frames are
                 scored. Frames that it lacks before them are those of `self.video`, constants.
         """
-        score, scored = self._trace.offer(self._term, "dmd"), self._offer("video").detach()
+        score = self._trace.offer(self._term, "dmd")
+        scored = self._trace.offer(self._term, "video").detach()
         video = video[:, -scored.shape[1] :]
         video = torch.cat([scored[:, : scored.shape[1] - video.shape[1]], video.to(scored)], dim=1)
         seed = streams.seed_of(self._trace.key(self._term, "dmd"))
@@ -233,19 +209,20 @@ class Rollout:
         return loss
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A random stream on the video's device; see `ExitStep.generator`."""
+        """Return a random stream on the video's device; see `ExitStep.generator`."""
         return self._trace.generator(self._term, purpose, self.video.device)
 
     def random(self, purpose: str) -> random.Random:
-        """The same, for numbers that the host needs."""
+        """Return the same for numbers that the host needs."""
         return random.Random(self._trace.key(self._term, purpose))
 
 
 def block_outputs(
     network: Network, x: Tensor, t: Tensor, blocks: Sequence[int]
 ) -> tuple[list[Tensor], Tensor]:
-    """What these blocks return at states `x` and levels `t` `[B]`, without tokens of padding, and
-    what the network returns: only the end of its graph. With gradient, each block is recomputed.
+    """Return the outputs of these blocks at states `x` and levels `t` `[B]`, without padding
+    tokens, and the network's output, which is only the end of its graph. With gradient, each block
+    is recomputed.
     """
     again = torch.is_grad_enabled() and network.checkpoint
     recomputed = list(network.blocks)[: max(blocks) + 1] if again else []
@@ -265,12 +242,12 @@ class Trace:
         plan: the iteration's.
         key: `key(purpose)` names a random stream of this rollout and rank.
         trainer: its name, for messages.
-        times: `times(grid)`: the levels at which the trainer asks its generator.
+        times: `times(grid)`: the levels at which the trainer calls its generator.
         lockstep: see `ExitStep`.
 
     Attributes:
         on: the terms that are on, in the order of the settings.
-        offers: what the trainer has to give, by the names of `OFFERS`, and `"level"`.
+        offers: what the trainer gives, by the names of `OFFERS`, and `"level"`.
         collected: for each term's name, what its `on_exit_step` returned.
         watch_v_s: `watch_v_s(v_s, t_s, first frame)` of the self-consistency term's gradient, for
             health numbers.
@@ -315,7 +292,7 @@ class Trace:
         first_frame: int = 0,
         mask: Tensor | None = None,
     ) -> None:
-        """The student leaves the next chunk with velocity `v_s` at `x_s`, levels `t_s` `[B]`."""
+        """Call the terms: the student leaves the next chunk at `x_s` with `v_s`, levels `t_s`."""
         chunk, self.exits = self.exits, self.exits + 1
         for term in self.on:
             if "on_exit_step" not in term.needs:
@@ -332,7 +309,7 @@ class Trace:
                 self.collected[term.name].append(term.on_exit_step(step))
 
     def objective(self, dmd: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's loss (eq. 13) and what is logged of it.
+        """Return the student's loss (eq. 13) and its log.
 
         Raises:
             RuntimeError: a term that is on saw no exit step, or returned no 0-dim tensor.
@@ -367,7 +344,7 @@ class Trace:
                 log[f"salt/{term.name}_{name}"] = number
         return total, log
 
-    # What a term asks for.
+    # For terms.
 
     def offer(self, term: Term, name: str) -> Any:
         if name not in self.offers:
@@ -384,16 +361,16 @@ class Trace:
         self, term: Term, purpose: str, device: torch.device | str, fresh: bool = False
     ) -> torch.Generator:
         key = self.key(term, purpose)
-        if fresh or key not in self._generators:
-            generator = torch.Generator(device).manual_seed(streams.seed_of(key))
-            if fresh:
-                return generator
+        if not fresh and key in self._generators:
+            return self._generators[key]
+        generator = torch.Generator(device).manual_seed(streams.seed_of(key))
+        if not fresh:
             self._generators[key] = generator
-        return self._generators[key]
+        return generator
 
 
 def finite_gradient(x: Tensor) -> Tensor:
-    """An alias of `x` whose gradient has 0 for what is not finite."""
+    """Return an alias of `x` whose gradient has 0 for what is not finite."""
     if not (isinstance(x, Tensor) and x.requires_grad):
         return x
     alias = x.view_as(x)

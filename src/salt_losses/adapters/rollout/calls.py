@@ -1,4 +1,4 @@
-"""A rollout under a step list, watched by one generator proxy and one wrapper of the exit draw.
+"""A rollout under a step list, watched by one proxy of the generator and one of the exit draw.
 
 A generator call passes
 
@@ -25,16 +25,22 @@ FIRST_LIST = "denoising_step_list_first_chunk"
 
 
 class Proxy:
-    """Replaces a pipeline's `generator`; each call becomes `on_call(generator, kwargs)`."""
+    """Replaces a trainer's callable: has its attributes, and calls `ours` instead of `own`."""
 
-    def __init__(self, generator: Any, on_call: Callable[[Any, dict[str, Any]], Any]) -> None:
-        self.generator, self._on_call = generator, on_call
+    def __init__(self, own: Any, ours: Callable[..., Any]) -> None:
+        self.own, self._ours = own, ours
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.generator, name)
+        return getattr(self.own, name)
 
-    def __call__(self, **kwargs: Any) -> Any:
-        return self._on_call(self.generator, kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ours(*args, **kwargs)
+
+
+def _own(value: Any) -> Any:
+    while isinstance(value, Proxy):
+        value = value.own
+    return value
 
 
 class CallCounter:
@@ -50,7 +56,7 @@ class CallCounter:
         self.chunk, self._step = 0, 0
 
     def count(self, current_start: int) -> tuple[int, int] | None:
-        """`(chunk, step)` of a denoising call; None for any other call."""
+        """Return `(chunk, step)` of a denoising call; None for any other call."""
         if current_start < self._start or self.chunk == len(self._exits):
             return None
         chunk, step = self.chunk, self._step
@@ -117,13 +123,13 @@ class Watched:
         Raises:
             RuntimeError: a rollout did not follow them, or there was none.
         """
+        pipeline = self.pipeline
+        draw = Proxy(self.own_draw, self._draw_exits)
         with Patches() as patches:
-            self.lists.put(patches, self.steps, self.pipeline, self._model)
-            patches.set(self._owner, self._name, _Own(self.own_rollout, self._roll_out))
-            patches.set(
-                self.pipeline, "generate_and_sync_list", _Own(self.own_draw, self._draw_exits)
-            )
-            patches.set(self.pipeline, "generator", Proxy(self.own_generator, self._call))
+            self.lists.put(patches, self.steps, pipeline, self._model)
+            patches.set(self._owner, self._name, Proxy(self.own_rollout, self._roll_out))
+            patches.set(pipeline, "generate_and_sync_list", draw)
+            patches.set(pipeline, "generator", Proxy(self.own_generator, self._call))
             yield
         self._finish()
 
@@ -135,17 +141,17 @@ class Watched:
     # For subclasses.
 
     def begin(self) -> None:
-        """Called between the draw of the exits and the first step."""
+        """Do what must happen between the draw of the exits and the first step."""
 
     def draw(self, num_chunks: int, num_steps: int, device: Any) -> list[int]:
         exits: list[int] = self.own_draw(num_chunks, num_steps, device=device)
         return exits
 
-    def step(self, chunk: int, step: int, generator: Any, kwargs: dict[str, Any]) -> Any:
-        return generator(**kwargs)
+    def step(self, chunk: int, step: int, kwargs: dict[str, Any]) -> Any:
+        return self.own_generator(**kwargs)
 
     def times(self, chunk: int) -> list[float]:
-        """The noise levels of a chunk's step list."""
+        """Return the noise levels of a chunk's step list."""
         return noise_levels(self.step_lists[chunk])
 
     # The three places where a trainer's rollout is watched.
@@ -161,7 +167,7 @@ class Watched:
             return self.own_rollout(**kwargs)
 
     def _first_list(self, kwargs: dict[str, Any]) -> Tensor | None:
-        """The first chunk's separate list in this rollout."""
+        """Return the first chunk's separate list in this rollout."""
         if kwargs.get("current_start_frame", 0) > 0:  # a later part of a long rollout
             return None
         if self._given_first is None:
@@ -197,14 +203,13 @@ class Watched:
         self.step_lists += [steps] * len(exits)
         return exits
 
-    def _call(self, generator: Any, kwargs: dict[str, Any]) -> Any:
+    def _call(self, **kwargs: Any) -> Any:
         if not self.exits:
-            return generator(**kwargs)
+            return self.own_generator(**kwargs)
         if self._counter is None:
             # Frames before it are given, or cached again.
             chunk = self.kwargs.get("current_start_frame", 0) * self.pipeline.frame_seq_length
-            self.start = max(kwargs["current_start"], chunk)
-            self._counter = CallCounter(self.exits, self.start)
+            self._counter = CallCounter(self.exits, max(kwargs["current_start"], chunk))
             self._rollouts += 1
             self.begin()
         at = self._counter.count(kwargs["current_start"])
@@ -212,10 +217,10 @@ class Watched:
             if len(self._returned) > 1 and self._counter.chunk == 1:
                 self.pipeline.denoising_step_list = self.steps
                 self._returned[0], self._returned = self._returned[1], []
-            return generator(**kwargs)
+            return self.own_generator(**kwargs)
         # The first frames may be given ones, whose timestep is 0.
         self._calls.append((*at, kwargs["timestep"].detach().flatten()[-1]))
-        return self.step(*at, generator, kwargs)
+        return self.step(*at, kwargs)
 
     def _finish(self) -> None:
         if not self._rollouts:
@@ -240,7 +245,7 @@ class Watched:
 def velocity_of(
     generator: Callable[..., Any], kwargs: dict[str, Any]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`velocity(x, t)`: repeat a generator call at another state and times `[B]` in float64."""
+    """Return `velocity(x, t)`: a generator call at another state and times `[B]` in float64."""
     timestep = kwargs["timestep"]
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -252,19 +257,3 @@ def velocity_of(
         return v
 
     return velocity
-
-
-class _Own:
-    """Replaces a trainer's callable, and keeps it as `own`."""
-
-    def __init__(self, own: Callable[..., Any], ours: Callable[..., Any]) -> None:
-        self.own, self._ours = own, ours
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._ours(*args, **kwargs)
-
-
-def _own(value: Any) -> Any:
-    while isinstance(value, (_Own, Proxy)):
-        value = value.own if isinstance(value, _Own) else value.generator
-    return value

@@ -130,21 +130,22 @@ class ReferenceRollout(Watched):
         exits, self._remaining = self._remaining[:num_chunks], self._remaining[num_chunks:]
         return exits
 
-    def step(self, chunk: int, step: int, generator: Any, kwargs: dict[str, Any]) -> Any:
+    def step(self, chunk: int, step: int, kwargs: dict[str, Any]) -> Any:
         block = self._blocks[chunk]
         if self._shared and step > 0 and not block.student_meets(step):
             times = self.times(chunk)
             x = euler_step(self._x, self._v, times[step - 1], times[step])
             kwargs = {**kwargs, "noisy_image_or_video": x}
             streams.set_state(self._device, self._after)
-        result = generator(**kwargs)
+        result = self.own_generator(**kwargs)
         self._x, self._v = kwargs["noisy_image_or_video"], result[0]
         self._after = streams.get_state(self._device)
         if step == block.reference_exit:
             x0 = result[1]
             if self._align.to == "input" and block.takes_part:
                 # To the cache one more step: the context pass overwrites its slots.
-                x0 = generator(**{**kwargs, "noisy_image_or_video": self.exit_inputs[chunk]})[1]
+                own = {**kwargs, "noisy_image_or_video": self.exit_inputs[chunk]}
+                x0 = self.own_generator(**own)[1]
             self._targets.append(x0)
         return result
 

@@ -41,8 +41,8 @@ class StudentRollout(Watched):
         if self._reference is not None:
             self._reference.student_begins()
 
-    def step(self, chunk: int, step: int, generator: Any, kwargs: dict[str, Any]) -> Any:
-        result = generator(**kwargs)
+    def step(self, chunk: int, step: int, kwargs: dict[str, Any]) -> Any:
+        result = self.own_generator(**kwargs)
         x_s = kwargs["noisy_image_or_video"]
         first = kwargs["current_start"] // self.pipeline.frame_seq_length
         self._vitals.reach(first + x_s.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
-
-from .checkpoint import replace
 
 WIDTH = 320  # of a frame on the sheet and in the videos, at most; small ones are enlarged
 MARGIN = 60  # for the step count
@@ -40,10 +39,9 @@ def write(folder: Path, videos: dict[int, Tensor], numbers: dict[str, Any]) -> N
         _sheet(frames, folder / f"sheet{ending}.png")
         for k, video in frames.items():
             _video(video, folder / f"steps_{k}{ending}.gif")
-    replace(
-        folder / f"sweep{ending}.json",
-        lambda part: part.write_text(json.dumps(numbers, indent=1)),
-    )
+    part = folder / f"sweep{ending}.part"
+    part.write_text(json.dumps(numbers, indent=1))
+    os.replace(part, folder / f"sweep{ending}.json")
 
 
 @functools.cache
