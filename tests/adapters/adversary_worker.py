@@ -77,25 +77,7 @@ def trained(folder: Path, rank: int, config: SaltConfig) -> dict[str, Any]:
         "keys": [sorted(m) for m in metrics],
         "parameters": parameters,
         "resumed": digest(resumed),
-        "critic_gradients": [
-            critic_gradient(again, rank, c) for c in (changed(config, adv=None), config)
-        ],
     }
-
-
-def critic_gradient(trainer: Any, rank: int, config: SaltConfig) -> torch.Tensor:
-    """With a discriminator that reads the critic while it holds a gradient."""
-    model = trainer.model
-    inputs = tiny.loss_inputs(model)
-    inputs["clean_latent"] = torch.zeros(inputs["image_or_video_shape"])
-    model.zero_grad(set_to_none=True)
-    torch.manual_seed(rank)
-    with self_forcing.attached(as_trainer(model), config):
-        model.critic_loss(**inputs)[0].backward()
-        model.generator_loss(**inputs)[0].backward()
-        model.critic_loss(**inputs)[0].backward()
-    with FSDP.summon_full_params(model.fake_score, with_grads=True):
-        return torch.cat([p.grad.flatten() for p in model.fake_score.parameters()])
 
 
 def disagreement(rank: int) -> str | None:

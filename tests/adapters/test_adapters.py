@@ -412,40 +412,6 @@ def test_a_state_of_noise_alone_costs_no_call_where_the_time_weight_counts_it_fo
     pytest.fail("the seeds held no example of both cases")
 
 
-def test_the_alignment_makes_only_the_reference_rollout_and_its_two_feature_passes(
-    model: Any,
-) -> None:
-    config = salt(model, align={"weight": 1.0, "margin": 0.0})
-    plain, _ = calls_of_a_step(model, 0, None)
-    salted, step = calls_of_a_step(model, 0, config)
-    blocks = plain["grad"]
-    per_block = 2 * own_steps(model) + 1  # the reference's steps and its context pass
-    extra = blocks * per_block
-    if model.name == "causal_forcing_first_chunk":  # its first chunk keeps its own four steps
-        extra = (blocks - 1) * per_block + 4 + 1
-    assert salted["grad"] == plain["grad"]
-    assert salted["no_grad"] == plain["no_grad"] + extra
-    assert salted["fake_score"] == plain["fake_score"] + 2
-    assert float(step.log["salt/align_loss"]) > 0
-
-
-def test_nothing_is_computed_whose_weight_is_0(model: Any) -> None:
-    plain, _ = calls_of_a_step(model, 0, None)
-    salted, step = calls_of_a_step(model, 0, salt(model))
-    assert salted == plain
-    assert {key for key in step.log if key.startswith("salt/")} == {
-        "salt/num_steps",
-        "salt/dmd_loss",
-    }
-
-
-def test_the_alignment_reaches_the_generator(model: Any) -> None:
-    with dmd_loss_times_zero(model):
-        step = generator_step(model, 0, salt(model, align={"weight": 1.0, "margin": 0.0}))
-    assert sum(float(g.abs().sum()) for g in step.result[1].values()) > 0
-    assert step.critic_gradients == {}
-
-
 # 4. Reversible.
 
 
@@ -468,17 +434,6 @@ def run(model: Any, target: Any) -> Any:
         return model.generator_loss(**loss_inputs(model))
     chunk, info = target.generate_next_chunk(requires_grad=True)
     return target.compute_generator_loss(chunk=chunk, chunk_info=info)
-
-
-def test_after_detach_every_attribute_is_the_object_it_was(model: Any) -> None:
-    target, objects = parts(model)
-    before = everything(*objects)
-    handle = adapter(model).attach(as_trainer(target), salt(model, sc={"weight": 1.0}))
-    assert everything(*objects) != before
-    handle.detach()
-    assert everything(*objects) == before
-    handle.detach()
-    assert everything(*objects) == before
 
 
 def test_an_exception_inside_the_context_manager_puts_everything_back(model: Any) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import harness
 import pytest
 import tiny
 import torch
 from harness import as_trainer
 from ranks import run_two_ranks
-from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from salt_losses import SaltConfig, shift_time
 from salt_losses.adapters import MissingSeamError, self_forcing
@@ -66,21 +63,6 @@ def test_reference_generator_and_critic_follow_the_plan_of_the_trainers_step() -
     assert len(steps) > 12
 
 
-def test_until_its_warm_up_ends_the_defect_term_is_not_there_at_all() -> None:
-    def run(until: int, **settings: Any) -> torch.Tensor:
-        trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-        calls = tiny.count_calls(trainer.model.generator)
-        with self_forcing.attached(trainer, changed(BUSY, align=None, **settings)):
-            train(trainer, until)
-        parameters = [p.detach().flatten() for p in trainer.model.generator.parameters()]
-        return torch.cat([*parameters, torch.tensor([float(len(calls))])])
-
-    without = run(10, sc=None)
-    assert torch.equal(run(10, sc={"warmup": 10}), without)
-    assert not torch.equal(run(10, sc={"warmup": 5}), without)
-    assert not torch.equal(run(10), run(10, sc={"warmup": 5}))
-
-
 def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() -> None:
     model = tiny.build_model()
     config = SaltConfig(
@@ -99,49 +81,6 @@ def test_metrics_are_the_log_dicts_numbers_as_floats_and_callbacks_get_them() ->
     assert own == {"iteration": 0, **{name: value.item() for name, value in salt.items()}}
     total = salt["salt/dmd_loss"] + config.sc.weight * salt["salt/sc_loss"]
     assert float(loss.detach()) == pytest.approx(float(total))
-
-
-@pytest.mark.parametrize("config", [BUSY, changed(BUSY, first_chunk_steps=4)])
-def test_a_resumed_run_ends_with_the_parameters_of_an_uninterrupted_one(
-    config: SaltConfig,
-) -> None:
-    def parameters(trainer: Any) -> torch.Tensor:
-        return torch.cat([p.detach().flatten() for p in trainer.model.generator.parameters()])
-
-    whole = tiny.build_trainer()
-    self_forcing.attach(whole, config)
-    for until in (2, 4):
-        train(whole, until)
-
-    first, second = tiny.build_trainer(), tiny.build_trainer()
-    handle = self_forcing.attach(first, config)
-    train(first, 2)
-    state = json.loads(json.dumps(handle.state_dict()))
-    second.model.load_state_dict(first.model.state_dict())
-    for name in ("generator_optimizer", "critic_optimizer"):
-        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
-    # Self Forcing counts from 0 again; the data and the phase of its updates are its own affair.
-    resumed = self_forcing.attach(second, config)
-    resumed.load_state_dict(state)
-    assert resumed.plan == handle.plan
-    second.step = 2
-    resumed.load_state_dict(state)
-    assert resumed.plan == handle.plan
-    train(second, 4)
-    assert torch.equal(parameters(whole), parameters(second))
-
-
-def test_a_state_of_other_settings_is_refused_and_changes_nothing() -> None:
-    trainer = tiny.build_trainer()
-    handle = self_forcing.attach(trainer, BUSY)
-    state = handle.state_dict() | {"iteration": 7}
-    other = SaltConfig(seed=1)
-    with (
-        self_forcing.attached(tiny.build_trainer(), other) as stranger,
-        pytest.raises(ValueError, match="seed"),
-    ):
-        stranger.load_state_dict(state)
-    assert stranger.plan.iteration == 0
 
 
 @pytest.mark.parametrize(
@@ -172,19 +111,6 @@ def test_settings_that_do_not_fit_the_trainer_are_refused(
         self_forcing.attach(as_trainer(model), changed(SaltConfig(), **settings))
     assert str(error.value) == message
     assert {name: id(value) for name, value in vars(model).items()} == before
-
-
-def test_a_self_consistency_term_that_no_exit_step_would_admit_is_refused() -> None:
-    model = tiny.build_model()
-    model._initialize_inference_pipeline()
-    model.inference_pipeline.last_step_only = True
-    with pytest.raises(ValueError, match=r"sc must be null where .* last_step_only"):
-        self_forcing.attach(as_trainer(model), SaltConfig())
-    # At 4 of 8 steps the last one still admits a triple; without step counts there is no term.
-    for counts in ((4, 8), ()):
-        self_forcing.attach(
-            as_trainer(model), SaltConfig(sc=SelfConsistency(step_counts=counts))
-        ).detach()
 
 
 @pytest.mark.parametrize(
@@ -258,49 +184,11 @@ def test_settings_that_have_an_effect_are_attached_in_silence() -> None:
             self_forcing.attach(tiny.build_trainer(), config).detach()
 
 
-@pytest.mark.parametrize(("name", "value"), [("manual_generator_backward", True), ("sp_size", 2)])
-def test_ways_of_training_that_salt_cannot_follow_are_refused(name: str, value: Any) -> None:
-    """One-Forcing's and minWM's."""
-    model = tiny.build_model()
-    model.args = SimpleNamespace(**vars(model.args), **{name: value})
-    before = dict(vars(model))
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        self_forcing.attach(as_trainer(model))
-    assert vars(model) == before
-
-
 def test_a_method_that_is_none_is_named() -> None:
     model = tiny.build_model()
     model.critic_loss = None
     with pytest.raises(MissingSeamError, match=r"model\.critic_loss: must be callable; got None"):
         self_forcing.attach(as_trainer(model))
-
-
-@pytest.mark.skipif(harness.FSDP_FAILS_IN_ONE_PROCESS, reason="torch 2.4")
-@pytest.mark.filterwarnings("ignore")  # FSDP's own
-def test_under_fsdp_in_one_process_an_alignment_leaves_the_critics_gradient_as_it_is() -> None:
-    def critic_gradient(align_weight: float) -> torch.Tensor:
-        model = tiny.build_model()
-        model.fake_score = FSDP(
-            model.fake_score, use_orig_params=True, device_id=torch.device("cpu")
-        )
-        parameters = list(model.fake_score.parameters())
-        torch.manual_seed(0)
-        with self_forcing.attached(
-            as_trainer(model), changed(ALIGNED, align={"weight": align_weight})
-        ):
-            for _ in range(2):  # accumulated, as LongLive may
-                loss, log = model.generator_loss(**tiny.loss_inputs(model))
-                loss.backward()
-                assert ("salt/align_loss" in log) == (align_weight > 0)
-                model.critic_loss(**tiny.loss_inputs(model))[0].backward()
-        assert all(p.requires_grad for p in parameters)
-        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-
-    with harness.single_process_group():
-        without, gradient = critic_gradient(0.0), critic_gradient(1.0)
-    assert float(without.abs().sum()) > 0
-    assert torch.equal(gradient, without)
 
 
 def test_a_compiled_score_network_whose_blocks_are_out_of_reach_is_refused() -> None:
@@ -332,21 +220,6 @@ def test_ranks_that_disagree_follow_rank_0_or_all_say_so(tmp_path: Path) -> None
     assert one["unreadable"] == "no such disk"
     assert "sweep_prompts must be given" in one["no prompts"]
     assert "of another package" in one["unsendable"]
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_two_ranks_under_fsdp_follow_one_plan_and_end_equal(tmp_path: Path) -> None:
-    one, other = run_two_ranks("tiny_worker.py", tmp_path)
-    assert one["plans"] == other["plans"]
-    assert torch.equal(one["parameters"], other["parameters"])
-    for without, gradient in one["critic_gradients"]:
-        assert float(without.abs().sum()) > 0
-        assert torch.equal(gradient, without)
-    assert one["losses"] != other["losses"]
-    logged = set().union(*one["keys"])
-    assert {"salt/sc_loss", "salt/align_loss"} <= logged
-    assert 0.0 in one["sc"]  # an exit step that admits no triple
-    assert any(one["sc"])
 
 
 def test_the_noise_range_is_the_range_of_the_features_level_before_the_shift(

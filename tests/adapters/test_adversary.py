@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import harness
 import pytest
 import test_adapters
 import torch
-from harness import FRAME_TOKENS, as_trainer
+from harness import as_trainer
 from test_adapters import (
     VANISHING,
     adapter,
-    calls_of_a_step,
-    dmd_loss_times_zero,
     generator_step,
     own_steps,
     salt,
 )
-from test_harness import assert_same, relative_change
+from test_harness import assert_same
 from test_reference import literal_call, literal_noise
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from salt_losses import DiscriminatorHead, SaltConfig, add_noise
+from salt_losses import SaltConfig
 from salt_losses.terms.adversarial import AdversarialRun
 from tests.nested import changed
 
@@ -37,59 +33,7 @@ def playing(model: Any, against: str, **settings: Any) -> SaltConfig:
     return changed(salt(model, adv=chosen), **settings)
 
 
-@contextlib.contextmanager
-def given_data(model: Any) -> Iterator[Tensor]:
-    """The trainer passes real videos."""
-    draw = torch.Generator().manual_seed(7)
-    data = torch.randn(list(model.args.image_or_video_shape), generator=draw)
-    inputs = test_adapters.loss_inputs
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            test_adapters, "loss_inputs", lambda model: inputs(model) | {"clean_latent": data}
-        )
-        yield data
-
-
-@pytest.fixture(params=AGAINST)
-def against(request: pytest.FixtureRequest, model: Any) -> Iterator[str]:
-    if request.param == "data" and model.name == "longlive_streaming":
-        pytest.skip("streaming training has no data")
-    with given_data(model):
-        yield request.param
-
-
 # 1. Neutral.
-
-
-def test_a_discriminator_of_vanishing_weight_leaves_the_generator_step_bit_identical(
-    model: Any, against: str
-) -> None:
-    config = playing(
-        model,
-        against,
-        adv={"weight": VANISHING},
-        sc={"weight": VANISHING},
-        align={"weight": VANISHING},
-    )
-    for seed, features in enumerate(("fake_score", "real_score")):
-        plain = generator_step(model, seed)
-        salted = generator_step(model, seed, changed(config, adv={"features": features}))
-        assert_same(plain.result, salted.result)
-        assert torch.equal(plain.streams[0], salted.streams[0])
-        assert plain.streams[1] == salted.streams[1]
-        assert [n for n, c in plain.caches.items() if not torch.equal(c, salted.caches[n])] == []
-        assert salted.critic_gradients == {}
-        assert float(salted.log["salt/adv_g_loss"]) > 0
-
-
-def test_at_weight_0_there_is_no_discriminator(model: Any) -> None:
-    config = playing(model, "more_steps", adv=None)
-    plain, _ = calls_of_a_step(model, 0, None)
-    salted, step = calls_of_a_step(model, 0, config)
-    assert salted == plain
-    assert not any("adv" in name for name in step.log)
-    assert step.handle.state_dict()["terms"] == {}
 
 
 def test_in_a_later_chunk_the_cache_and_the_sequence_come_back_exactly(require: Any) -> None:
@@ -226,95 +170,4 @@ def test_more_steps_are_the_literal_rollout_to_the_end_from_noise_of_its_own(mod
     assert float((starts[0] - student).abs().max()) > 0.1
 
 
-def literal_logits(model: Any, head: Any, x: Tensor, t: Tensor, features: str) -> Tensor:
-    network, outputs = getattr(model, features), []
-    blocks = network.model.blocks
-    hooks = [
-        blocks[i].register_forward_hook(lambda *call: outputs.append(call[2]))
-        for i in sorted(head.blocks)
-    ]
-    network(
-        noisy_image_or_video=x,
-        conditional_dict=test_adapters.loss_inputs(model)["conditional_dict"],
-        timestep=(1000 * t)[:, None].expand(x.shape[:2]),
-    )
-    for hook in hooks:
-        hook.remove()
-    tokens = FRAME_TOKENS if model.name != "tiny_video" else network.model.frame_seq_length
-    by_block = dict(zip(sorted(head.blocks), outputs))
-    return head([by_block[i][:, : x.shape[1] * tokens] for i in head.blocks])[:, 0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "features"), [("non_saturating", "fake_score"), ("relativistic", "real_score")]
-)
-def test_head_and_gradient_are_those_of_a_literal_step_from_the_recorded_noise(
-    model: Any, against: str, kind: str, features: str
-) -> None:
-    config = playing(model, against, adv={"kind": kind, "features": features})
-    with dmd_loss_times_zero(model):
-        recorded = Recorded(model, 1, config)
-    head = DiscriminatorHead(getattr(model, features).model.dim, (1, 0))
-    head.load_state_dict(recorded.heads[0])
-    optimizer = torch.optim.AdamW(
-        head.parameters(),
-        lr=1e-3,
-        betas=(0.0, 0.999),
-        fused=True,  # rounds otherwise than the plain one
-    )
-    real, fake = recorded.real, recorded.video
-
-    def logits(x: Tensor, t: Tensor) -> Tensor:
-        return literal_logits(model, head, x, t, features)
-
-    [(t, noise)] = recorded.draws
-    d_real, d_fake = (logits(add_noise(x, noise, t), t) for x in (real, fake))
-    if kind == "relativistic":
-        loss = softplus(d_fake - d_real).mean()
-    else:
-        loss = softplus(-d_real).mean() + softplus(d_fake).mean()
-    loss.backward()
-    optimizer.step()
-    log = recorded.step.log
-    assert float(log["salt/adv_d_loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert float(log["salt/adv_gap"]) == pytest.approx(
-        float((d_real - d_fake).detach().mean()), rel=1e-3
-    )
-    assert relative_change(recorded.heads[1], head.state_dict()) < 1e-5
-
-    # The generator's step once more, with the literal term on the graph of what is scored.
-    head.load_state_dict(recorded.heads[1])
-    score = model.compute_distribution_matching_loss
-
-    def literal(image_or_video: Tensor, **_: Any) -> Any:
-        assert torch.equal(image_or_video, fake)
-        x_t = add_noise(image_or_video, noise, t)
-        adv = logits(x_t, t)
-        other = logits(add_noise(real, noise, t), t).detach() if kind == "relativistic" else 0.0
-        return softplus(other - adv).mean(), {}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "compute_distribution_matching_loss", literal)
-        oracle = generator_step(model, 1)
-    assert float(log["salt/adv_g_loss"]) == pytest.approx(float(oracle.result[0]), rel=1e-5)
-    assert relative_change(recorded.step.result[1], oracle.result[1]) < 1e-6
-    assert model.compute_distribution_matching_loss == score
-
-
 # 3. Lean.
-
-
-def test_the_calls_are_those_of_docs_cost(model: Any, against: str) -> None:
-    config = playing(model, against)
-    plain, _ = calls_of_a_step(model, 0, None)
-    salted, _ = calls_of_a_step(model, 0, config)
-    blocks = plain["grad"]
-    extra = 0
-    if against == "more_steps":
-        extra = blocks * (own_steps(model) + 2)
-        if model.name == "causal_forcing_first_chunk":  # its first chunk keeps its own list
-            first = len(model.denoising_step_list_first_chunk)
-            extra += first - own_steps(model) - 1
-    assert salted["grad"] == plain["grad"]
-    assert salted["no_grad"] == plain["no_grad"] + extra
-    assert salted["fake_score"] == plain["fake_score"] + 2

@@ -20,6 +20,21 @@ def work(folder: Path, rank: int) -> dict[str, Any]:
     return {case: trained(case, rank) for case in CASES}
 
 
+def critic_gradient(trainer: Any, rank: int, case: str, weight: float) -> torch.Tensor:
+    """With a term that reads the critic while it holds a gradient."""
+    model = trainer.model
+    inputs = tiny.loss_inputs(model)
+    inputs["clean_latent"] = torch.zeros(inputs["image_or_video_shape"])
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(rank)
+    with self_forcing.attached(trainer, config(case, 4, weight)):
+        model.critic_loss(**inputs)[0].backward()
+        model.generator_loss(**inputs)[0].backward()
+        model.critic_loss(**inputs)[0].backward()
+    with FSDP.summon_full_params(model.fake_score, with_grads=True):
+        return torch.cat([p.grad.flatten() for p in model.fake_score.parameters()])
+
+
 def trained(case: str, rank: int) -> dict[str, Any]:
     trainer = tiny.build_trainer(
         dfake_gen_update_ratio=1, real_videos=True, same_step_across_blocks=False
@@ -44,7 +59,10 @@ def trained(case: str, rank: int) -> dict[str, Any]:
         state = handle.terms[0].state_dict().get("head", {})
     with FSDP.summon_full_params(model.generator):
         parameters = torch.cat([p.detach().flatten() for p in model.generator.parameters()])
+    reads_the_critic = case in ("align-end", "adv-data", "adv-more-steps")
+    weights = (0.0, 1.0) if reads_the_critic else ()
     return {
+        "critic": [critic_gradient(trainer, rank, case, weight) for weight in weights],
         "plans": plans, "calls": calls, "losses": losses, "parameters": parameters.clone(),
         "head": torch.cat([torch.zeros(1), *(v.flatten() for v in state.values())]),
     }  # fmt: skip

@@ -127,11 +127,67 @@ def test_the_state_is_taken_by_a_term_like_it_and_refused_by_another() -> None:
     same.check_state(state)
     same.load_state_dict(state)
     assert all(torch.equal(p, q) for p, q in zip(run.head.parameters(), same.head.parameters()))
-    other, *_ = attached(Adversarial(blocks=(0,)))
-    with pytest.raises(ValueError, match="is of another discriminator"):
-        other.check_state(state)
+    for others, message in (
+        ({"blocks": (0,)}, r"'blocks': \[1, 2\].*, not .*'blocks': \[0\]"),
+        ({"features": "real_score"}, "'fake_score'.*, not .*'real_score'"),
+        ({"against": "more_steps"}, "'data'.*, not .*'more_steps'"),
+    ):
+        other, *_ = attached(Adversarial(**others))
+        with pytest.raises(ValueError, match=f"is of another discriminator: .*{message}"):
+            other.check_state(state)
     with pytest.raises(ValueError, match="must hold"):
         same.check_state({"head": {}})
+
+
+def moment(key: str, value: Any) -> Any:
+    def damage(state: dict[str, Any]) -> None:
+        moments = state["optimizer"]["state"]
+        moments[0][key] = value(moments[0][key]) if callable(value) else value
+
+    return damage
+
+
+def weight(change: Any) -> Any:
+    def damage(state: dict[str, Any]) -> None:
+        state["head"]["classifier.1.weight"] = change(state["head"]["classifier.1.weight"])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s["optimizer"]["state"].pop(0), "the optimizer must hold each of the"),
+        (lambda s: s["optimizer"]["state"].update({0: None}), "'NoneType' object"),
+        (moment("exp_avg_sq", None), r"exp_avg_sq of readers.0.registers must be .*; got None"),
+        (moment("exp_avg", torch.zeros(3)), r"exp_avg of .* got a float32 tensor of shape \[3\]"),
+        (moment("step", torch.zeros(2)), r"step of .* must be a .*tensor of shape \[\]; got"),
+        (moment("exp_avg", lambda x: x * float("nan")), "exp_avg of .* is not finite"),
+        (moment("exp_avg_sq", lambda x: x - 1), "exp_avg_sq of .* is not finite, or below 0"),
+        (moment("exp_avg", lambda x: x.long()), "exp_avg of .* floating-point .*; got a int64"),
+        (moment("exp_avg_sq", lambda x: x + 0j), "exp_avg_sq of .* floating-point .*; got"),
+        (weight(lambda x: x / 0), "weight of classifier.1.weight is not finite"),
+        (weight(lambda x: x.long()), "weight of classifier.1.weight must be a floating-point"),
+        (weight(lambda x: x > 0), "weight of classifier.1.weight must be a floating-point"),
+        (weight(lambda x: x[:1]), "size mismatch for classifier.1.weight"),
+    ],
+)
+def test_a_damaged_state_is_refused_by_name(damage: Any, message: str) -> None:
+    run, trace, _, _ = attached(Adversarial(lr=1e-2))
+    trace.objective(torch.zeros(()))
+    state = copy.deepcopy(run.state_dict())
+    run.check_state(state)
+    damage(state)
+    with pytest.raises(ValueError, match=rf"(?s)'adv'\] is corrupt: .*{message}"):
+        run.check_state(state)
+
+
+def test_what_the_trainers_own_loss_masks_gets_no_gradient() -> None:
+    _, trace, _, video = attached(Adversarial())
+    trace.offers["mask"] = torch.ones_like(video, dtype=torch.bool)
+    trace.offers["mask"][:, :2] = False
+    trace.objective(torch.zeros(()))[0].backward()
+    assert (video.grad.abs().sum((0, 2, 3, 4)) > 0).tolist() == [False, False, True]
 
 
 def test_real_videos_of_another_shape_are_named() -> None:
