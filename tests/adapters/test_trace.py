@@ -7,8 +7,9 @@ import functools
 from typing import Any
 
 import pytest
+import tiny
 import torch
-from harness import FRAME_TOKENS
+from harness import FRAME_TOKENS, as_trainer
 from test_adapters import generator_step, loss_inputs, salt
 from test_harness import relative_change
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from salt_losses import SaltConfig, add_noise, dmd_grad
 from salt_losses._random import draw
+from salt_losses.adapters import self_forcing
 from salt_losses.runtime import streams
 from salt_losses.terms import Rollout, Term
 from salt_losses.terms.trace import Trace
@@ -174,3 +176,26 @@ def test_numbers_of_the_host_reach_the_device_without_a_wait(
     assert waits == []
     assert {total.device.type, *(value.device.type for value in log.values())} == {"meta"}
     assert set(log) == {"salt/num_steps", "salt/dmd_loss", "salt/host_loss", "salt/host_number"}
+
+
+class Masked(Seen):
+    def keep(self, rollout: Rollout) -> None:
+        self.mask = rollout.mask
+
+
+def test_the_mask_of_the_trainers_own_loss_reaches_terms_and_health(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, term = tiny.build_model(), Masked()
+    run = model._run_generator
+    mask = torch.ones(model.args.image_or_video_shape, dtype=torch.bool)
+    mask[:, :2] = False
+    monkeypatch.setattr(model, "_run_generator", lambda *args: (run(*args)[0], mask, 0, 0))
+    config = salt(model, terms=(term,))
+    with self_forcing.attached(as_trainer(model), config) as handle:
+        model.generator_loss(**loss_inputs(model))
+        metrics = handle.metrics
+    assert term.mask is mask
+    # Health numbers look where the loss does: its value is half the direction's mean square.
+    norm = metrics["salt/health/dmd_norm"]
+    assert norm**2 / 2 == pytest.approx(metrics["salt/dmd_loss"], rel=1e-5)
