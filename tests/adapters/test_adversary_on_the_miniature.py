@@ -65,10 +65,14 @@ def test_it_learns_to_tell_a_student_that_stands_still_from_the_data() -> None:
     assert sum(gaps[-10:]) / 10 > sum(gaps[:10]) / 10 + 0.5
 
 
-def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
+@pytest.mark.filterwarnings("ignore:SaltConfig")
+@pytest.mark.parametrize(("steps", "first", "calls"), [(1, 4, [5, 3, 3]), (2, 2, [4, 4, 4])])
+def test_the_first_chunk_of_more_steps_is_on_the_students_own_list(
+    steps: int, first: int, calls: list[int]
+) -> None:
     model = tiny.build_model()
     config = changed(
-        CONFIG, step_counts=(1,), probs=(1.0,), sc={"step_counts": ()}, first_chunk_steps=4
+        CONFIG, step_counts=(steps,), probs=(1.0,), sc={"step_counts": ()}, first_chunk_steps=first
     )
     starts: list[int] = []
     model.generator.register_forward_pre_hook(
@@ -77,9 +81,9 @@ def test_the_first_chunk_of_more_steps_is_on_the_students_own_list() -> None:
     with self_forcing.attached(as_trainer(model), config):
         model.generator_loss(**tiny.loss_inputs(model))
     per_chunk = model.inference_pipeline.frame_seq_length * model.num_frame_per_block
-    rolled = starts[: starts.index(0, 5)]  # the student begins anew
-    # The steps of each chunk and its context pass: 4 of the first one, 1 + 1 of the others.
-    assert [rolled.count(chunk * per_chunk) for chunk in range(3)] == [5, 3, 3]
+    rolled = starts[: starts.index(0, 5)]  # the student begins again
+    # The steps of each chunk and its context pass; a first list of the same length is no other.
+    assert [rolled.count(chunk * per_chunk) for chunk in range(3)] == calls
 
 
 def test_its_numbers_are_logged_in_every_iteration_that_has_it_and_add_up() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import harness
 import pytest
 import tiny
 import torch
@@ -273,3 +274,13 @@ def test_a_patch_that_cannot_be_undone_keeps_no_other_one() -> None:
         with pytest.raises(AttributeError, match="frozen"):
             getattr(patches, undo)()
         assert vars(ours) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("undo", [Patches.restore, Patches.take_off])
+def test_patches_of_one_attribute_are_undone_from_the_last(undo: Any) -> None:
+    thing, patches = SimpleNamespace(x=0), Patches()
+    for value in (1, 2):
+        patches.set(thing, "x", value)
+    with harness.warnings_as_errors():
+        undo(patches)
+    assert thing.x == 0

@@ -199,3 +199,33 @@ def test_the_mask_of_the_trainers_own_loss_reaches_terms_and_health(
     # Health numbers look where the loss does: its value is half the direction's mean square.
     norm = metrics["salt/health/dmd_norm"]
     assert norm**2 / 2 == pytest.approx(metrics["salt/dmd_loss"], rel=1e-5)
+
+
+def test_a_terms_call_gets_an_alias_of_the_cache_and_dicts_that_are_not_the_trainers(
+    model: Any,
+) -> None:
+    if model.name == "longlive2":
+        pytest.skip("its exits are elsewhere")
+    calls: list[dict[str, Any]] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            graph = any(layer["k"].requires_grad for layer in kwargs["kv_cache"])
+            calls.append(kwargs | {"graph": graph})
+
+    hook = model.generator.register_forward_pre_hook(note, with_kwargs=True)
+    for seed in range(10):
+        calls.clear()
+        step = generator_step(model, seed, salt(model, sc={"weight": 1.0}))
+        if float(step.log["salt/sc_loss"]) > 0:
+            break
+    hook.remove()
+    first = max(i for i, call in enumerate(calls) if i % 2 == 0)
+    own, ours = calls[first], calls[first + 1]
+    assert own["current_start"] == ours["current_start"]
+    for one, other in zip(own["crossattn_cache"], ours["crossattn_cache"]):
+        assert other is not one
+        assert other.keys() == one.keys()
+    for one, other in zip(own["kv_cache"], ours["kv_cache"]):
+        assert other["k"].data_ptr() == one["k"].data_ptr()
+    assert not ours["graph"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from salt_losses import SaltConfig, SettingError, shift_time, step_schedule
-from salt_losses.runtime.step_lists import StepLists
+from salt_losses.runtime.step_lists import SolverLists, StepLists
 from salt_losses.terms.nesting import not_nested, unaligned
 from salt_losses.trainers import TRAINERS, Facts
 
@@ -192,3 +192,11 @@ def test_it_is_a_warning_that_names_the_trainer() -> None:
     made = lists(1000, 357)
     with pytest.warns(UserWarning, match="^LongLive v1.0: the trainer's own list of 2 steps"):
         TRAINERS["longlive"].warn(SaltConfig(), Facts(made.timesteps, made.shift, made.own_steps))
+
+
+def test_a_solvers_lists_are_whole_timesteps_cut_off() -> None:
+    lists = SolverLists(SimpleNamespace(shift=5.0))
+    assert [lists.of(k) for k in (2, 4)] == [[999, 833], [999, 937, 833, 624]]
+    assert lists.times(step_schedule(2)) == [0.999, 0.833, 0.0]
+    with pytest.raises(ValueError, match="a grid of 1500 steps is too fine"):
+        lists.of(1500)

@@ -1,4 +1,4 @@
-"""What all ranks must have alike: plans that differ are calls that differ, and hang under FSDP."""
+"""Agreement of all ranks: plans that differ make calls that differ, and hang under FSDP."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def distributed() -> bool:
 
 
 def check_agreement(what: str, values: Mapping[str, Any]) -> None:
-    """A collective, where there are several ranks.
+    """Compare `values` with rank 0's. A collective, if there are several ranks.
 
     Raises:
-        ValueError: on every rank, if any has other values than rank 0; names those that differ.
+        ValueError: on every rank, if any differs from rank 0; names the values that differ.
     """
     if not distributed():
         return
@@ -51,14 +51,13 @@ def _differences(
 
 
 def digest(value: object) -> str:
-    """Name the contents of tensors, mappings, lists and plain values, wherever the tensors are."""
+    """Hash tensors, mappings, lists and plain values, wherever the tensors are."""
     found = hashlib.sha256()
 
     def add(part: object) -> None:
         if isinstance(part, Tensor):
-            found.update(
-                part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            bytes_ = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            found.update(bytes_.numpy().tobytes())
         elif isinstance(part, (Mapping, list, tuple)):
             for inner in part.items() if isinstance(part, Mapping) else part:
                 add(inner)
@@ -70,27 +69,23 @@ def digest(value: object) -> str:
 
 
 def from_rank_0(read: Callable[[], _T]) -> _T:
-    """What `read` gives on rank 0, or the error it raises, on every rank. A collective, where there
-    are several.
-    """
+    """Return rank 0's result of `read`, or raise its error, on every rank. A collective."""
     if not distributed():
         return read()
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             box[0] = read()
-        except Exception as error:  # whatever it is: the others wait for word of it
-            box[1] = _that_crosses(error)
+        except Exception as error:  # the other ranks wait for it
+            box[1] = _sendable(error)
     dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise box[1]
     return cast(_T, box[0])
 
 
-def _that_crosses(error: Exception) -> Exception:
-    """`error`, or its text where it cannot be sent: some of other packages take no pickling, or
-    cannot be made again from what they keep.
-    """
+def _sendable(error: Exception) -> Exception:
+    """Return `error`, or its text if it cannot be pickled, or made again from what it keeps."""
     try:
         torch.save(error, io.BytesIO())  # pickles, as the broadcast does
         copy.copy(error)

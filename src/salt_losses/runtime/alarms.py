@@ -6,51 +6,45 @@ import math
 import warnings
 from collections.abc import Callable
 
-# What no run that went well came near, and runs that went wrong did: docs/health.md.
+# Good runs stayed far from these limits, and bad runs crossed them: docs/health.md.
 COLLAPSED = 0.3  # latent_std_ratio below it
 RUN_AWAY = 0.5  # critic_lag above it: 1.6 times the teacher's loss
-ZEROED = 5  # updates in a row without DMD: one bad sample is one
+ZEROED = 5  # updates in a row without DMD; one may be a bad sample
 LAG, DEVIATION = "salt/health/critic_lag", "salt/health/latent_std_ratio"
 NO_DMD = "salt/health/dmd_zeroed"
 
 
 class Alarms:
-    """One warning for each cause, with the number and the iteration.
-
-    Args:
-        sound: called with `iteration`, `cause` and `message` beside the warning.
-    """
+    """Warns once for each cause, and calls `sound` with `iteration`, `cause` and `message`."""
 
     def __init__(self, sound: Callable[[dict[str, object]], None]) -> None:
         self._sound, self._causes = sound, set[str]()
         self._zeroed = 0  # updates in a row
 
     def __call__(self, metrics: dict[str, float]) -> None:
-        """Looks at one generator update's metrics."""
+        """Look at one generator update's metrics."""
+        deviation, lag = metrics.get(DEVIATION, 1.0), metrics.get(LAG, 0.0)
+        self._zeroed = self._zeroed + 1 if metrics.get(NO_DMD) == 1 else 0
+        found = {}
         broken = [f"{n} is {value}" for n, value in metrics.items() if not math.isfinite(value)]
         if broken:
-            self._raise(metrics, "not finite", ", ".join(broken))
-        deviation, lag = metrics.get(DEVIATION, 1.0), metrics.get(LAG, 0.0)
+            found["not finite"] = ", ".join(broken)
         if deviation < COLLAPSED:
-            message = f"the latents have collapsed: {DEVIATION} is {deviation:.3g}"
-            self._raise(metrics, "collapsed", f"{message}, below {COLLAPSED:g}")
-        if RUN_AWAY < lag < math.inf:
-            message = f"the critic has run away from the generator: {LAG} is {lag:.3g}"
-            self._raise(metrics, "critic", f"{message}, above {RUN_AWAY:g}")
-        self._zeroed = self._zeroed + 1 if metrics.get(NO_DMD) == 1 else 0
-        if self._zeroed == ZEROED:
-            message = f"DMD's direction has no finite entry: {NO_DMD} is 1 in {ZEROED} updates"
-            self._raise(
-                metrics,
-                "no direction",
-                f"{message} in a row, as where the critic has diverged, and the student trains on "
-                "by the other terms only",
+            found["collapsed"] = (
+                f"the latents have collapsed: {DEVIATION} is {deviation:.3g}, below {COLLAPSED:g}"
             )
-
-    def _raise(self, metrics: dict[str, float], cause: str, message: str) -> None:
-        if cause in self._causes:
-            return
-        self._causes.add(cause)
-        iteration = int(metrics["iteration"])
-        self._sound({"iteration": iteration, "cause": cause, "message": message})
-        warnings.warn(f"Salt, iteration {iteration}: {message} (docs/health.md)", stacklevel=2)
+        if RUN_AWAY < lag < math.inf:
+            found["critic"] = (
+                f"the critic has run away from the generator: {LAG} is {lag:.3g}, "
+                f"above {RUN_AWAY:g}"
+            )
+        if self._zeroed == ZEROED:
+            found["no direction"] = (
+                f"DMD's direction has no finite entry: {NO_DMD} is 1 in {ZEROED} updates in a row, "
+                "as when the critic has diverged, and the student trains on by the other terms only"
+            )
+        for cause in [c for c in found if c not in self._causes]:
+            self._causes.add(cause)
+            iteration, message = int(metrics["iteration"]), found[cause]
+            self._sound({"iteration": iteration, "cause": cause, "message": message})
+            warnings.warn(f"Salt, iteration {iteration}: {message} (docs/health.md)", stacklevel=2)

@@ -1,20 +1,21 @@
-"""A block of a rollout, and of its reference."""
+"""A chunk of a rollout, and of its reference."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block of a rollout.
+class Block(NamedTuple):
+    """One chunk of a rollout.
 
     Attributes:
         exit: the step at which the student leaves.
-        ratio: the reference's steps to one of the student's; 1 where both have the same list, as
+        ratio: the reference's steps to one of the student's; 1 if both have the same list, as
             first chunks may.
         reference_exit: the step at which the reference leaves: at the student's level, or its last.
-        takes_part: whether the block is aligned.
+        takes_part: whether the chunk is aligned.
     """
 
     exit: int
@@ -23,8 +24,8 @@ class Block:
     takes_part: bool
 
     @classmethod
-    def of(cls, exit: int, steps: int, reference_steps: int, to: str) -> Block:
-        """`steps`, `reference_steps`: this block's, whose lists nest."""
+    def of(cls, exit: int, steps: int, reference_steps: int, to: str) -> Self:
+        """Make a chunk from its exit and its two step counts, whose lists nest."""
         ratio = reference_steps // steps
         if to == "end":
             return cls(exit, ratio, reference_steps - 1, True)
@@ -32,5 +33,5 @@ class Block:
         return cls(exit, ratio, exit * ratio, exit * ratio > exit)
 
     def student_meets(self, step: int) -> bool:
-        """Whether the student comes by the level of the reference's `step`."""
+        """Return True if the student passes the level of the reference's `step`."""
         return step % self.ratio == 0 and step // self.ratio <= self.exit

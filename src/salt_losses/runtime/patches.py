@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 from typing_extensions import Self
@@ -29,45 +27,41 @@ class Patches:
         self._undo.append((owner, name, before, value))
 
     def restore(self) -> None:
-        with ExitStack() as stack:  # one that cannot be put back keeps no other from it
+        with ExitStack() as stack:  # if one cannot be put back, the others still are
             for owner, name, before, _ in self._undo:
                 stack.callback(_put_back, owner, name, before)
             self._undo = []
 
     def take_off(self) -> None:
-        """`restore`, but what others have done to an attribute meanwhile is left, with a warning:
-        something set over ours stays, and something deleted comes back.
+        """Restore, but warn of attributes that others have changed in between.
+
+        Something set over ours stays, and something deleted comes back.
         """
-        said: list[str] = []
+        messages: list[str] = []
         with ExitStack() as stack:
             for undo in self._undo:
-                stack.callback(_take_off, *undo, said.append)
+                stack.callback(_take_off, *undo, messages)
             self._undo = []
-        for message in said:  # last, as a warning may be an error
+        for message in messages:  # last, as a warning may be an error
             warnings.warn(message, stacklevel=3)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.restore()
 
 
-def _take_off(owner: Any, name: str, before: Any, ours: Any, say: Callable[[str], object]) -> None:
+def _take_off(owner: Any, name: str, before: Any, ours: Any, messages: list[str]) -> None:
     now = vars(owner).get(name, _ABSENT)
-    where = f"{type(owner).__name__}.{name}"
+    place = f"{type(owner).__name__}.{name}"
     if now is ours or now is _ABSENT:
         _put_back(owner, name, before)
     if now is _ABSENT:
-        say(f"{where} was deleted while Salt was attached; it is the trainer's own again")
+        messages.append(f"{place} was deleted while Salt was attached; it is the trainer's again")
     elif now is not ours:
-        say(
-            f"{where} was replaced while Salt was attached, and is left as it is; if it calls "
+        messages.append(
+            f"{place} was replaced while Salt was attached, and is left as it is; if it calls "
             "what it replaced, it reaches the trainer's own"
         )
 

@@ -1,4 +1,4 @@
-"""All settings of a run in its saved state: a resumed run says which of them it has changed."""
+"""All settings of a run in its saved state, so that a resumed run reports what has changed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KEY = "config"
 
 
 def save(scheduler: MixedStepScheduler, config: Any) -> dict[str, Any]:
-    """The scheduler's state, and all of `config`, a dataclass, as plain values."""
+    """Return the scheduler's state, and all of `config`, a dataclass, as plain values."""
     return {**scheduler.state_dict(), KEY: plain(config)}
 
 
 def load(scheduler: MixedStepScheduler, config: Any, state: Mapping[str, Any]) -> None:
     """Continue the plans where `state` was saved.
 
-    Other settings are taken and named in one warning, on rank 0, unless the scheduler refuses them
-    because they make the plans. A state from before there were any in it says nothing.
+    The scheduler refuses other settings that make the plans. Others are taken and named in one
+    warning, on rank 0. A state without settings, from an older version, does not warn.
 
     Raises:
         ValueError: the scheduler's, or `state` holds no mapping of settings. Nothing is changed
@@ -52,7 +52,7 @@ def load(scheduler: MixedStepScheduler, config: Any, state: Mapping[str, Any]) -
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON gives it back; only a dataclass becomes a mapping, of its settings."""
+    """Convert `value` as JSON does; only a dataclass becomes a mapping, of its settings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -67,7 +67,7 @@ def plain(value: Any) -> Any:
 def _changes(
     saved: Mapping[str, Any], ours: dict[str, Any], defaults: Any, path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The dotted name, the old and the new value of each setting that differs.
+    """Yield the dotted name, the old and the new value of each setting that differs.
 
     A setting that is newer than the state had its default, and one that is gone is left out.
     """

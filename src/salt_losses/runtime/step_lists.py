@@ -51,7 +51,7 @@ class StepLists:
             )
 
     def timesteps(self, times: Tensor) -> Tensor:
-        """`[K]`: the step list of the grid `times`, `[K + 1]`, like the trainer's own."""
+        """Return the step list `[K]` of the grid `times` `[K + 1]`, like the trainer's own."""
         if len(times) - 1 == self.own_steps:
             return self._own
         wanted = 1000.0 * times[:-1]
@@ -59,20 +59,16 @@ class StepLists:
             steps = wanted.round()
         else:
             steps = self._table[(self._table[None] - wanted[:, None]).abs().argmin(1)]
-        if len(set(steps.tolist())) < len(steps):
-            raise ValueError(
-                f"a grid of {len(steps)} steps is too fine for the trainer's timesteps: "
-                "two of its points coincide there"
-            )
+        _check_distinct(steps.tolist())
         return steps.to(self._own.dtype).to(self._own.device)
 
     def of(self, num_steps: int) -> list[float]:
-        """The timesteps of a rollout of this many steps."""
+        """Return the timesteps of a rollout of this many steps."""
         steps: list[float] = self.timesteps(step_schedule(num_steps, self.shift)).tolist()
         return steps
 
     def times(self, times: Tensor) -> list[float]:
-        """The same grid, as the noise levels that the trainer will really use."""
+        """Return the same grid as the noise levels that the trainer will really use."""
         return [*noise_levels(self.timesteps(times)), 0.0]
 
 
@@ -88,17 +84,21 @@ class SolverLists(StepLists):
         self.shift, self.own_steps = float(scheduler.shift), None
 
     def timesteps(self, times: Tensor) -> Tensor:
-        """`[K]`, int64: the list of as many steps as the grid `times`, `[K + 1]`, has."""
+        """Return the list `[K]`, int64, of as many steps as the grid `times` `[K + 1]` has."""
         count, shift = len(times) - 1, self.shift
         top = float(torch.tensor(1 - 1 / 1000, dtype=torch.float32))
         sigmas = [i * (-top / count) + top for i in range(count)]
         steps = [int(shift * u / (1 + (shift - 1) * u) * 1000) for u in sigmas]
-        if len(set(steps)) < count:
-            raise ValueError(
-                f"a grid of {count} steps is too fine for the trainer's timesteps: two of its "
-                "points coincide there"
-            )
+        _check_distinct(steps)
         return torch.tensor(steps)
+
+
+def _check_distinct(steps: list[Any]) -> None:
+    if len(set(steps)) < len(steps):
+        raise ValueError(
+            f"a grid of {len(steps)} steps is too fine for the trainer's timesteps: two of its "
+            "points coincide there"
+        )
 
 
 def noise_levels(timesteps: Tensor) -> list[float]:

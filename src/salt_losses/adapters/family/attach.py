@@ -15,13 +15,13 @@ from ...errors import SettingError
 from ...runtime.agreement import check_agreement
 from ...terms.base import check_needs
 from ...trainers import TRAINERS, Facts, Trainer
-from ...trainers.seams import AT_ONCE, TRAINER
+from ...trainers.seams import AT_ONCE, STREAMING, TRAINER
 from ..rollout.calls import FIRST_LIST
 from ..rollout.scores import DIRECTION, NAMES, SCORE
 from ..rollout.steps import ListSteps, SolverSteps, Steps
 from ..rollout.whole import at_once
 from .handle import SaltHandle
-from .seams import SeamCheck, check_adversary, check_model, check_pipeline, check_streaming
+from .seams import SeamCheck, check_model, check_pipeline
 
 
 class Adapter:
@@ -85,12 +85,9 @@ class Adapter:
         known.check_ways(config, facts_of(target, streaming))
         check = SeamCheck(known.title)
         check.seams(target, TRAINER)
-        align = config.align if config.align is not None and config.align.weight > 0 else None
-        check_model(check, model, None if align is None else align.features)
+        check_model(check, model, streaming, config)
         if streaming is not None:
-            check_streaming(check, streaming)
-        if config.adv is not None and config.adv.weight > 0:
-            check_adversary(check, model, streaming, config)
+            check.seams(streaming, STREAMING)
         check.finish()
         pipeline = self._check_pipeline(check, model, streaming is not None)
         lists = SolverSteps(model, pipeline) if self.solver else ListSteps(model, config.shift)
