@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from salt_losses.adapters.watch.sweep import first_prompts
-from salt_losses.cli.settings import read_file
+from salt_losses.cli.settings_file import read_file
 
 
 @pytest.mark.parametrize(("name", "text"), [("s.json", '{"a": 1}'), ("s.yaml", "a: 1\r\n")])

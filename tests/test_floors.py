@@ -29,6 +29,8 @@ def room(module: str) -> str:
     parts = [*module.split("."), ""]
     if parts[1] == "":  # the package itself, which shows the public names of all
         return "top"
+    if module.endswith(".__main__"):  # a command
+        return "cli"
     if parts[1] == "config":  # the settings are made of terms
         return "terms"
     return parts[1] if parts[1] in ROOMS else "pure"

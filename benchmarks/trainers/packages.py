@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.trainers.stand_ins import AbsentModule
-from salt_losses.cli.settings import read_file
+from salt_losses.cli.settings_file import read_file
 
 
 class Config(dict[str, Any]):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -18,10 +16,9 @@ import torch
 from torch import Tensor
 
 from salt_losses import step_schedule
-from salt_losses.adapters import sample
+from salt_losses.adapters.__main__ import main
 from salt_losses.runtime.step_lists import StepLists
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMPTS = ("a cat", "a dog")
 FRAMES = 9
 
@@ -153,10 +150,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def started(patch: pytest.MonkeyPatch, *arguments: str) -> None:
-    patch.setattr(sys, "argv", ["sample_salt.py", *arguments])
+    patch.setattr(sys, "argv", ["inference.py", *arguments])
     grad = torch.is_grad_enabled()
     try:
-        sample("words") if "--steps" in arguments else runpy.run_path("inference.py")
+        main(["sample", *arguments]) if "--steps" in arguments else runpy.run_path("inference.py")
     finally:
         torch.set_grad_enabled(grad)
 
@@ -264,24 +261,19 @@ def test_the_trainers_own_step_count_gives_what_its_script_gives(run: Run) -> No
     ],
 )
 def test_arguments_that_say_nothing_sensible_are_named(
-    arguments: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["sample_salt.py", *arguments])
-    with pytest.raises(SystemExit):
-        sample("words")
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main(["sample", *arguments]))
     assert message in capsys.readouterr().err
 
 
 def test_a_folder_without_the_script_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sample_salt.py", "--steps", "2"])
-    with pytest.raises(FileNotFoundError, match=f"no inference.py in {tmp_path}"):
-        sample()
+    assert main(["sample", "--steps", "2"]) == 2
+    assert f"no inference.py in {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_config_of_a_many_step_model_is_refused(run: Run) -> None:
@@ -292,20 +284,6 @@ def test_a_config_of_a_many_step_model_is_refused(run: Run) -> None:
 def test_a_grid_that_is_too_fine_is_refused_before_anything_is_sampled(run: Run) -> None:
     with pytest.raises(ValueError, match="a grid of 1200 steps is too fine"):
         run("--steps", "2", "1200")
-
-
-@pytest.mark.parametrize("trainer", ["self_forcing", "longlive", "longlive2", "causal_forcing"])
-def test_each_script_says_how_it_is_run(trainer: str) -> None:
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / trainer / "sample_salt.py"), "--help"],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "--first_chunk_steps N" in done.stdout
-    assert f"examples/{trainer}/sample_salt.py" in done.stdout
 
 
 # On the trainers' own scripts and pipelines.

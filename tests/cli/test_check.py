@@ -178,8 +178,8 @@ def test_a_trainer_that_has_all_seams_can_be_attached_to(
             "model.text_encoder: no",
         ),
         ("pipeline/inference.py", "def inference", "def run", "step sweeps", "inference: not"),
-        ("train.py", "def main", "def run", "train_salt.py", "no function main"),
-        ("pipeline/inference.py", "def inference", "def run", "sample_salt.py", "inference: not"),
+        ("train.py", "def main", "def run", "train", "no function main"),
+        ("pipeline/inference.py", "def inference", "def run", "sample", "inference: not"),
     ],
 )
 def test_each_seam_that_is_gone_is_named_under_what_needs_it(
@@ -314,7 +314,7 @@ def test_a_trainer_of_another_name_is_found_by_what_it_makes(fork: Path) -> None
     path.write_text(path.read_text().replace("class Trainer", "class MyTrainer"))
     assert examine(fork)["trainer"] == "Self Forcing"
     assert abilities(fork)["attach"] == []
-    assert abilities(fork)["train_salt.py"] != []
+    assert abilities(fork)["train"] != []
     path = fork / "pipeline/training.py"
     path.write_text(path.read_text().replace("kv_cache1", "kv_cache"))  # minWM's
     assert abilities(fork)["attach"] == []

@@ -24,7 +24,7 @@ from salt_losses.cli.foresight import foresee
 from salt_losses.cli.grids import step_lists
 from salt_losses.cli.memory import head_parameters
 from salt_losses.cli.networks import Network
-from salt_losses.cli.settings import read_file
+from salt_losses.cli.settings_file import read_file
 from salt_losses.cli.trainers import TRAINERS, replaced
 from salt_losses.presets import PRESETS
 from salt_losses.terms import Adversarial, Alignment, SelfConsistency
@@ -141,14 +141,6 @@ def test_the_heads_size_is_counted_from_a_real_one() -> None:
     head = DiscriminatorHead(24, (2, 3), num_classes=3)
     expected = sum(p.numel() for p in head.parameters())
     assert head_parameters(salt, salt.adv, Network(4, 24)) == expected
-
-
-def test_the_examples_files_are_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("self_forcing", "longlive", "longlive2", "causal_forcing"):
-        for file in ("salt.yaml", "released.yaml")[: 1 if name == "longlive2" else 2]:
-            path = EXAMPLES / name / file
-            assert main(["plan", str(path), "--trainer", name, "--iterations", "100"]) == 0
-            assert f"{path}: in order." in capsys.readouterr().out
 
 
 def test_a_solvers_grids_are_of_whole_timesteps_and_its_refusals_are_named(

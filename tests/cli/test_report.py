@@ -396,7 +396,6 @@ def test_a_folder_without_a_log_is_an_error_that_says_what_is_missing(
     assert str(log) in error
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert main(["report", str(log), "-o", str(tmp_path / "no" / "where.html")]) == 2
-    assert main(["report", str(log), "--sweeps", "0"]) == 2
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

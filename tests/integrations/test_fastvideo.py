@@ -35,7 +35,7 @@ from salt_losses.cli.calls import (
     Calls as Counted,
 )
 from salt_losses.cli.grids import step_lists
-from salt_losses.cli.settings import read_file
+from salt_losses.cli.settings_file import read_file
 from salt_losses.cli.trainer_configs import with_config
 from salt_losses.cli.trainers import TRAINERS, Rollout, Trainer
 from salt_losses.terms import alignment

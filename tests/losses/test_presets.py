@@ -1,12 +1,9 @@
-"""The published recipes as settings, and the YAML files of the examples that hold settings."""
+"""The published recipes as settings."""
 
 import dataclasses
-import re
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from salt_losses import (
     SaltConfig,
@@ -17,16 +14,9 @@ from salt_losses import (
 )
 from salt_losses.config import BLOCKS
 from salt_losses.presets import PRESETS
-from salt_losses.terms import Adversarial, Alignment
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAINERS = ("self_forcing", "longlive", "causal_forcing")
-LEFT_OUT = {"align": {"step_counts"}}  # `reference` has them
 SETTINGS = {field.name for field in dataclasses.fields(SaltConfig)}
-
-
-def read_yaml(path):
-    return yaml.safe_load(path.read_text())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -55,35 +45,6 @@ def test_a_preset_in_a_mapping_can_be_overridden():
     assert config == expected
     assert mapping["preset"] == "released_longlive"  # the caller's mapping is as it was
     assert SaltConfig.from_mapping({"preset": "paper"}) == SaltConfig.preset("paper")
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_the_released_yaml_of_a_trainer_is_its_preset(trainer):
-    settings = read_yaml(EXAMPLES / trainer / "released.yaml")
-    assert set(settings) == SETTINGS
-    assert SaltConfig.from_mapping(settings) == SaltConfig.preset(f"released_{trainer}")
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_every_setting_of_the_released_yaml_names_its_source(trainer):
-    for line in (EXAMPLES / trainer / "released.yaml").read_text().splitlines():
-        if line and not line.startswith("#"):
-            assert line.partition("#")[2].strip()
-
-
-@pytest.mark.parametrize("trainer", [*TRAINERS, "longlive2"])
-def test_the_salt_yaml_of_a_trainer_holds_every_setting_at_its_default(trainer):
-    path = EXAMPLES / trainer / "salt.yaml"
-    settings = read_yaml(path)
-    assert set(settings) == SETTINGS
-    assert SaltConfig.from_mapping(settings) == SaltConfig()
-    # The blocks of what is off are there as comments.
-    off = re.findall(r"^# (align:|adv:|  .*)$", path.read_text(), re.MULTILINE)
-    found = yaml.safe_load("\n".join(off))
-    assert SaltConfig.from_mapping(found) == SaltConfig(align=Alignment(), adv=Adversarial())
-    for block, settings in found.items():
-        fields = {field.name for field in dataclasses.fields(BLOCKS[block])}
-        assert set(settings) == fields - LEFT_OUT.get(block, set())
 
 
 def gradient_on_v_s(config, t_s):

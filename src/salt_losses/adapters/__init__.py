@@ -4,10 +4,8 @@
 given objects change. The modules import nothing of the trainers.
 """
 
-from ._launch import launch
-from ._sample import sample
 from .family.handle import SaltHandle
 from .family.seams import MissingSeamError
 from .watch.record import record
 
-__all__ = ["MissingSeamError", "SaltHandle", "launch", "record", "sample"]
+__all__ = ["MissingSeamError", "SaltHandle", "record"]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import math
-import os
 import runpy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mixed_step import first_chunk_count
 from ..runtime import streams
 from ..runtime.patches import Patches
 from ..runtime.step_lists import StepLists
@@ -28,28 +23,23 @@ from .rollout.calls import FIRST_LIST
 FEW_STEPS, BY_SOLVER = "CausalInferencePipeline", "CausalDiffusionInferencePipeline"
 
 
-def sample(description: str | None = None) -> None:
+def sample(counts: dict[int, int | None], shift: float | None) -> None:
     """Run `inference.py` of the working directory, which then writes one file per step count.
 
-    Takes `--steps`, `--first_chunk_steps` and `--shift` off the command line; all other arguments
-    are the trainer's. A student that was trained with a `shift` of Salt's own is sampled with it. A
-    file that the script would call `a cat.mp4` is `a cat-2steps.mp4`, or
-    `a cat-2steps-first4.mp4` where the first chunk takes 4. Of each prompt all step counts start
-    from the same noise and the same random stream, and what they draw leaves the next prompt's
-    noise as it is: it depends on the script's seed alone.
+    A file that the script would call `a cat.mp4` is `a cat-2steps.mp4`, or
+    `a cat-2steps-first4.mp4` if the first chunk takes 4. All step counts of a prompt start from the
+    same noise and the same random stream, and what they draw leaves the next prompt's noise as it
+    is: that depends on the script's seed only.
+
+    Args:
+        counts: step count -> steps of the first chunk; `None`: the trainer's own setting.
+        shift: time shift of the grids; `None`: the trainer's.
 
     Raises:
-        FileNotFoundError: the working directory is no trainer's checkout.
         ValueError: the trainer's config is not of a few-step model, or its table of timesteps is
-            too coarse for a step count; or, of LongLive 2.0, `--first_chunk_steps`, or a config
-            that saves latents alone.
+            too coarse for a step count; or, of LongLive 2.0, steps of a first chunk, or a config
+            that saves only latents.
     """
-    counts, shift = _arguments(description)
-    if not Path("inference.py").is_file():
-        raise FileNotFoundError(
-            f"run this in the trainer's checkout: no inference.py in {os.getcwd()}"
-        )
-    sys.path.insert(0, os.getcwd())
     pipelines: Any = importlib.import_module("pipeline")
     video_io: Any = importlib.import_module("torchvision.io")
     with Patches() as patches:
@@ -65,51 +55,6 @@ def sample(description: str | None = None) -> None:
             patches.set(pipelines, BY_SOLVER, solver_sampler(getattr(pipelines, BY_SOLVER), counts))
         patches.set(video_io, "write_video", _writer(video_io.write_video, counts))
         runpy.run_path("inference.py", run_name="__main__")
-
-
-def _arguments(description: str | None) -> tuple[dict[int, int | None], float | None]:
-    """Step count -> steps of the first chunk, `None`: the trainer's own setting; and the grids'
-    shift, `None`: the trainer's.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--steps",
-        required=True,
-        nargs="+",
-        type=int,
-        metavar="K",
-        help="sampling steps of a chunk; for several, each prompt gives one video per K",
-    )
-    parser.add_argument(
-        "--first_chunk_steps",
-        type=int,
-        metavar="N",
-        help="steps of the first chunk where K is less; a multiple of those K",
-    )
-    parser.add_argument(
-        "--shift",
-        type=float,
-        metavar="S",
-        help="of the grids, where Salt's setting of that name was one in training",
-    )
-    ours, sys.argv[1:] = parser.parse_known_args()
-    steps, first = ours.steps, ours.first_chunk_steps
-    if ours.shift is not None and not 0 < ours.shift < math.inf:
-        parser.error(f"--shift must be a number above 0; got {ours.shift:g}")
-    if min(steps) < 1 or len(set(steps)) < len(steps):
-        parser.error(f"--steps must be distinct numbers of at least 1; got {steps}")
-    if first is None:
-        return dict.fromkeys(steps), ours.shift
-    if first < 1:
-        parser.error(f"--first_chunk_steps must be at least 1; got {first}")
-    try:
-        return {k: first_chunk_count(first, k) for k in steps}, ours.shift
-    except ValueError as error:
-        parser.error(f"--{error}")
 
 
 def _sampler(base: Any, counts: dict[int, int | None], shift: float | None) -> Any:

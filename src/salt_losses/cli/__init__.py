@@ -1,5 +1,7 @@
-"""The command `salt-losses`: a run before it starts (`plan`), a trainer's checkout (`check`), and
-what a run has left behind (`report`). `import salt_losses` does not import it.
+"""The command `salt-losses`, which `import salt_losses` does not import.
+
+It shows all settings (`settings`), a run before it starts (`plan`), a trainer's checkout (`check`)
+and what a run has left behind (`report`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from .errors import CommandError
 
 # A command's module is imported when it is asked for, as `plan`'s needs torch.
 COMMANDS = {
+    "settings": "every setting with its value and its meaning, to be saved as a file",
     "plan": "what settings will do in a run, how often, and what it costs",
     "check": "whether a checkout is a trainer that Salt can be attached to",
     "report": "how a run goes: a verdict in words, and one HTML file that shows why",
@@ -25,6 +28,8 @@ COMMANDS = {
 DESCRIPTION = """\
 Salt (arXiv 2604.03118) beside a trainer of few-step video diffusion.
 
+  salt-losses settings > salt.yaml
+      every setting with its value and its meaning
   salt-losses plan salt.yaml --trainer self_forcing
       before a run: what the settings will do, how often, and what it costs
   salt-losses check path/to/Self-Forcing

@@ -14,7 +14,7 @@ from .cards import CARDS
 from .errors import CommandError
 from .networks import NETWORKS
 from .plan_text import as_notes, as_text
-from .settings import check_settings, line_of, read_file
+from .settings_file import as_line, check_file, read_file
 from .trainer_configs import salt_block, with_config
 from .trainers import TRAINERS, Trainer, replaced
 
@@ -80,19 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     trainer.add_argument("--frames", type=_positive, help="latent frames of a rollout")
     trainer.add_argument("--chunk", type=_positive, help="latent frames of a block")
-    sizes = parser.add_argument_group(
-        "sizes, for seconds and memory; the trainer's own unless given"
-    )
-    sizes.add_argument(
-        "--generator", choices=list(NETWORKS), help="Wan's; default 1.3B, of longlive2 5B"
-    )
-    sizes.add_argument(
+    trainer.add_argument(
         "--teacher", choices=list(NETWORKS), help="Wan's; default 14B, of longlive2 5B"
-    )
-    sizes.add_argument(
-        "--tokens",
-        type=_positive,
-        help="of a latent frame; default 1560, at 480 x 832 pixels, of longlive2 880",
     )
 
 
@@ -116,9 +105,9 @@ def _run(options: argparse.Namespace) -> int:
             salt,
             trainer,
             options.iterations or trainer.iterations,
-            options.generator or trainer.generator,
+            trainer.generator,
             options.teacher or trainer.teacher,
-            options.tokens or trainer.tokens,
+            trainer.tokens,
             options.card,
         )
         problems += foreseen.pop("problems")
@@ -182,13 +171,9 @@ def _settings(
     mapping, text = read_file(file)
     if options.file is None:
         mapping = dict(block or {})
-    salt, problems = check_settings(mapping)
-    located = [
-        {"file": str(file), "line": line_of(text, key), "setting": key, "problem": message}
-        for key, message in problems
-    ]
+    salt, problems = check_file(file, mapping, text)
     empty = f"{file.name} sets nothing, which means the defaults (docs/settings.md)"
-    return salt, sorted(located, key=lambda p: p["line"] or 0), [] if mapping else [empty]
+    return salt, problems, [] if mapping else [empty]
 
 
 def _report(problems: list[dict[str, Any]], notes: list[str], as_json: bool) -> None:
@@ -196,8 +181,7 @@ def _report(problems: list[dict[str, Any]], notes: list[str], as_json: bool) -> 
         print(json.dumps({"problems": problems, "notes": notes}, indent=1))
         return
     for problem in problems:
-        where = ":".join(str(problem[k]) for k in ("file", "line") if problem.get(k) is not None)
-        print(f"{where}: {problem['problem']}" if where else problem["problem"])
+        print(as_line(problem))
     if notes:
         print(as_notes(notes))
 

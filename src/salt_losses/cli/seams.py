@@ -192,8 +192,8 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
 
 
 def _launch(checkout: Checkout) -> Group:
-    """`train_salt.py` beside each example."""
-    group, script = Group("train_salt.py"), Path("train.py")
+    """What `python -m salt_losses.adapters train` needs."""
+    group, script = Group("train"), Path("train.py")
     trainer = checkout.find(script, "ScoreDistillationTrainer")
     group.add(None if trainer else "train.py: no ScoreDistillationTrainer, or no such file")
     group.add(None if "main" in checkout.functions(script) else "train.py: no function main")
@@ -201,8 +201,8 @@ def _launch(checkout: Checkout) -> Group:
 
 
 def _sample(checkout: Checkout, *, solver: bool) -> Group:
-    """`sample_salt.py` beside each example."""
-    group = Group("sample_salt.py")
+    """What `python -m salt_losses.adapters sample` needs."""
+    group = Group("sample")
     script = checkout.root / "inference.py"
     group.add(None if script.is_file() else "inference.py: no such file")
     kind = "CausalDiffusionInferencePipeline" if solver else "CausalInferencePipeline"

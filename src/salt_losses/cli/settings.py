@@ -1,134 +1,106 @@
-"""Salt's settings from a file, and everything that is wrong with them."""
+"""`salt-losses settings`: every setting, its value and what it means, to be saved as a file."""
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import dataclasses
+import inspect
 import json
 import re
-from collections.abc import Mapping
-from pathlib import Path
+import textwrap
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SettingError
-from .errors import CommandError
+from ..presets import PRESETS
 
 if TYPE_CHECKING:
     from ..config import SaltConfig
 
-NEEDS_YAML = "reading {path} needs PyYAML: pip install pyyaml. A JSON file needs nothing"
-# As omegaconf reads a number, with which the trainers do: YAML 1.1 takes 1e-5 for a word.
-FLOAT = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+"
+DESCRIPTION = """\
+Print every setting with its value and its meaning, as YAML to start from. A block is a term; null
+is off. `salt-losses plan salt.yaml` checks a file.
+
+examples:
+  salt-losses settings > salt.yaml
+  salt-losses settings --preset released_longlive > salt.yaml"""
+TERMS = "Terms of your own: [{_target_: my_package.Mine, weight: 0.1}]."
+WIDTH = 96
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], str]:
-    """The mapping in a YAML or JSON file, and the file's text.
-
-    Raises:
-        CommandError: it cannot be read, or holds no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"cannot read {path}: {_reason(error)}") from None
-    parse = _json if path.suffix.lower() == ".json" else _yaml
-    mapping = parse(path, text)
-    if mapping is None:  # an empty file
-        mapping = {}
-    if not isinstance(mapping, dict):
-        raise CommandError(f"{path} must hold a mapping of settings; it holds {mapping!r}", 1)
-    return mapping, text
-
-
-def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[tuple[str, str]]]:
-    """The settings, and all that is wrong with them as `(setting, message)`; None if anything is.
-
-    A setting that is refused is put aside and the others are tried without it. What is said of them
-    then, but rests on the one put aside, is left out.
-    """
-    from ..config import SaltConfig  # needs torch, which reading a file does not
-
-    rest = dict(mapping)
-    problems: list[tuple[str, str]] = []
-    aside: set[str] = set()
-    while True:
-        try:
-            config = SaltConfig.from_mapping(rest)
-        except SettingError as error:
-            if not aside & {error.setting, *error.rests_on}:
-                problems.append((error.setting, str(error)))
-            if not _put_aside(rest, error.setting):
-                # A default that does not go with the file's other settings.
-                return None, problems
-            aside.add(error.setting)
-        else:
-            return (None if problems else config), problems
-
-
-def line_of(text: str, setting: str) -> int | None:
-    """The line (from 1) where a file gives a setting."""
-    for names in ([setting], setting.split(".")):
-        end = 0
-        for name in names:
-            key = re.compile(rf"(?:^|[\s{{,])[\"']?{re.escape(name)}[\"']?\s*:", re.MULTILINE)
-            found = key.search(text, end)
-            if found is None:
-                break
-            end = found.end()
-        else:
-            return text.count("\n", 0, end) + 1
-    return None
-
-
-def _put_aside(mapping: dict[str, Any], setting: str) -> bool:
-    """Take a setting, `"sc.weight"` or `{"sc": {"weight": ...}}`, out of the mapping."""
-    if setting in mapping:
-        del mapping[setting]
-        return True
-    block, _, field = setting.partition(".")
-    inner = mapping.get(block)
-    if not isinstance(inner, Mapping) or field not in inner:
-        return False
-    mapping[block] = {key: value for key, value in inner.items() if key != field}
-    return True
-
-
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CommandError(f"{path}:{error.lineno}: not JSON: {error.msg}", 1) from None
-
-
-def _yaml(path: Path, text: str) -> Any:
-    try:
-        yaml: Any = importlib.import_module("yaml")
-    except ImportError:
-        raise CommandError(NEEDS_YAML.format(path=path)) from None
-    loader: Any = type("Loader", (yaml.SafeLoader,), {"construct_mapping": _without_duplicates})
-    loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(f"^{FLOAT}$"), "-+0123456789."
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="a published recipe instead of the defaults"
     )
-    try:
-        return yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        raise CommandError(f"{where}: not YAML: {problem}", 1) from None
+    parser.add_argument("--json", action="store_true", help="print JSON, without the meanings")
 
 
-def _without_duplicates(self: Any, node: Any, deep: bool = False) -> Any:
-    """A setting that is given twice is a mistake; PyYAML takes the last one."""
-    yaml: Any = importlib.import_module("yaml")
-    seen = set()
-    for key, _ in node.value:
-        if key.value in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{key.value!r} is given twice", key.start_mark
-            )
-        seen.add(key.value)
-    return yaml.SafeLoader.construct_mapping(self, node, deep=deep)
+def run(options: argparse.Namespace) -> int:
+    from ..config import SaltConfig  # needs torch, which the command's help does not
+
+    config = SaltConfig() if options.preset is None else SaltConfig.preset(options.preset)
+    if options.json:
+        print(json.dumps(config.to_mapping(), indent=1))
+    else:
+        print("\n".join(as_yaml(config)))
+    return 0
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+def as_yaml(config: SaltConfig) -> Iterator[str]:
+    """Return a YAML file's lines. Terms that are off are there as comments, at their defaults."""
+    from ..config import BLOCKS
+    from ..mixed_step import MixedStepScheduler
+
+    meanings = {**meanings_of(type(config)), **meanings_of(MixedStepScheduler), "terms": TERMS}
+    meanings["shift"] = meanings_of(type(config))["shift"]  # a run has its trainer's
+    settings = config.to_mapping()
+    off: dict[str, Any] = {name: kind() for name, kind in BLOCKS.items() if settings[name] is None}
+    defaults = dataclasses.replace(config, **off).to_mapping()
+    for name, value in settings.items():
+        if name == "terms" or name in BLOCKS:
+            yield ""
+        if name not in BLOCKS:
+            yield from _setting(name, value, meanings[name])
+            continue
+        summary = str(BLOCKS[name].__doc__).split("\n\n")[0]
+        yield from _comment(" ".join(summary.split()))
+        if value is None:
+            yield f"{name}: null"
+        yield f"# {name}:" if value is None else f"{name}:"
+        of_term = meanings_of(BLOCKS[name])
+        for key, inner in defaults[name].items():
+            if not of_term[key].startswith("not a setting"):
+                lines = _setting(key, inner, of_term[key])
+                yield from (f"#   {line}" if value is None else f"  {line}" for line in lines)
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """Read what a class's docstring says of each of its settings."""
+    doc = inspect.getdoc(kind) or ""
+    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", doc, re.MULTILINE)
+    meanings: dict[str, str] = {}
+    for entry in re.split(r"^ {4}(?=\S)", section[1] if section else "", flags=re.MULTILINE):
+        names, _, text = entry.partition(":")
+        meanings |= dict.fromkeys(names.strip().split(", "), " ".join(text.split()))
+    return meanings
+
+
+def _setting(name: str, value: Any, meaning: str) -> list[str]:
+    return [*_comment(meaning), f"{name}: {_value(value)}"]
+
+
+def _comment(text: str) -> list[str]:
+    text = re.sub(r"\bNone\b", "null", re.sub(r"`+", "", text))
+    return textwrap.wrap(
+        text[0].upper() + text[1:], WIDTH, initial_indent="# ", subsequent_indent="# "
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, float):  # YAML 1.1 takes 1e-05 for a word
+        return format(Decimal(repr(value)), "f")
+    return value if isinstance(value, str) else json.dumps(value)

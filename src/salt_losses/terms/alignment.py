@@ -30,7 +30,7 @@ class Alignment(Term):
     are the release's; `prob` and `block` are ours, chosen and not measured (docs/evidence).
 
     Attributes:
-        weight: lambda_align.
+        weight: factor of the term (lambda_align).
         warmup: iterations before it turns on.
         step_counts: not a setting of this term: `reference` has the step counts.
         reference: step count -> step count of its reference rollout, a larger multiple.

@@ -42,8 +42,8 @@ class SelfConsistency(Term):
     worse (docs/evidence). The paper gives K = 8 and no weight.
 
     Attributes:
-        weight: lambda_SC. The term is a mean over elements, next to a DMD loss whose gradient is
-            normalised.
+        weight: factor of the term (lambda_SC), a mean over elements next to a DMD loss with a
+            normalised gradient.
         warmup: iterations before it turns on.
         step_counts: step counts at which it is on; 1 has no second step to agree with.
         stop_grad: the endpoint that is a constant, `"direct"` or `"composed"` (see

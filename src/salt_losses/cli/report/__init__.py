@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..errors import CommandError
-from .page import page
+from .page import MOST_SWEEPS, page
 from .read import read_runs
 from .verdict import as_json, as_text, verdicts
 
@@ -47,25 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: salt_report.html, in the log folder, or here where there are several",
     )
     parser.add_argument(
-        "--sweeps",
-        type=int,
-        default=40,
-        metavar="N",
-        help="at most so many contact sheets of each run, evenly over time; default 40",
-    )
-    parser.add_argument(
         "--json", action="store_true", help="print the verdict as JSON instead of text"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.sweeps < 1:
-        raise CommandError(f"--sweeps must be at least 1; got {options.sweeps}")
     runs = read_runs(options.logdir)
     several = len(runs) > 1
     output = options.output or (Path() if several else options.logdir[0]) / "salt_report.html"
     found = verdicts(runs)
-    text = page(runs, time.time(), options.sweeps, found)
+    text = page(runs, time.time(), MOST_SWEEPS, found)
     part = output.with_name(output.name + ".part")
     try:
         part.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may be none

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
-from ..settings import read_file
+from ..settings_file import read_file
 
 WAN = "log.jsonl"  # of examples/wan
 _NAMES = {

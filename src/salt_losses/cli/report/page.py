@@ -21,6 +21,8 @@ Rows = list[tuple[str, list[str]]]  # a heading and cells
 MISSING = "\N{EN DASH}"
 WEIGHTS = {"student": "the present weights", "ema": "the averaged weights (EMA)"}
 
+MOST_SWEEPS = 40  # contact sheets of a run, evenly over time
+
 
 def page(
     runs: Sequence[Run], now: float, most_sweeps: int, found: Sequence[Verdict] | None = None
