@@ -199,8 +199,14 @@ def test_a_chunk_whose_rollout_failed_is_not_kept(require: Any) -> None:
 # Frames to start from.
 
 
-def chunks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[tuple[int, int]]:
-    """Chunk and step of each denoising call, in chunks of one frame."""
+def chunks_of_a_rollout(
+    latent_frames: int, exit_steps: list[int], again: bool
+) -> list[tuple[int, int]]:
+    """Chunk and step of each denoising call, in chunks of one frame.
+
+    `again`: all earlier frames are cached again before each later chunk (LongLive, after a switch
+    of prompts).
+    """
     counted: list[tuple[int, int]] = []
     tokens = 4
 
@@ -217,6 +223,8 @@ def chunks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[tuple
             call(frame, 0.0)
         pipeline.generate_and_sync_list(len(exit_steps), 4, device="cpu")
         for chunk, exit_step in enumerate(exit_steps):
+            for frame in range(latent_frames + chunk if again and chunk else 0):
+                call(frame, 0.0)
             for t in (*steps[: exit_step + 1].tolist(), 0.0):
                 call(latent_frames + chunk, t)
 
@@ -239,11 +247,14 @@ def chunks_of_a_rollout(latent_frames: int, exit_steps: list[int]) -> list[tuple
 
 @pytest.mark.parametrize("exit_steps", [[0, 0, 0], [0, 3, 1], [2, 0, 0]])
 @pytest.mark.parametrize("latent_frames", [0, 1, 3])
-def test_frames_that_are_given_are_not_a_chunk(latent_frames: int, exit_steps: list[int]) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_frames_that_are_given_or_cached_again_are_not_a_chunk(
+    again: bool, latent_frames: int, exit_steps: list[int]
+) -> None:
     expected = [
         (c, step) for c, exit_step in enumerate(exit_steps) for step in range(exit_step + 1)
     ]
-    assert chunks_of_a_rollout(latent_frames, exit_steps) == expected
+    assert chunks_of_a_rollout(latent_frames, exit_steps, again) == expected
 
 
 def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any) -> None:

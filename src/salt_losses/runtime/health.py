@@ -55,9 +55,7 @@ class Health:
         return numbers
 
     def of_critic(self, critic: Tensor, teacher: Tensor) -> Numbers:
-        """Compare both losses of one noised video: `critic_lag` is the running mean of the
-        logarithm of their ratio.
-        """
+        """Compare both losses of one noised video; `critic_lag` is a running mean log ratio."""
         tiny = torch.finfo(critic.dtype).tiny
         now = critic.clamp(min=tiny).log() - teacher.clamp(min=tiny).log()
         before = torch.zeros_like(now) if self._lag is None else self._lag
@@ -106,9 +104,7 @@ def _numbers(values: object, device: torch.device) -> Tensor:
 
 
 class Vitals:
-    """The numbers of one generator update; those of the self-consistency term's gradient are there
-    after its backward pass.
-    """
+    """The numbers of one generator update; some are there only after its backward pass."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -124,8 +120,9 @@ class Vitals:
     # While the trainer scores the rollout.
 
     def direct(self, direction: Tensor, fake: Prediction | None, real: Prediction | None) -> None:
-        """Note DMD's update direction, and `(x0, timestep)` of both scores' predictions of one
-        noised video under its prompt; None for a score that was not called.
+        """Note DMD's update direction, and both scores' predictions under the prompt.
+
+        A prediction is `(x0, timestep)` of one noised video; None if the score was not called.
         """
         self._direction = direction.detach().float()
         self._predictions = [p for p in (fake, real) if p is not None]
@@ -152,7 +149,7 @@ class Vitals:
             dmd.register_hook(self._keep_scale)  # type: ignore[no-untyped-call]
 
     def _zeroed(self) -> Tensor:
-        """The share of samples without a finite direction, which the trainers set to 0."""
+        """Return the share of samples without a finite direction, which trainers set to 0."""
         zeroed = (cast(Tensor, self._direction) == 0).flatten(1).all(1)
         if len(self._predictions) == 2:  # if scores agree, the direction is 0 as well
             a, b = (x0 for x0, _ in self._predictions)
@@ -177,8 +174,9 @@ class Vitals:
         self._end = max(self._end, end)
 
     def track_sc(self, v_s: Tensor, t_s: float, start: int) -> Tensor:
-        """An alias of `v_s` at `t_s` of the chunk that begins with frame `start`, only for the
-        self-consistency term, so that the alias's gradient is that term's.
+        """Return an alias of `v_s` for the self-consistency term, and note its gradient.
+
+        `t_s` is its level, and `start` the first frame of its chunk.
         """
         if not v_s.requires_grad:
             return v_s
@@ -202,7 +200,7 @@ class Vitals:
         self._products.append((gradient * scored).sum())
 
     def numbers(self) -> dict[str, Tensor | float]:
-        """The numbers under their names in the metrics: 0-dim tensors, and what the host knows."""
+        """Return the numbers, 0-dim tensors or floats, under their names in the metrics."""
         numbers = dict(self._numbers)
         if self._squares and self._scale is not None and self._direction is not None:
             tiny = torch.finfo(torch.float32).tiny

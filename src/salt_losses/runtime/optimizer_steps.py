@@ -15,7 +15,7 @@ _T = TypeVar("_T", bound=object)
 
 
 def watch(owner: _T, stepped: Callable[[_T, Optimizer], None]) -> Callable[[], Any]:
-    """Calls `stepped(owner, optimizer)` after each step; gives what ends that.
+    """Call `stepped(owner, optimizer)` after each step; return a function that ends that.
 
     It does not keep `owner` alive, and ends with it.
     """

@@ -13,28 +13,27 @@ from ..schedule import step_schedule
 class StepLists:
     """Turns grids into step lists by way of the trainer's own table of timesteps.
 
-    For as many steps as the trainer's own list has, that list is kept. The others are a grid's: a
+    For as many steps as the trainer's own list has, that list is kept. Other counts take a grid: a
     warped list (`warp_denoising_step`) is read off the scheduler's shifted table, so K-step lists
     must go through it as well, or T(2), T(4) and T(8) would not nest. A plain list counts in
     thousandths.
 
+    Args:
+        own: the trainer's list; a 0 at its end is not a step.
+        scheduler: with its table of `timesteps` and its `shift`.
+        shift: Salt's, which replaces the trainer's and its list; `None`: these.
+
     Attributes:
         shift: of the grids.
-        own_steps: length of the trainer's own list; `None` where a shift replaces it.
+        own_steps: length of the trainer's own list; `None` if a shift replaces it.
+
+    Raises:
+        ValueError: the own list is kept, and is not strictly decreasing from at most 1000.
     """
 
     own_steps: int | None
 
     def __init__(self, own: Tensor, scheduler: Any, shift: float | None = None) -> None:
-        """Args:
-            own: the trainer's list; a 0 at its end is not a step.
-            scheduler: with its table of `timesteps` and its `shift`.
-            shift: Salt's, which replaces the trainer's and its list; `None`: these.
-
-        Raises:
-            ValueError: the own list is to be kept, and is not strictly decreasing from at most
-                1000.
-        """
         warped = own.is_floating_point()
         self._own = own[:-1] if len(own) and own[-1] == 0 else own
         self._table = scheduler.timesteps.cpu().double() if warped else None
@@ -80,7 +79,6 @@ class SolverLists(StepLists):
     """
 
     def __init__(self, scheduler: Any) -> None:
-        """`scheduler`: the model's, with its `shift`."""
         self.shift, self.own_steps = float(scheduler.shift), None
 
     def timesteps(self, times: Tensor) -> Tensor:

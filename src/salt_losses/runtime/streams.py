@@ -42,5 +42,5 @@ def set_seed(device: torch.device, seed: int) -> None:
 
 
 def seed_of(key: str) -> int:
-    """A seed for each name of a stream, so that there is no state to save."""
+    """Derive a seed from a stream's name, so that no state must be saved."""
     return random.Random(key).getrandbits(63)

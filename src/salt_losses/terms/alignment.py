@@ -24,9 +24,9 @@ from .trace import Rollout
 class Alignment(Term):
     """The relational alignment of the student's rollout to a reference rollout in more steps.
 
-    Off by default: no form of it was seen to be worth its cost on the miniature video. `to` and
+    Off by default: no form of it was worth its cost on the miniature video. `to` and
     `reference_noise`: no form was better than these, which cost the fewest calls and no second KV
-    cache beside the student's graph. The paper gives `reference` and `warmup`; weight and margin
+    cache next to the student's graph. The paper gives `reference` and `warmup`; weight and margin
     are the release's; `prob` and `block` are ours, chosen and not measured (docs/evidence).
 
     Attributes:
@@ -170,7 +170,7 @@ class Alignment(Term):
         return Calls(0.0, sum(block.reference_exit + 2.0 for block in blocks) + inputs)
 
     def takes_part(self, chunks: Chunks, reference_steps: int) -> bool:
-        """True if any chunk is aligned."""
+        """Return True if any chunk is aligned."""
         return any(block.takes_part for block in self._blocks(chunks, reference_steps))
 
     def _blocks(self, chunks: Chunks, reference_steps: int) -> list[Block]:
@@ -180,5 +180,5 @@ class Alignment(Term):
         ]
 
     def reference_at(self, num_steps: int) -> int | None:
-        """The reference's step count after the warm-up; `None`: never aligned at this one."""
+        """Return the reference's step count after the warm-up; `None`: never aligned here."""
         return self.reference.get(num_steps) if self.weight > 0 and self.prob > 0 else None

@@ -79,7 +79,7 @@ class Run(NamedTuple):
         config: all settings.
         iterations: the run's; `None` if unknown.
         last_step_only: the trainer's students leave their rollouts only at the last step.
-        own_steps: length of the trainer's own step list, if it is to be trained.
+        own_steps: length of the trainer's own step list, if it is trained.
     """
 
     config: SaltConfig

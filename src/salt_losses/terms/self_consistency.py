@@ -70,7 +70,7 @@ class SelfConsistency(Term):
             self._set("nearest", check_count)
 
     def is_on_at(self, num_steps: int) -> bool:
-        """True if the term is on at this step count, after its warm-up."""
+        """Return True if the term is on at this step count, after its warm-up."""
         on = self.step_counts is None or num_steps in self.step_counts
         return self.weight > 0 and num_steps > 1 and on
 
@@ -106,7 +106,7 @@ class SelfConsistency(Term):
         return _Gap(loss, counts, feasible)
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """The mean over the exit steps that admit a triple; 0 if none does."""
+        """Return the mean over the exit steps that admit a triple; 0 if none does."""
         gaps: list[_Gap] = rollout.collected
         losses = [gap.loss for gap in gaps if gap.loss is not None]
         if not losses:
@@ -143,9 +143,7 @@ class SelfConsistency(Term):
         yield from self._late(run)
 
     def admits(self, run: Run, num_steps: int) -> list[bool]:
-        """For each exit step of such a rollout (of its first chunk, then of the others), whether
-        the term makes a call there. A shift moves all levels alike.
-        """
+        """Tell for each exit step, of a first chunk and of others, if the term makes a call."""
         config, found = run.config, list[bool]()
         for steps in (first_chunk_count(config.first_chunk_steps, num_steps), num_steps):
             made = self._made(steps, max(config.step_counts), config.inference_steps)

@@ -91,8 +91,9 @@ class ExitStep:
         self.__dict__.update(state)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """Call the generator again, as in this step but at state `x` and levels `t` `[B]`, on an
-        alias of the cache; the trainer will see nothing of it.
+        """Call the generator again, as in this step but at state `x` and levels `t` `[B]`.
+
+        It works on an alias of the cache, and the trainer sees nothing of it.
         """
         return finite_gradient(self._velocity(x, moved(t, x.device)))
 
@@ -101,8 +102,9 @@ class ExitStep:
         return self._trace.times(grid)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Return a random stream on the CPU, one for each purpose of a rollout. Ranks that share a
-        sample have the same, others each their own.
+        """Return a random stream on the CPU, one for each purpose of a rollout.
+
+        Ranks that share a sample have the same stream, others each their own.
         """
         return self._trace.generator(self._term, purpose, "cpu")
 
@@ -191,8 +193,9 @@ class Rollout:
         return [z + 0.0 * end.float().sum().to(z.dtype) for z in tokens] if with_grad else tokens
 
     def dmd(self, video: Tensor) -> Tensor:
-        """Compute the trainer's own DMD loss on another video, on its graph. Levels and noise are
-        drawn from the term's stream.
+        """Compute the trainer's own DMD loss on another video, on its graph.
+
+        Levels and noise are drawn from the term's stream.
 
         Args:
             video: `[B, f, C, H, W]`, like `self.video` or like the rollout: its last frames are
@@ -220,9 +223,10 @@ class Rollout:
 def block_outputs(
     network: Network, x: Tensor, t: Tensor, blocks: Sequence[int]
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the outputs of these blocks at states `x` and levels `t` `[B]`, without padding
-    tokens, and the network's output, which is only the end of its graph. With gradient, each block
-    is recomputed.
+    """Return the outputs of these blocks at states `x` and levels `t` `[B]`, and the network's.
+
+    They are without padding tokens. The network's output is only the end of its graph. With
+    gradient, each block is recomputed.
     """
     again = torch.is_grad_enabled() and network.checkpoint
     recomputed = list(network.blocks)[: max(blocks) + 1] if again else []
@@ -277,7 +281,7 @@ class Trace:
         return any("on_exit_step" in term.needs for term in self.on)
 
     def wants(self, offer: str) -> bool:
-        """True if a term that is on uses `offer`."""
+        """Return True if a term that is on uses `offer`."""
         return any(offer in term.needs for term in self.on)
 
     # Events.

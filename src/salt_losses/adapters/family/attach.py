@@ -109,7 +109,7 @@ class Adapter:
             handle.detach()
 
     def _parts(self, target: Any) -> tuple[Any, Any | None]:
-        """The trainer's model and its streaming model, if it trains one."""
+        """Return the trainer's model, and its streaming model if it trains one."""
         if not hasattr(target, "model") or hasattr(target, "generator_loss"):
             raise TypeError(
                 f"target must be the trainer of {self.description.title}, or an object with the "
@@ -135,8 +135,10 @@ class Adapter:
         return target.model, streaming
 
     def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
-        """The pipeline, or None if rollouts have none. One that does not exist yet is built for
-        this check and dropped: it only stores what it is given.
+        """Return the pipeline, or None if rollouts have none.
+
+        One that does not exist yet is built for this check and dropped: it only stores what it is
+        given.
         """
         if self.solver and at_once(model):
             check.seams(model, AT_ONCE)
@@ -155,7 +157,7 @@ class Adapter:
 
 
 def missing(model: Any) -> frozenset[str]:
-    """What the model cannot offer to terms, by the names of `OFFERS`."""
+    """Return what the model cannot offer to terms, by the names of `OFFERS`."""
     lacking = set[str]()
     if not hasattr(model, SCORE):
         lacking |= {"dmd", "fake_x0", "real_x0"}
@@ -170,7 +172,7 @@ def missing(model: Any) -> frozenset[str]:
 def facts_of(
     trainer: Any, streaming: Any, pipeline: Any = None, lists: Steps | None = None
 ) -> Facts:
-    """The facts of a live trainer that decide which settings are allowed.
+    """Read the facts of a live trainer that decide which settings are allowed.
 
     Args:
         trainer: with its `model`.

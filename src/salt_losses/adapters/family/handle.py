@@ -51,16 +51,19 @@ class SaltHandle:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last generator update's numbers: `iteration`, the `salt/...` keys of its log dict and
-        `salt/health/...` (docs/health.md). Those of the self-consistency term's gradient are there
-        after the backward pass. Empty before the first update. Reading it waits for the device.
+        """The numbers of the last generator update; empty before the first.
+
+        They are `iteration`, the `salt/...` keys of its log dict and `salt/health/...`
+        (docs/health.md); those of the self-consistency term's gradient are there after the
+        backward pass. Reading them waits for the device.
         """
         return self._losses.metrics.read()
 
     def on_metrics(self, callback: Callable[[dict[str, float]], None]) -> None:
-        """Call `callback(metrics)` once for each generator loss, after its backward pass: at the
-        next loss call, which in these trainers is the critic's of the same iteration, or at
-        `detach`. What a callback raises is raised there, after all callbacks were called.
+        """Call `callback(metrics)` once for each generator loss, after its backward pass.
+
+        That is at the next loss call, which in these trainers is the critic's of the same
+        iteration, or at `detach`. What a callback raises is raised there, after all were called.
         """
         self._losses.metrics.callbacks.append(callback)
 
@@ -78,8 +81,9 @@ class SaltHandle:
                 self.attached = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The present iteration, all settings and the health numbers, as plain values; and the
-        states of the `"terms"` that have one, for `torch.save`.
+        """Return the iteration, all settings and the health numbers, as plain values.
+
+        `"terms"` has the states of the terms that have one, for `torch.save`.
         """
         terms = {term.name: term.state_dict() for term in self.terms}
         return {

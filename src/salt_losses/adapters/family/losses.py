@@ -234,9 +234,7 @@ class Losses:
         return rollout.video(original, self._streaming if streaming else None)
 
     def _pipeline(self) -> Any:
-        """The model's pipeline, built now if it does not exist: before its step list is replaced,
-        as it keeps the model's.
-        """
+        # Built before the model's step list is replaced, as it keeps that.
         if self._model.inference_pipeline is None:
             self._model._initialize_inference_pipeline()
         return self._model.inference_pipeline

@@ -18,8 +18,7 @@ from .steps import Steps, plan_lists
 
 
 class ExtraRollout(Watched):
-    """Runs before the student's rollout, when there is no graph yet, and no cache except one that
-    persists between rollouts, which is copied.
+    """Runs before the student's rollout, when no graph exists yet; copies a cache that persists.
 
     Args:
         pipeline, model, lists, streaming: as for `Watched`.
@@ -48,7 +47,7 @@ class ExtraRollout(Watched):
         return super()._roll_out(**{**kwargs, "noise": torch.randn_like(noise)})
 
     def video(self, original: Callable[..., Any], streaming: Any) -> Tensor:
-        """The part of the rollout that the trainer would score.
+        """Roll out, and return the part that the trainer would score.
 
         Args:
             original: the trainer's own method that makes the rollout.

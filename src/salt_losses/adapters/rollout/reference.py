@@ -68,7 +68,7 @@ class ReferenceRollout(Watched):
     # The student's side.
 
     def student_begins(self) -> None:
-        """Called when the student has drawn its exit steps and nothing else."""
+        """Run once the student has drawn its exit steps, and nothing else."""
         self._blocks = [
             Block.of(exit, len(steps), self._steps_of(i, steps), self._align.to)
             for i, (exit, steps) in enumerate(zip(self._student.exits, self._student.step_lists))
@@ -84,13 +84,13 @@ class ReferenceRollout(Watched):
             self._accompany()
 
     def student_ends(self) -> Reference:
-        """The reference of the rollout that has just ended."""
+        """Return the reference of the rollout that has just ended."""
         if self._align.to == "input" and any(block.takes_part for block in self._blocks):
             self._accompany()
         return self._result
 
     def _steps_of(self, chunk: int, students: Tensor) -> int:
-        """The reference's step count in a chunk."""
+        """Return the reference's step count in a chunk."""
         first = chunk == 0 and self._student.step_lists[0] is not self._student.steps
         if not first:
             return len(self.steps)
@@ -120,7 +120,7 @@ class ReferenceRollout(Watched):
         del self._caches, self._targets
 
     def _first_list(self, kwargs: dict[str, Any]) -> Tensor | None:
-        """A separate list only if the student has one in this rollout."""
+        """Return a separate list only if the student has one in this rollout."""
         students = self._student.step_lists
         if not students or students[0] is self._student.steps:
             return None
@@ -151,7 +151,7 @@ class ReferenceRollout(Watched):
 
 
 def clone(cache: Any) -> Any:
-    """New lists, dicts and tensors, so that a rollout on them cannot reach the originals."""
+    """Copy lists, dicts and tensors, so that a rollout cannot reach the originals."""
     if cache is None:
         return None
     return [

@@ -1,4 +1,4 @@
-"""What the trainer scores, what its score networks predict, and their blocks for terms."""
+"""The scored video, the score networks' predictions, and their blocks for terms."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Scored:
     """The video that the trainer hands to its DMD loss.
 
     Attributes:
-        video: `[B, F, C, H, W]`, on the generator's graph. Of a longer rollout the last frames, the
-            first of which the trainers encode again as an image.
+        video: `[B, F, C, H, W]`, on the generator's graph; the last frames of a longer rollout,
+            the first of which the trainers encode again as an image.
         conditional_dict: the prompts.
         mask: where the trainer's own loss looks, like `video`; None: everywhere.
         dmd: `dmd(video)`: the trainer's DMD loss on another video.
@@ -90,9 +90,7 @@ def watch_scores(model: Any, vitals: Vitals, predictions: dict[str, Any]) -> Ite
 
 @contextmanager
 def _calls(network: nn.Module, every: bool) -> Iterator[list[Any]]:
-    """Get `(x0, timestep)` of a score network's calls, or only of the first: the one with the
-    prompt.
-    """
+    """Yield `(x0, timestep)` of a score network's calls, or only of the first, with the prompt."""
     calls: list[Any] = []
 
     def keep(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -107,7 +105,7 @@ def _calls(network: nn.Module, every: bool) -> Iterator[list[Any]]:
 
 
 def real_videos(arguments: dict[str, Any], term: str) -> Tensor:
-    """The data among the arguments of `generator_loss`.
+    """Return the data among the arguments of `generator_loss`.
 
     Raises:
         ValueError: there is none, or its shape is not the rollout's.
@@ -140,7 +138,7 @@ class Networks:
         }
 
     def under(self, conditional_dict: dict[str, Any]) -> Callable[[str], Network]:
-        """The networks by name, under these prompts."""
+        """Return the networks by name, under these prompts."""
         # minWM keeps a video's cameras there, and its networks take them by name.
         cameras = {n: conditional_dict[n] for n in ("viewmats", "Ks") if n in conditional_dict}
 

@@ -1,4 +1,4 @@
-"""How a trainer's rollout gets its steps, and whether it follows them."""
+"""Give a trainer's rollout its steps, and check that it follows them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class Followed:
         self._known: dict[tuple[int, int, int], int] = {}
 
     def look(self, key: tuple[int, int, int], last: int, compare: Callable[[], None]) -> None:
-        """Call `compare` unless a rollout with this key was compared down to step `last`. `key`:
-        steps of the first chunk and of the last one, and the number of chunks.
+        """Call `compare` unless a rollout with this key was compared down to step `last`.
+
+        `key`: steps of the first chunk and of the last one, and the number of chunks.
         """
         if last > self._known.get(key, -1):
             compare()
@@ -101,6 +102,6 @@ Steps = ListSteps | SolverSteps
 
 
 def plan_lists(lists: Steps, plan: StepPlan) -> tuple[Tensor, Tensor | None]:
-    """A plan's step list, and that of its first chunk if it has a separate one."""
+    """Return a plan's step list, and that of its first chunk if it has a separate one."""
     first = None if plan.first_times is None else lists.timesteps(plan.first_times)
     return lists.timesteps(plan.times), first

@@ -56,7 +56,7 @@ class StudentRollout(Watched):
     def _exit_step(
         self, x_s: Tensor, v_s: Tensor, t: float, first: int, kwargs: dict[str, Any]
     ) -> None:
-        # The trainer's cache carries the graph of its own calls: one more write into it would
+        # The trainer's cache has the graph of the trainer's calls: one more write into it would
         # change the DMD gradient. The index tensors stay the trainer's: the exit step has just set
         # them as this call does, and after a cache has rolled, the recomputation in the backward
         # pass must read them as they are then.

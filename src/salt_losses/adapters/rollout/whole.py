@@ -17,12 +17,12 @@ from .steps import Followed, compare
 
 
 def at_once(model: Any) -> bool:
-    """True if the student generates all frames at once, as LongLive 2.0's may."""
+    """Return True if the student generates all frames at once, as LongLive 2.0's may."""
     return not getattr(getattr(model, "args", None), "generator_is_causal", True)
 
 
 class WholeRollout:
-    """Watches the generator's calls, each one a step, by a hook: there is no pipeline to patch.
+    """Watches the generator's calls, each one a step, by a hook, as it has no pipeline.
 
     Attributes:
         steps: the step list `[K]` that the trainer is given.

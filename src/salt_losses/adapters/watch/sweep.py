@@ -250,9 +250,7 @@ def _inference_class(training: Any) -> Any:
 
 @contextmanager
 def restored(device: Any, networks: list[nn.Module]) -> Iterator[None]:
-    """Networks in evaluation mode; at the end, restore random streams, modes and the plain
-    attributes that pipelines leave on the networks.
-    """
+    """Set networks to evaluation; at the end restore streams, modes and plain attributes."""
     modules = [module for network in networks for module in network.modules()]
     before = [(module, _plain(module)) for module in modules]
     with streams.preserve(torch.device(device)):

@@ -41,9 +41,7 @@ class PathDefect:
             hook.remove()
 
     def per_interval(self) -> list[float]:
-        """Return NaN for an interval without a point of the fine grid, as a trainer's own list may
-        have.
-        """
+        """Return the means; NaN for an interval without a point of the fine grid."""
         return [float(torch.stack(v).mean()) if v else math.nan for v in self._values]
 
     def _called(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -77,8 +75,9 @@ class PathDefect:
 
 
 def concordance(a: Tensor, b: Tensor) -> float:
-    """Lin's coefficient of two videos' latents `[N, F, C, H, W]`, the mean over videos and
-    channels: 1 if they are the same, 0 if unrelated. A change of contrast or brightness counts.
+    """Lin's coefficient of two videos' latents `[N, F, C, H, W]`, a mean over videos and channels.
+
+    It is 1 if they are the same and 0 if unrelated; contrast and brightness count.
     """
     over = (1, 3, 4)
     mean_a, mean_b = (x.double().mean(over, keepdim=True) for x in (a, b))
@@ -90,7 +89,8 @@ def concordance(a: Tensor, b: Tensor) -> float:
 
 
 def deviation(latents: Tensor) -> float:
-    """Deviation per channel of `[N, F, C, H, W]` latents, the mean over channels: it grows when
-    samples saturate, and shrinks when they wash out.
+    """Deviation per channel of `[N, F, C, H, W]` latents, a mean over channels.
+
+    It grows when samples saturate, and shrinks when they wash out.
     """
     return float(latents.double().std((0, 1, 3, 4), correction=0).mean())
