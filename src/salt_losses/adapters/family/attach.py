@@ -16,7 +16,7 @@ from ...runtime.agreement import check_agreement
 from ...terms.base import check_needs
 from ...trainers import TRAINERS, Facts, Trainer
 from ...trainers.seams import AT_ONCE, STREAMING, TRAINER
-from ..rollout.calls import FIRST_LIST
+from ..rollout.calls import FIRST_LIST, peek_pipeline
 from ..rollout.scores import DIRECTION, NAMES, SCORE
 from ..rollout.steps import ListSteps, SolverSteps, Steps
 from ..rollout.whole import at_once
@@ -135,22 +135,12 @@ class Adapter:
         return target.model, streaming
 
     def _check_pipeline(self, check: SeamCheck, model: Any, streaming: bool) -> Any:
-        """Return the pipeline, or None if rollouts have none.
-
-        One that does not exist yet is built for this check and dropped: it only stores what it is
-        given.
-        """
+        """Return the pipeline, or None if rollouts have none."""
         if self.solver and at_once(model):
             check.seams(model, AT_ONCE)
             check.finish()
             return None
-        pipeline = model.inference_pipeline
-        if pipeline is None:
-            try:
-                model._initialize_inference_pipeline()
-                pipeline = model.inference_pipeline
-            finally:
-                model.inference_pipeline = None
+        pipeline = peek_pipeline(model)
         check_pipeline(check, pipeline, streaming=streaming, solver=self.solver)
         check.finish()
         return pipeline

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from ...config import SaltConfig
 from ...mixed_step import MixedStepScheduler, StepPlan
 from ...runtime import streams
 from ...runtime.health import Health, Vitals
-from ...runtime.patches import Patches
 from ...schedule import step_schedule
 from ...terms.base import Start
 from ...terms.trace import Trace
@@ -28,7 +28,7 @@ from ..rollout.extra import ExtraRollout
 from ..rollout.scores import SCORE, Networks, Scored, real_videos, watch_scores
 from ..rollout.steps import Steps, plan_lists
 from ..rollout.student import StudentRollout
-from ..rollout.whole import WholeRollout, at_once, emit_exit
+from ..rollout.whole import WholeRollout, at_once
 from ..watch.sweep import Sweeps
 
 Original = Callable[..., Any]
@@ -94,12 +94,13 @@ class Metrics:
                 stack.callback(callback, dict(metrics))
 
 
+@dataclass
 class _Call:
     """One generator loss: the trace that its terms see, and its health numbers."""
 
-    def __init__(self, trace: Trace, vitals: Vitals) -> None:
-        self.trace, self.vitals = trace, vitals
-        self.scored: Scored | None = None
+    trace: Trace
+    vitals: Vitals
+    scored: Scored | None = None
 
 
 class Losses:
@@ -242,39 +243,30 @@ class Losses:
     @contextmanager
     def _planned(self, *, streaming: bool) -> Iterator[None]:
         """Give the trainer the plan's step lists, for a rollout that no term watches."""
-        plan, lists = self.plan, self.lists
-        if at_once(self._model):
-            with self._whole(WholeRollout(self._model.generator, lists.timesteps(plan.times))):
-                yield
-            return
-        steps, first = plan_lists(lists, plan)
-        rollout = Watched(self._pipeline(), self._model, lists, steps, first, streaming=streaming)
+        model, lists = self._model, self.lists
+        steps, first = plan_lists(lists, self.plan)
+        rollout: WholeRollout | Watched
+        if at_once(model):
+            rollout = WholeRollout(model, lists, steps, None, None)
+        else:
+            rollout = Watched(self._pipeline(), model, lists, steps, first, streaming=streaming)
         with rollout.watching():
             yield
 
     @contextmanager
-    def _whole(self, whole: WholeRollout) -> Iterator[None]:
-        with Patches() as patches:
-            self.lists.put(patches, whole.steps, None, self._model)
-            with whole.watching(self.lists.followed):
-                yield
-
-    @contextmanager
     def _collect(self, call: _Call, *, streaming: bool) -> Iterator[None]:
         """Run under the plan, and let the terms see the rollout."""
-        model, trace = self._model, call.trace
+        model, trace, vitals = self._model, call.trace, call.vitals
+        rollout: WholeRollout | StudentRollout
         if at_once(model):
-            whole = WholeRollout(model.generator, self.lists.timesteps(trace.plan.times))
-            emit_exit(whole, trace, call.vitals)
-            with self._whole(whole):
-                yield
-            return
-        noise_seed = streams.seed_of(self.clock.key("reference"))
-        student = StudentRollout(
-            self._pipeline(), model, self.lists, trace, call.vitals, noise_seed,
-            streaming=streaming,
-        )  # fmt: skip
-        with student.watching():
+            steps = self.lists.timesteps(trace.plan.times)
+            rollout = WholeRollout(model, self.lists, steps, trace, vitals)
+        else:
+            seed = streams.seed_of(self.clock.key("reference"))
+            rollout = StudentRollout(
+                self._pipeline(), model, self.lists, trace, vitals, seed, streaming=streaming
+            )
+        with rollout.watching():
             yield
 
     @contextmanager

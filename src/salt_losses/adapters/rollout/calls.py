@@ -242,6 +242,17 @@ class Watched:
         )
 
 
+def peek_pipeline(model: Any) -> Any:
+    """Return the model's pipeline, or one that is built now and forgotten: it only stores."""
+    if model.inference_pipeline is not None:
+        return model.inference_pipeline
+    try:
+        model._initialize_inference_pipeline()
+        return model.inference_pipeline
+    finally:
+        model.inference_pipeline = None
+
+
 def velocity_of(
     generator: Callable[..., Any], kwargs: dict[str, Any]
 ) -> Callable[[Tensor, Tensor], Tensor]:

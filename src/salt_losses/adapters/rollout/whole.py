@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ...runtime.health import Vitals
+from ...runtime.patches import Patches
 from ...runtime.step_lists import noise_levels
 from ...terms.trace import Trace
 from .calls import velocity_of
-from .steps import Followed, compare
+from .steps import Steps, compare
 
 
 def at_once(model: Any) -> bool:
@@ -22,67 +23,64 @@ def at_once(model: Any) -> bool:
 
 
 class WholeRollout:
-    """Watches the generator's calls, each one a step, by a hook, as it has no pipeline.
+    """Gives a model its steps, and watches the generator's calls, each one a step, by a hook.
 
-    Attributes:
-        steps: the step list `[K]` that the trainer is given.
-        on_exit: `on_exit(step, kwargs, output)` at the one call with gradient; None: nothing.
+    The one call with gradient is the exit step, which `trace` gets.
     """
 
-    def __init__(self, generator: Any, steps: Tensor) -> None:
-        self.generator, self.steps = generator, steps
-        self.on_exit: Callable[[int, dict[str, Any], Any], None] | None = None
+    def __init__(
+        self, model: Any, lists: Steps, steps: Tensor, trace: Trace | None, vitals: Vitals | None
+    ) -> None:
+        self._model, self._lists, self._steps = model, lists, steps
+        self._trace, self._vitals = trace, vitals
         self._calls, self._inside = list[Tensor](), False
 
     @contextmanager
-    def watching(self, followed: Followed) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Watch the calls, and check that they follow the list.
 
         Raises:
             RuntimeError: they do not, or there are none.
         """
-        hook = self.generator.register_forward_hook(self._count, with_kwargs=True)
+        hook = self._model.generator.register_forward_hook(self._count, with_kwargs=True)
         try:
-            yield
+            with Patches() as patches:
+                self._lists.put(patches, self._steps, None, self._model)
+                yield
         finally:
             hook.remove()
         if not self._calls:
             raise RuntimeError("the plan had no effect: the rollout called no generator")
-        followed.look((len(self.steps), 0, 1), len(self._calls) - 1, self._compare)
+        key = len(self._steps), 0, 1
+        self._lists.followed.look(key, len(self._calls) - 1, self._compare)
 
     def _compare(self) -> None:
         at = [f"step {step}" for step in range(len(self._calls))]
-        compare(at, self.steps.tolist(), self._calls)
+        compare(at, self._steps.tolist(), self._calls)
 
     def _count(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if self._inside:  # a term's call
             return
         step = len(self._calls)
-        if step == len(self.steps):
+        if step == len(self._steps):
             raise RuntimeError(
                 f"the rollout makes more than {step} steps, and Salt gave it {step}: it does not "
                 "follow the step list"
             )
         self._calls.append(kwargs["timestep"].detach().flatten()[-1])
-        if self.on_exit is not None and torch.is_grad_enabled():
-            self._inside = True
-            try:
-                self.on_exit(step, kwargs, output)
-            finally:
-                self._inside = False
+        if torch.is_grad_enabled() and self._trace is not None and self._vitals is not None:
+            x_s = kwargs["noisy_image_or_video"]
+            self._vitals.reach(x_s.shape[1])
+            self._vitals.exit([step])
+            self._trace.offers["output"] = output[1]
+            if self._trace.wants_exit_steps:
+                self._exit_step(step, x_s, output[0], kwargs)
 
-
-def emit_exit(rollout: WholeRollout, trace: Trace, vitals: Vitals) -> None:
-    """Hand the exit step of a `WholeRollout` to a trace."""
-    times = noise_levels(rollout.steps)
-
-    def on_exit(step: int, kwargs: dict[str, Any], output: Any) -> None:
-        x_s = kwargs["noisy_image_or_video"]
-        vitals.reach(x_s.shape[1])
-        vitals.exit([step])
-        trace.offers["output"] = output[1]
-        if trace.wants_exit_steps:
-            t_s = torch.full((x_s.shape[0],), times[step], dtype=torch.float64)
-            trace.exit_step(x_s, output[0], t_s, velocity_of(rollout.generator, kwargs))
-
-    rollout.on_exit = on_exit
+    def _exit_step(self, step: int, x_s: Tensor, v_s: Tensor, kwargs: dict[str, Any]) -> None:
+        assert self._trace is not None
+        t_s = torch.full((len(x_s),), noise_levels(self._steps)[step], dtype=torch.float64)
+        self._inside = True
+        try:
+            self._trace.exit_step(x_s, v_s, t_s, velocity_of(self._model.generator, kwargs))
+        finally:
+            self._inside = False

@@ -28,6 +28,7 @@ from ...schedule import step_schedule
 from ...trainers.seams import SWEEP
 from .._sample import sampling_lists
 from ..family.seams import SeamCheck
+from ..rollout.calls import peek_pipeline
 from ..rollout.steps import Steps
 from .averages import averaged
 from .sheet import write
@@ -121,7 +122,7 @@ class Sweeps:
             redirect_stdout(io.StringIO()),  # Self Forcing prints every step
             Patches() as patches,
         ):
-            patches.set(model, "inference_pipeline", self._training_pipeline())
+            patches.set(model, "inference_pipeline", peek_pipeline(model))
             found = {"student": self.rollouts()}
             if ema is not None:
                 with averaged(model.generator, ema):
@@ -184,17 +185,6 @@ class Sweeps:
         for name in ("frame_seq_length", "num_transformer_blocks"):
             setattr(sampler, name, getattr(training, name))
         return sampler
-
-    def _training_pipeline(self) -> Any:
-        """Return the training pipeline; build one for a while if there is none yet."""
-        model = self._model
-        if model.inference_pipeline is not None:
-            return model.inference_pipeline
-        try:
-            model._initialize_inference_pipeline()
-            return model.inference_pipeline
-        finally:
-            model.inference_pipeline = None
 
     def _noise(self, index: int) -> Tensor:
         model = self._model
