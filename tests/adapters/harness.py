@@ -225,3 +225,14 @@ def as_trainer(target: Any) -> Any:
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def assert_same(one: tuple[Tensor, dict], other: tuple[Tensor, dict]) -> None:
+    assert torch.equal(one[0], other[0])
+    assert one[1].keys() == other[1].keys()
+    assert [n for n in one[1] if not torch.equal(one[1][n], other[1][n])] == []
+
+
+def relative_change(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    difference = sum(float((gradients[n] - g).square().sum()) for n, g in reference.items())
+    return (difference / sum(float(g.square().sum()) for g in reference.values())) ** 0.5

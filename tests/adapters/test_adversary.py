@@ -9,7 +9,7 @@ import harness
 import pytest
 import test_adapters
 import torch
-from harness import as_trainer
+from harness import as_trainer, assert_same
 from test_adapters import (
     VANISHING,
     adapter,
@@ -17,7 +17,6 @@ from test_adapters import (
     own_steps,
     salt,
 )
-from test_harness import assert_same
 from test_reference import literal_call, literal_noise
 from torch import Tensor
 

@@ -12,11 +12,10 @@ import pytest
 import test_adapters
 import tiny
 import torch
-from harness import as_trainer
+from harness import as_trainer, relative_change
 from test_adapters import adapter, generator_step, loss_inputs, parts, salt
 from test_adversary import playing
 from test_adversary_on_the_miniature import CONFIG, adversary
-from test_harness import relative_change
 from torch import Tensor
 
 from salt_losses.adapters import self_forcing

@@ -12,7 +12,7 @@ import pytest
 import test_reference
 import tiny
 import torch
-from harness import as_trainer
+from harness import as_trainer, assert_same
 from test_adapters import (
     VANISHING,
     Step,
@@ -26,7 +26,6 @@ from test_adapters import (
     run,
     salt,
 )
-from test_harness import assert_same
 from test_reference import (
     Recorded,
     aligned,

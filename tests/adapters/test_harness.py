@@ -12,7 +12,10 @@ from typing import Any
 import harness
 import launch
 import pytest
+import test_adapters
 import torch
+from harness import assert_same, relative_change
+from test_adapters import critic_step
 from torch import Tensor
 
 from benchmarks.trainers import stand_ins
@@ -32,49 +35,13 @@ def model(request: pytest.FixtureRequest) -> Any:
     return model
 
 
+def generator_step(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    return test_adapters.generator_step(model).result
+
+
 @pytest.fixture(scope="module")
 def plain(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return generator_step(model)
-
-
-def generator_step(model: Any, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and generator gradients of one step from a fresh pipeline (and a fresh sequence)."""
-    model.generator.zero_grad(set_to_none=True)
-    model.inference_pipeline = None
-    torch.manual_seed(seed)
-    if model.name == "longlive_streaming":
-        streaming = harness.build_streaming(model)
-        chunk, info = streaming.generate_next_chunk(requires_grad=True)
-        loss, _ = streaming.compute_generator_loss(chunk=chunk, chunk_info=info)
-    else:
-        loss, _ = model.generator_loss(**harness.loss_inputs(model))
-    loss.backward()
-    return loss.detach(), harness.gradients(model.generator)
-
-
-def critic_step(model: Any, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    model.fake_score.zero_grad(set_to_none=True)
-    model.inference_pipeline = None
-    torch.manual_seed(seed)
-    if model.name == "longlive_streaming":
-        streaming = harness.build_streaming(model)
-        chunk, info = streaming.generate_next_chunk(requires_grad=False)
-        loss, _ = streaming.compute_critic_loss(chunk=chunk, chunk_info=info)
-    else:
-        loss, _ = model.critic_loss(**harness.loss_inputs(model))
-    loss.backward()
-    return loss.detach(), harness.gradients(model.fake_score)
-
-
-def assert_same(one: tuple[Tensor, dict], other: tuple[Tensor, dict]) -> None:
-    assert torch.equal(one[0], other[0])
-    assert one[1].keys() == other[1].keys()
-    assert [n for n in one[1] if not torch.equal(one[1][n], other[1][n])] == []
-
-
-def relative_change(gradients: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    difference = sum(float((gradients[n] - g).square().sum()) for n, g in reference.items())
-    return (difference / sum(float(g.square().sum()) for g in reference.values())) ** 0.5
 
 
 @contextlib.contextmanager
@@ -143,9 +110,9 @@ def test_the_generator_loss_and_every_gradient_repeat_bit_for_bit(model: Any, pl
 
 
 def test_the_critic_loss_and_every_gradient_repeat_bit_for_bit(model: Any) -> None:
-    first = critic_step(model)
+    first = critic_step(model).result
     assert all(gradient.abs().sum() > 0 for gradient in first[1].values())
-    assert_same(first, critic_step(model))
+    assert_same(first, critic_step(model).result)
 
 
 def test_only_a_package_that_is_not_installed_at_all_is_stood_in_for(

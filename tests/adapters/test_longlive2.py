@@ -12,9 +12,8 @@ import harness
 import peft
 import pytest
 import torch
-from harness import as_trainer
+from harness import as_trainer, assert_same, relative_change
 from test_adapters import VANISHING, counted_calls, everything, generator_step, own_steps, salt
-from test_harness import assert_same, relative_change
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 

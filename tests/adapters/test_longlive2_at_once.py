@@ -8,9 +8,8 @@ from typing import Any
 import harness
 import pytest
 import torch
-from harness import as_trainer
+from harness import as_trainer, assert_same, relative_change
 from test_adapters import VANISHING, counted_calls, everything, salt
-from test_harness import assert_same, relative_change
 from test_longlive2 import build
 
 from salt_losses import SaltConfig

@@ -11,9 +11,8 @@ import harness
 import pytest
 import test_adapters
 import torch
-from harness import FRAME_TOKENS
-from test_adapters import VANISHING, Step, calls_of_a_step, generator_step, loss_inputs, salt
-from test_harness import assert_same, relative_change
+from harness import FRAME_TOKENS, relative_change
+from test_adapters import Step, calls_of_a_step, loss_inputs, salt
 from torch import Tensor
 
 from salt_losses import SaltConfig, add_noise, relational_align_loss
@@ -339,39 +338,6 @@ def test_the_reference_makes_no_call_below_the_students_exit(
     assert salted["no_grad"] == plain["no_grad"] + extra
     assert salted["grad"] == plain["grad"]
     assert salted["fake_score"] == plain["fake_score"] + 2
-
-
-@pytest.mark.parametrize(
-    ("at", "noise", "across"),
-    [
-        ("exit", "own", "one exit"),
-        ("exit", "shared", "an exit per block"),
-        ("input", "shared", "one exit"),
-        ("input", "own", "an exit per block"),
-    ],
-)
-def test_a_reference_of_vanishing_weight_leaves_the_generator_step_bit_identical(
-    model: Any, at: str, noise: str, across: str
-) -> None:
-    features = "real_score" if noise == "shared" else "fake_score"
-    config = aligned(
-        model,
-        at,
-        noise,
-        align={"weight": VANISHING, "features": features},
-        sc={"weight": VANISHING},
-    )
-    with contextlib.ExitStack() as stack:
-        if across == "an exit per block":
-            stack.enter_context(exits_of_their_own(model))
-        seed, _ = seed_with_exits(model, lambda e: max(e[1:]) > 0)
-        plain, salted = generator_step(model, seed), generator_step(model, seed, config)
-    assert_same(plain.result, salted.result)
-    assert torch.equal(plain.streams[0], salted.streams[0])
-    assert plain.streams[1] == salted.streams[1]
-    assert [n for n, c in plain.caches.items() if not c.equal(salted.caches[n])] == []
-    assert salted.critic_gradients == {}
-    assert float(salted.log["salt/align_loss"]) > 0
 
 
 def test_frames_that_are_given_take_no_part(require: Any) -> None:

@@ -16,11 +16,10 @@ import pytest
 import sweep_worker
 import tiny
 import torch
-from harness import as_trainer
+from harness import as_trainer, assert_same
 from ranks import run_two_ranks
 from test_adapters import adapter, own_steps
 from test_adapters_on_the_miniature import BUSY
-from test_harness import assert_same
 from torch import Tensor
 
 from examples.tiny_video.pipeline import CachedVideo

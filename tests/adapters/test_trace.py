@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from harness import FRAME_TOKENS, as_trainer
+from harness import FRAME_TOKENS, as_trainer, relative_change
 from test_adapters import generator_step, loss_inputs, salt
-from test_harness import relative_change
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -12,8 +12,8 @@ import pytest
 import subjects
 import torch
 from cases import CASES, config
+from harness import relative_change
 from subjects import Subject, Update
-from test_harness import relative_change
 from torch import Tensor
 
 from salt_losses.errors import SettingError

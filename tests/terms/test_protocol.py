@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from salt_losses import SaltConfig
-from salt_losses.terms import Rollout, SelfConsistency, Term, Trace
+from salt_losses.terms import ExitStep, Rollout, SelfConsistency, Term, Trace
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,36 @@ def test_terms_draw_from_separate_streams_which_go_on_within_a_rollout() -> None
     trace = Trace(terms, plan, str, trainer="a trainer", times=Tensor.tolist)
     one, other = (trace.generator(term, "noise", "cpu") for term in terms)
     drawn = [float(torch.rand((), generator=g)) for g in (one, other)]
+    assert one is not other
     assert drawn[0] != drawn[1]
     assert trace.generator(terms[0], "noise", "cpu") is one
     again = trace.generator(terms[0], "noise", "cpu", fresh=True)
     assert float(torch.rand((), generator=again)) == drawn[0]
+
+
+@dataclass(frozen=True)
+class Root(Term):
+    """Of what is 0, where its gradient is infinite."""
+
+    name = "root"
+    of: str = "v_s"
+
+    def on_exit_step(self, step: ExitStep) -> Tensor:
+        return step.velocity(step.x_s, step.t_s) if self.of == "velocity" else step.v_s
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        [collected] = rollout.collected
+        found = {"video": rollout.video, "output": rollout.output}.get(self.of, collected)
+        return found.sqrt().sum()
+
+
+@pytest.mark.parametrize("of", ["v_s", "velocity", "video", "output"])
+def test_entries_of_a_terms_gradient_that_are_not_finite_become_0(of: str) -> None:
+    term = Root(of=of)
+    plan = SaltConfig(sc=None, terms=(term,)).scheduler().plan(0)
+    trace = Trace([term], plan, str, trainer="a trainer", times=Tensor.tolist)
+    x = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
+    trace.exit_step(x.detach(), 1.0 * x, torch.ones(1), lambda *_: 1.0 * x)
+    trace.offers |= {"video": 1.0 * x, "output": 1.0 * x}
+    trace.objective(torch.zeros(()))[0].backward()
+    assert x.grad.tolist() == [[[0.0, 0.25]]]
