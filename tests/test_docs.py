@@ -142,7 +142,7 @@ def _(names: Names) -> Iterator[None]:
     train = trainer.train
     trainer.train = lambda: train(2)
     yield
-    assert names["handle"].metrics["iteration"] == 0
+    assert names["handle"].metrics["iteration"] == 1
     assert Path("logs/salt_metrics.jsonl").read_text().count("\n") == 2
     yield
 

@@ -251,7 +251,7 @@ def test_the_command_writes_numbers_tables_and_pictures(
 def test_the_document_shows_the_recorded_results() -> None:
     root = Path(__file__).parents[2]
     results = json.loads((root / "benchmarks/results/two_dimensions.json").read_text())
-    document = (root / "docs/evidence/two_dimensions.md").read_text()
+    document = (root / "benchmarks/results/two_dimensions_tables.md").read_text()
     for caption, table in report.tables(results).items():
         assert table in document, caption
 
