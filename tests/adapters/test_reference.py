@@ -18,7 +18,7 @@ from torch import Tensor
 from salt_losses import SaltConfig, add_noise, relational_align_loss
 from salt_losses.adapters.rollout.scores import Networks
 from salt_losses.alignment import rollout_align_loss
-from salt_losses.runtime.frozen import freeze
+from salt_losses.runtime.patches import freeze
 from salt_losses.terms import alignment
 from tests.nested import changed
 

@@ -1,11 +1,13 @@
-"""Instance attributes, changed and put back."""
+"""Attributes and gradients, changed for a while and put back."""
 
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import nn
 from typing_extensions import Self
 
 _ABSENT = object()
@@ -71,3 +73,22 @@ def _put_back(owner: Any, name: str, before: Any) -> None:
         setattr(owner, name, before)
     elif name in vars(owner):
         delattr(owner, name)
+
+
+@contextmanager
+def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradient for these parameters; gradients that they hold are set aside.
+
+    FSDP waits for a gradient of what requires one: without it, an unsharded module (`NO_SHARD`, or
+    a single process) loses its parameters, and a gradient held from before is lost.
+    """
+    held = [(p, p.grad) for p in parameters if p.requires_grad]
+    for parameter, _ in held:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in held:
+            parameter.requires_grad_(True)
+            parameter.grad = gradient

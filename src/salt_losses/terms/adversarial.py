@@ -29,7 +29,7 @@ from ..flow import add_noise
 from ..mixed_step import StepPlan
 from ..runtime import streams
 from ..runtime.agreement import distributed
-from ..runtime.frozen import freeze
+from ..runtime.patches import freeze
 from .base import Calls, Chunks, Start, Term, check_range
 from .trace import Network, Rollout, block_outputs
 

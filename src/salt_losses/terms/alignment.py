@@ -15,7 +15,7 @@ from ..alignment import rollout_align_loss
 from ..errors import SettingError
 from ..mixed_step import StepPlan, check_probability, check_references, first_chunk_count
 from ..runtime.blocks import Block
-from ..runtime.frozen import freeze
+from ..runtime.patches import freeze
 from .base import Calls, Chunks, Run, Term, check_range
 from .trace import Rollout
 

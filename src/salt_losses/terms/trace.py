@@ -22,7 +22,7 @@ from ..flow import add_noise
 from ..mixed_step import StepPlan
 from ..recompute import recomputing
 from ..runtime import streams
-from ..runtime.frozen import freeze
+from ..runtime.patches import freeze
 from .base import OFFERS, Term
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,22 +76,17 @@ class Sweeps:
                 raise SettingError(
                     "sweep_every", f"sweep_every must be 0: the trainer {reason}; got {every}"
                 )
-        shift = lists.shift
-        fine = 2 * config.inference_steps
-        grids = {
-            k: lists.timesteps(step_schedule(k, shift))
-            for k in {*STEP_COUNTS, config.inference_steps, fine}
-        }
-        self._steps = {k: grids[k] for k in sorted({*STEP_COUNTS, config.inference_steps})}
-        first = config.first_chunk_steps
+
+        def grid(count: int) -> Tensor:
+            return step_schedule(count, lists.shift)
+
+        ends, first = config.inference_steps, config.first_chunk_steps
+        self._times, self._fine = lists.times(grid(ends)), lists.times(grid(2 * ends))
+        self._steps = {k: lists.timesteps(grid(k)) for k in sorted({*STEP_COUNTS, ends})}
         self._first = {
-            k: None if first is None else lists.timesteps(
-                step_schedule(first_chunk_count(first, k), shift)
-            )
+            k: None if first is None else lists.timesteps(grid(first_chunk_count(first, k)))
             for k in self._steps
-        }  # fmt: skip
-        self._times = lists.times(step_schedule(config.inference_steps, shift))
-        self._fine = lists.times(step_schedule(fine, shift))
+        }
         self.prompts = prompts or from_rank_0(lambda: first_prompts(trainer))
         self._last: int | None = None
         self._warned = False
@@ -129,10 +124,13 @@ class Sweeps:
                     found["ema"] = self.rollouts()
             # Last, so that an error of the rank that writes does not keep the others waiting.
             if self._folder is not None:
-                for weights, rollouts in found.items():
-                    self._write(self._folder, iteration, weights, rollouts)
+                for weights, (latents, defect) in found.items():
+                    self._write(self._folder, iteration, weights, latents, defect)
 
-    def _write(self, folder: Path, iteration: int, weights: str, rollouts: Rollouts) -> None:
+    def _write(
+        self, folder: Path, iteration: int, weights: str, latents: dict[int, Tensor],
+        defect: list[float],
+    ) -> None:  # fmt: skip
         numbers = {
             "iteration": iteration,
             "time": time.time(),
@@ -140,21 +138,21 @@ class Sweeps:
             "step_counts": list(self._steps),
             "prompts": list(self.prompts),
             "agreement": {
-                f"{a}-{b}": concordance(rollouts.latents[a], rollouts.latents[b])
+                f"{a}-{b}": concordance(latents[a], latents[b])
                 for a, b in combinations(self._steps, 2)
             },
-            "deviation": {str(k): deviation(latents) for k, latents in rollouts.latents.items()},
+            "deviation": {str(k): deviation(of_steps) for k, of_steps in latents.items()},
             "defect": {
                 "times": self._times,
-                "per_interval": rollouts.defect,
-                "mean": float(torch.tensor(rollouts.defect, dtype=torch.float64).nanmean()),
+                "per_interval": defect,
+                "mean": float(torch.tensor(defect, dtype=torch.float64).nanmean()),
             },
         }
-        videos = {k: self._decoded(latents) for k, latents in rollouts.latents.items()}
+        videos = {k: self._decoded(of_steps) for k, of_steps in latents.items()}
         write(folder / FOLDER / f"iteration_{iteration:06d}", videos, numbers)
 
-    def rollouts(self) -> Rollouts:
-        """Sample with the generator's present weights."""
+    def rollouts(self) -> tuple[dict[int, Tensor], list[float]]:
+        """Sample with the present weights: videos by step count, and each interval's defect."""
         sampler = self._sampler()
         latents: dict[int, list[Tensor]] = {k: [] for k in self._steps}
         defect = PathDefect(sampler, self._times, self._fine)
@@ -168,8 +166,7 @@ class Sweeps:
                         stack.enter_context(defect.measured())
                     _, made = sampler.inference(noise, [prompt], return_latents=True)
                 latents[k].append(made.float().cpu())
-        videos = {k: torch.cat(parts) for k, parts in latents.items()}
-        return Rollouts(videos, defect.per_interval())
+        return {k: torch.cat(parts) for k, parts in latents.items()}, defect.per_interval()
 
     def _sampler(self) -> Any:
         """Return the trainer's inference pipeline, on the networks in training."""
@@ -203,13 +200,6 @@ class Sweeps:
                 for video in latents
             ]
         return torch.cat(videos)
-
-
-class Rollouts(NamedTuple):
-    """`latents`: step count -> `[N, F, C, H, W]`, by prompt. `defect`: by interval of the grid."""
-
-    latents: dict[int, Tensor]
-    defect: list[float]
 
 
 def first_prompts(trainer: Any) -> tuple[str, ...]:
