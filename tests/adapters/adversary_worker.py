@@ -36,17 +36,8 @@ def work(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def build(folder: Path, rank: int) -> Any:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1, real_videos=True)
-    model, config = trainer.model, trainer.config
-    for name in ("generator", "fake_score", "real_score"):
-        wrapped = FSDP(getattr(model, name), use_orig_params=True, device_id=torch.device("cpu"))
-        setattr(model, name, wrapped)
-    trainer.generator_optimizer = trainer._optimizer(model.generator, config.lr)
-    trainer.critic_optimizer = trainer._optimizer(model.fake_score, config.lr_critic)
-    trainer._update_ema = lambda: None
-    trainer.output_path, trainer.is_main_process = str(folder), rank == 0
-    trainer.disable_wandb, trainer.save = True, lambda: None
-    return trainer
+    settings = {"dfake_gen_update_ratio": 1, "real_videos": True}
+    return tiny.shard(tiny.build_trainer(folder, main=rank == 0, **settings))
 
 
 def trained(folder: Path, rank: int, config: SaltConfig) -> dict[str, Any]:

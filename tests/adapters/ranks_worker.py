@@ -43,9 +43,7 @@ def load(iteration: int) -> None:
 
 def recorded(disk: Path, iteration: Any, rank: int) -> int:
     """The plan's iteration where only rank 0 has the state on its disk."""
-    trainer = tiny.build_trainer()
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(disk), rank == 0, True
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(disk, main=rank == 0)
     trainer.config = SimpleNamespace(generator_ckpt=str(disk / "start" / "model.pt"))
     handle = self_forcing.attach(trainer, BUSY)
     if rank == 0:

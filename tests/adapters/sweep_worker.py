@@ -32,23 +32,11 @@ def work(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def train(folder: Path, rank: int, averages: str) -> torch.Tensor:
-    trainer = tiny.build_trainer(**TRAINER)
-    model, config = trainer.model, trainer.config
-    whole = copy.deepcopy(model.generator)
-    for name in ("generator", "fake_score", "real_score"):
-        wrapped = FSDP(
-            getattr(model, name),
-            use_orig_params=True,
-            device_id=torch.device("cpu"),
-            auto_wrap_policy=ModuleWrapPolicy({Block}),
-        )
-        setattr(model, name, wrapped)
-    trainer.generator_optimizer = trainer._optimizer(model.generator, config.lr)
-    trainer.critic_optimizer = trainer._optimizer(model.fake_score, config.lr_critic)
-    trainer._update_ema = lambda: None
+    own_folder = folder / averages / ("of_rank_1" if rank else "")
+    trainer = tiny.build_trainer(own_folder, main=rank == 0, **TRAINER)
+    whole = copy.deepcopy(trainer.model.generator)
+    model = tiny.shard(trainer, auto_wrap_policy=ModuleWrapPolicy({Block})).model
     trainer.generator_ema = ema_of(model.generator, whole, averages)
-    trainer.output_path = str(folder / averages / ("of_rank_1" if rank else ""))
-    trainer.is_main_process, trainer.disable_wandb, trainer.save = rank == 0, True, lambda: None
     handle = self_forcing.attach(trainer, SALT)
     record(handle, trainer, sweep_every=0 if averages == "plain" else 2, sweep_prompts=["3"])
     torch.manual_seed(rank)

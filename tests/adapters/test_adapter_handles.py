@@ -20,6 +20,7 @@ from test_adapters import adapter, everything, loss_inputs, parts, salt
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
+from salt_losses.adapters.family.losses import Clock
 from salt_losses.adapters.rollout.calls import Watched
 from salt_losses.adapters.rollout.steps import ListSteps
 from salt_losses.errors import SettingError
@@ -269,3 +270,25 @@ def test_the_first_chunk_after_a_given_frame_has_its_own_step_list(require: Any)
             conditions = {key: dict(inputs[key]) for key in inputs if key.endswith("_dict")}
             _, log = model.generator_loss(**inputs | conditions)
         assert "salt/sc_loss" in log
+
+
+# The clock.
+
+
+def test_each_rank_iteration_and_loss_call_has_separate_random_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        trainer = SimpleNamespace(step=0)
+        clock = Clock(trainer, seed=0)
+        for trainer.step in (0, 0, 1):  # two calls in the first iteration
+            clock.begin_call()
+            seen += [clock.key("triples"), clock.key("noise")]
+    assert len(set(seen)) == len(seen) == 12
+    clock.continue_at(7)
+    assert clock.iteration == 7
+    trainer.step += 1
+    assert clock.iteration == 8

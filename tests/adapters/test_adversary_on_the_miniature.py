@@ -126,9 +126,8 @@ def test_each_step_count_has_a_logit_of_its_own_against_more_steps() -> None:
 
 
 def recorded(folder: Path, config: SaltConfig = CONFIG, step: int = 0, **start: Any) -> Any:
-    trainer = build()
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), True, True
-    trainer.save, trainer.step = (lambda: None), step
+    trainer = build(folder=folder)
+    trainer.step = step
     trainer.config = SimpleNamespace(**vars(trainer.config), **start)
     trainer.config.image_or_video_shape = tiny.CONFIG.image_or_video_shape
     handle = self_forcing.attach(trainer, config)

@@ -33,9 +33,7 @@ METRICS = "salt_metrics.jsonl"
 
 
 def recorded(folder: Path, config: SaltConfig = BUSY) -> Any:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), True, True
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(folder, dfake_gen_update_ratio=1)
     record(self_forcing.attach(trainer, config), trainer)
     return trainer
 
@@ -167,9 +165,8 @@ def test_wandb_that_fails_is_said_once_and_the_file_is_written(
         raise ConnectionError("no network")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(log=log))
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, False
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(tmp_path, dfake_gen_update_ratio=1)
+    trainer.disable_wandb = False
     record(self_forcing.attach(trainer, BUSY), trainer)
     with said() as messages:
         train(trainer, 3)

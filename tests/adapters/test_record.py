@@ -20,8 +20,7 @@ from tests.nested import changed
 
 
 def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> None:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
+    trainer = tiny.build_trainer(tmp_path, dfake_gen_update_ratio=1)
     saved: list[int] = []
     trainer.save = lambda: saved.append(trainer.step)
     save = trainer.save
@@ -40,9 +39,8 @@ def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> 
     handle.detach()
     assert trainer.save is save
 
-    again = tiny.build_trainer()
-    again.output_path, again.is_main_process, again.disable_wandb = str(tmp_path), True, True
-    again.save, again.step = save, 3
+    again = tiny.build_trainer(tmp_path)
+    again.step = 3
     with self_forcing.attached(again, BUSY) as resumed:
         record(resumed, again)
         assert resumed.plan.iteration == 3
@@ -51,9 +49,8 @@ def test_record_writes_metrics_and_state_beside_the_trainers(tmp_path: Path) -> 
 def recorded(
     folder: Path, config: SaltConfig, step: int, *, main: bool = False, **trainer_config: Any
 ) -> Any:
-    trainer = tiny.build_trainer()
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), main, True
-    trainer.save, trainer.step = (lambda: None), step
+    trainer = tiny.build_trainer(folder, main=main)
+    trainer.step = step
     trainer.config = SimpleNamespace(**vars(trainer.config), **trainer_config)
     handle = self_forcing.attach(trainer, config)
     record(handle, trainer)
@@ -188,9 +185,7 @@ def test_other_weights_than_the_states_are_taken_and_named(tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:Salt, iteration")
 def test_a_second_run_in_the_first_ones_folder_is_reported_alone(tmp_path: Path) -> None:
     def run(until: int, *, broken: bool) -> None:
-        trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-        trainer.output_path, trainer.is_main_process = str(tmp_path), True
-        trainer.save, trainer.disable_wandb = (lambda: None), True
+        trainer = tiny.build_trainer(tmp_path, dfake_gen_update_ratio=1)
         if broken:
             with torch.no_grad():
                 next(trainer.model.fake_score.parameters()).fill_(float("nan"))

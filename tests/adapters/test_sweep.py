@@ -40,9 +40,7 @@ PROMPTS = ["3", "7"]
 def recorded(
     folder: Path, config: SaltConfig = BUSY, every: int = 2, prompts: Any = PROMPTS
 ) -> Any:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=2)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(folder), True, True
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(folder, dfake_gen_update_ratio=2)
     handle = self_forcing.attach(trainer, config)
     record(handle, trainer, sweep_every=every, sweep_prompts=prompts)
     return trainer

@@ -36,16 +36,9 @@ def critic_gradient(trainer: Any, rank: int, case: str, weight: float) -> torch.
 
 
 def trained(case: str, rank: int) -> dict[str, Any]:
-    trainer = tiny.build_trainer(
-        dfake_gen_update_ratio=1, real_videos=True, same_step_across_blocks=False
-    )
-    model, settings = trainer.model, trainer.config
-    for name in ("generator", "fake_score", "real_score"):
-        wrapped = FSDP(getattr(model, name), use_orig_params=True, device_id=torch.device("cpu"))
-        setattr(model, name, wrapped)
-    trainer.generator_optimizer = trainer._optimizer(model.generator, settings.lr)
-    trainer.critic_optimizer = trainer._optimizer(model.fake_score, settings.lr_critic)
-    trainer._update_ema = lambda: None
+    settings = {"dfake_gen_update_ratio": 1, "real_videos": True}
+    trainer = tiny.shard(tiny.build_trainer(same_step_across_blocks=False, **settings))
+    model = trainer.model
     calls = {name: tiny.count_calls(getattr(model, name)) for name in ("generator", "fake_score")}
     plans, losses = [], []
     salt = config(case, 4, step_counts=(2, 4), probs=(0.5, 0.5))

@@ -79,9 +79,7 @@ def test_a_direction_that_stays_lost_is_a_cause_of_its_own_and_one_bad_sample_is
 def test_a_recorded_run_whose_critic_has_diverged_says_that_the_student_goes_on_without_it(
     tmp_path: Path,
 ) -> None:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(tmp_path, dfake_gen_update_ratio=1)
     with self_forcing.attached(trainer, BUSY) as handle:
         record(handle, trainer)
         next(trainer.model.fake_score.parameters()).data.fill_(math.nan)
@@ -94,9 +92,7 @@ def test_a_recorded_run_whose_critic_has_diverged_says_that_the_student_goes_on_
 def test_a_recorded_run_whose_critic_breaks_says_so_although_the_trainer_hides_it(
     tmp_path: Path,
 ) -> None:
-    trainer = tiny.build_trainer(dfake_gen_update_ratio=1)
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(tmp_path, dfake_gen_update_ratio=1)
     handle = self_forcing.attach(trainer, BUSY)
     record(handle, trainer)
     torch.manual_seed(0)
@@ -114,9 +110,7 @@ def test_a_recorded_run_whose_critic_breaks_says_so_although_the_trainer_hides_i
 
 
 def test_the_settings_of_a_run_are_in_its_log_from_the_start(tmp_path: Path) -> None:
-    trainer = tiny.build_trainer()
-    trainer.output_path, trainer.is_main_process, trainer.disable_wandb = str(tmp_path), True, True
-    trainer.save = lambda: None
+    trainer = tiny.build_trainer(tmp_path)
     record(self_forcing.attach(trainer, BUSY), trainer)
     run = json.loads((tmp_path / "salt_run.json").read_text())
     assert type(BUSY).from_mapping(run["settings"]) == BUSY
