@@ -272,13 +272,13 @@ def test_updates_are_counted_at_weight_0_too():
 
 
 def test_a_student_that_no_optimizer_of_pytorchs_updates_is_said(monkeypatch):
-    monkeypatch.setattr("salt_losses.runtime.optimizer_steps.MANY_CALLS", 3)
+    monkeypatch.setattr("salt_losses.integrations.modelopt.MANY_CALLS", 3)
     pipeline = build({"sc": {"weight": 1.0, "warmup": 1}})
     for seed in range(2):
         student_step(pipeline, seed)
     with pytest.warns(UserWarning, match="3 calls of compute_student_loss, and no torch.optim"):
         student_step(pipeline)
-    monkeypatch.setattr("salt_losses.runtime.optimizer_steps.MANY_CALLS", 6)
+    monkeypatch.setattr("salt_losses.integrations.modelopt.MANY_CALLS", 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for seed in range(9):

@@ -16,24 +16,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from .._checks import compute_dtype, grid_floats
 from ..config import SaltConfig
 from ..errors import SettingError
 from ..flow import to_velocity
-from ..runtime import optimizer_steps
 from ..terms import SelfConsistency
 from ..trainers import TRAINERS, Facts
 from ._hooks import check_hooks
 from ._layout import channels_first, frames_first
 from ._salt import Salt
 
+# Loss calls without an update: nobody accumulates gradients over as many.
+MANY_CALLS = 256
 KNOWN = "known to work is nvidia-modelopt 0.46.0 and 0.47.0"
 
 try:
@@ -106,7 +108,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         self._again: Tensor | None = None  # what the student is to have predicted
         self._updates = 0  # of the student that have ended
         self._calls = 0  # of its loss, since then
-        optimizer_steps.watch(self, SaltDMDPipeline._stepped)
+        _watch_steps(self)
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parent's losses; if a term is on also each term's loss by its name, and `"salt"`,
@@ -221,9 +223,7 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
 
     def _count_call(self) -> None:
         self._calls += 1
-        if self._calls == optimizer_steps.MANY_CALLS and any(
-            t.weight > 0 for t in self._salt.terms
-        ):
+        if self._calls == MANY_CALLS and any(t.weight > 0 for t in self._salt.terms):
             warnings.warn(
                 f"{self._calls} calls of compute_student_loss, and no torch.optim optimizer has "
                 f"updated the student: Salt keeps the plan of its update {self._updates}, and a "
@@ -232,8 +232,21 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
             )
 
     def _stepped(self, optimizer: Optimizer) -> None:
-        if self._calls and optimizer_steps.updates_any(optimizer, self.student.parameters()):
+        weights = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self._calls and any(id(p) in weights for p in self.student.parameters()):
             self._updates, self._calls = self._updates + 1, 0
+
+
+def _watch_steps(pipeline: SaltDMDPipeline) -> None:
+    """Call `_stepped` after each torch optimizer's step, for as long as `pipeline` lives."""
+    this = weakref.ref(pipeline)
+
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        there = this()
+        if there is not None:
+            there._stepped(optimizer)
+
+    weakref.finalize(pipeline, register_optimizer_step_post_hook(hook).remove)
 
 
 def _flip(x: Tensor) -> Tensor:
