@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import dataclasses
 import functools
 import io
 import pickle
@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from harness import as_trainer
-from test_adapters import adapter, everything, loss_inputs, parts, salt
+from test_adapters import everything, loss_inputs, salt
 
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
@@ -43,43 +43,23 @@ def small() -> Any:
 # Validation.
 
 
-@pytest.mark.parametrize("without_gradient", [torch.no_grad, torch.inference_mode])
-def test_a_loss_without_gradient_is_the_trainers_own(model: Any, without_gradient: Any) -> None:
-    def losses(config: SaltConfig | None) -> list[Any]:
-        target, _ = parts(model)
+def test_in_inference_mode_losses_are_the_trainers_own_at_its_own_steps(small: Any) -> None:
+    def losses() -> list[Any]:
         torch.manual_seed(0)
-        with contextlib.ExitStack() as stack:
-            handle = config and stack.enter_context(
-                adapter(model).attached(as_trainer(target), config)
-            )
-            stack.enter_context(without_gradient())
-            results = []
-            # In streaming the critic's chunk is made without gradient anyway, and follows the plan.
-            for name in ("generator", "critic") if target is model else ("generator",):
-                if target is model:
-                    results.append(getattr(model, f"{name}_loss")(**loss_inputs(model)))
-                else:
-                    compute = getattr(target, f"compute_{name}_loss")
-                    chunk, info = target.generate_next_chunk(requires_grad=True)
-                    results.append(compute(chunk=chunk, chunk_info=info))
-            assert handle is None or (
-                handle.metrics == {} and handle._losses.clock._call == (-1, 0)
-            )
-        return results
+        with torch.inference_mode():
+            return [
+                getattr(small, name)(**tiny.loss_inputs(small))
+                for name in ("generator_loss", "critic_loss")
+            ]
 
-    if model.name == "longlive_streaming" and without_gradient is torch.inference_mode:
-        pytest.skip("its own cache handling cannot run in inference mode")
-    steps = len(model.denoising_step_list)
-    other = 2 * steps
-    config = salt(
-        model,
-        sc={"weight": 1.0, "step_counts": (other,)},
-        align={"weight": 1.0, "reference": {other: 2 * other}},
-        step_counts=(other,),
-    )
-    for (own, own_log), (salted, log) in zip(losses(None), losses(config)):
-        assert torch.equal(own, salted)
-        assert own_log.keys() == log.keys()
+    plain = losses()
+    other = dataclasses.replace(SC, step_counts=(8,), sc=SelfConsistency(step_counts=(8,)))
+    with self_forcing.attached(as_trainer(small), other) as handle:
+        for (own, own_log), (salted, log) in zip(plain, losses()):
+            assert torch.equal(own, salted)
+            assert own_log.keys() == log.keys()
+        assert handle.metrics == {}
+        assert handle._losses.clock._call == (-1, 0)
 
 
 # Copies.
@@ -176,25 +156,6 @@ def test_a_model_without_its_trainer_is_refused_with_the_lines_that_help(small: 
     assert everything(small) == before
     scope = {"SimpleNamespace": SimpleNamespace, "attach": self_forcing.attach, "model": small}
     exec("\n".join(line.strip() for line in lines[1:]), scope | {"config": SC})
-
-
-def test_a_chunk_whose_rollout_failed_is_not_kept(require: Any) -> None:
-    model = harness.build_model(require("longlive_streaming"), num_layers=1)
-    streaming = harness.build_streaming(model)
-
-    def fail(*_: Any) -> None:
-        if torch.is_grad_enabled():
-            raise KeyError
-
-    with longlive.attached(as_trainer(streaming), SC) as handle:
-        chunk, info = streaming.generate_next_chunk(requires_grad=True)
-        hook = model.generator.register_forward_pre_hook(fail)
-        with pytest.raises(KeyError):
-            streaming.generate_next_chunk(requires_grad=True)
-        hook.remove()
-        assert handle._losses._chunk is None
-        with pytest.raises(RuntimeError, match="without a chunk"):
-            streaming.compute_generator_loss(chunk=chunk, chunk_info=info)
 
 
 # Frames to start from.

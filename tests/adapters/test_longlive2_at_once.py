@@ -99,19 +99,3 @@ def test_at_once_the_defects_gradient_is_that_of_the_literal_endpoints(
         composed = composed.detach()
     (1e4 * (direct - composed).square().mean()).backward()
     assert relative_change(ours, harness.gradients(model.generator)) < 1e-4  # of a difference
-
-
-def test_at_once_a_rollout_of_other_steps_is_an_error(require: Any) -> None:
-    model = at_once(require)
-    seeds: dict[int, int] = {}  # exit step -> a seed that leaves there, of the trainer's 4 steps
-    for seed in range(20):
-        with counted_calls(model) as counts:
-            step_at_once(model, None, seed)
-        seeds[counts["no_grad"]] = seed
-    config = salt(model, step_counts=(2,), sc={"step_counts": ()}, align={"reference": {}})
-    for step, message in ((1, "step 1 was expected at timestep 833"), (3, "more than 2 steps")):
-        with longlive2.attached(as_trainer(model), config) as handle:
-            handle._losses.lists.put = lambda *args: None
-            torch.manual_seed(seeds[step])
-            with pytest.raises(RuntimeError, match=message):
-                model.generator_loss(**at_once_inputs(model))

@@ -145,3 +145,31 @@ def test_a_loss_without_its_chunk_is_an_error() -> None:
         streaming.compute_generator_loss(chunk=chunk, chunk_info=info)
         with pytest.raises(RuntimeError, match="without a chunk"):
             streaming.compute_generator_loss(chunk=chunk, chunk_info=info)
+
+
+def test_without_gradient_a_students_chunk_is_the_trainers_own() -> None:
+    def loss(config: SaltConfig | None) -> Tensor:
+        torch.manual_seed(0)
+        streaming = Streaming()
+        if config is not None:
+            longlive.attach(as_trainer(streaming), config)
+        with torch.no_grad():
+            chunk, info = streaming.generate_next_chunk(requires_grad=True)
+            return streaming.compute_generator_loss(chunk=chunk, chunk_info=info)[0]
+
+    assert torch.equal(loss(None), loss(dataclasses.replace(CONFIG, step_counts=(8,))))
+
+
+def test_a_chunk_whose_rollout_failed_is_not_kept() -> None:
+    def fail(*_: Any) -> None:
+        if torch.is_grad_enabled():
+            raise KeyError
+
+    streaming = Streaming()
+    with longlive.attached(as_trainer(streaming), CONFIG):
+        chunk, info = streaming.generate_next_chunk(requires_grad=True)
+        streaming.base_model.generator.register_forward_pre_hook(fail)
+        with pytest.raises(KeyError):
+            streaming.generate_next_chunk(requires_grad=True)
+        with pytest.raises(RuntimeError, match="without a chunk"):
+            streaming.compute_generator_loss(chunk=chunk, chunk_info=info)
