@@ -21,7 +21,7 @@ from test_adapters import everything, loss_inputs, salt
 from salt_losses import SaltConfig
 from salt_losses.adapters import causal_forcing, longlive, self_forcing
 from salt_losses.adapters.family.losses import Clock
-from salt_losses.adapters.rollout.calls import Watched
+from salt_losses.adapters.rollout.calls import Place, Watched
 from salt_losses.adapters.rollout.steps import ListSteps
 from salt_losses.errors import SettingError
 from salt_losses.terms import SelfConsistency
@@ -203,7 +203,7 @@ def chunks_of_a_rollout(
         denoising_step_list=steps,
         scheduler=SimpleNamespace(timesteps=steps, shift=1.0),
     )
-    Counted(pipeline, model, ListSteps(model), steps, streaming=False).run()
+    Counted(Place(pipeline, model, ListSteps(model), False), steps).run()
     return counted
 
 

@@ -14,7 +14,7 @@ from harness import as_trainer
 from salt_losses import SaltConfig
 from salt_losses.adapters import MissingSeamError, causal_forcing, longlive, self_forcing
 from salt_losses.adapters.rollout import calls
-from salt_losses.adapters.rollout.calls import Watched
+from salt_losses.adapters.rollout.calls import Place, Watched
 from salt_losses.adapters.rollout.steps import ListSteps
 from tests.nested import changed
 
@@ -234,7 +234,7 @@ def test_a_list_that_is_known_makes_the_host_wait_for_nothing(
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("error")
         try:
-            Watched(pipeline, model, lists, steps, streaming=False).run()
+            Watched(Place(pipeline, model, lists, False), steps).run()
         finally:
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")

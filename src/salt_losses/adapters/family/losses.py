@@ -23,7 +23,7 @@ from ...runtime.health import Health, Vitals
 from ...schedule import step_schedule
 from ...terms.base import Start
 from ...terms.trace import Trace
-from ..rollout.calls import Watched
+from ..rollout.calls import Place, Watched
 from ..rollout.extra import ExtraRollout
 from ..rollout.scores import SCORE, Networks, Scored, real_videos, watch_scores
 from ..rollout.steps import Steps, plan_lists
@@ -227,18 +227,17 @@ class Losses:
         return _Call(trace, vitals)
 
     def _extra(self, num_steps: int, original: Original, streaming: bool) -> Tensor:
-        rollout = ExtraRollout(
-            self._pipeline(), self._model, self.lists, self.plan,
-            step_schedule(num_steps, self.scheduler.shift),
-            streams.seed_of(self.clock.key("more steps")), streaming=streaming,
-        )  # fmt: skip
+        times = step_schedule(num_steps, self.scheduler.shift)
+        seed = streams.seed_of(self.clock.key("more steps"))
+        rollout = ExtraRollout(self._place(streaming), self.plan, times, seed)
         return rollout.video(original, self._streaming if streaming else None)
 
-    def _pipeline(self) -> Any:
-        # Built before the model's step list is replaced, as it keeps that.
-        if self._model.inference_pipeline is None:
-            self._model._initialize_inference_pipeline()
-        return self._model.inference_pipeline
+    def _place(self, streaming: bool) -> Place:
+        model = self._model
+        # The pipeline is built before the model's step list is replaced, as it keeps that.
+        if model.inference_pipeline is None:
+            model._initialize_inference_pipeline()
+        return Place(model.inference_pipeline, model, self.lists, streaming)
 
     @contextmanager
     def _planned(self, *, streaming: bool) -> Iterator[None]:
@@ -249,7 +248,7 @@ class Losses:
         if at_once(model):
             rollout = WholeRollout(model, lists, steps, None, None)
         else:
-            rollout = Watched(self._pipeline(), model, lists, steps, first, streaming=streaming)
+            rollout = Watched(self._place(streaming), steps, first)
         with rollout.watching():
             yield
 
@@ -263,9 +262,7 @@ class Losses:
             rollout = WholeRollout(model, self.lists, steps, trace, vitals)
         else:
             seed = streams.seed_of(self.clock.key("reference"))
-            rollout = StudentRollout(
-                self._pipeline(), model, self.lists, trace, vitals, seed, streaming=streaming
-            )
+            rollout = StudentRollout(self._place(streaming), trace, vitals, seed)
         with rollout.watching():
             yield
 

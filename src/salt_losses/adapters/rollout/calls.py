@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -67,6 +67,22 @@ class CallCounter:
         return None
 
 
+class Place(NamedTuple):
+    """The objects of a trainer that its rollouts need.
+
+    Attributes:
+        pipeline: the trainer's.
+        model: the trainer's.
+        lists: puts step lists into pipelines.
+        streaming: `generate_chunk_with_cache` makes chunks of one long rollout.
+    """
+
+    pipeline: Any
+    model: Any
+    lists: Steps
+    streaming: bool
+
+
 class Watched:
     """Gives a pipeline's rollouts a step list, and checks that they follow it.
 
@@ -81,24 +97,19 @@ class Watched:
     the same), so both are replaced at the first chunk's context pass.
 
     Args:
-        pipeline: the trainer's.
-        model: the trainer's.
-        lists: puts step lists into pipelines.
+        place: the trainer's objects.
         steps: step list `[K]`.
         first_steps: the first chunk's; None: the trainer's own if it has one.
-        streaming: `generate_chunk_with_cache` makes chunks of one long rollout.
     """
 
-    def __init__(
-        self, pipeline: Any, model: Any, lists: Steps, steps: Tensor,
-        first_steps: Tensor | None = None, *, streaming: bool,
-    ) -> None:  # fmt: skip
-        self.pipeline, self.lists, self.steps, self.streaming = pipeline, lists, steps, streaming
-        self._model, self._given_first = model, first_steps
+    def __init__(self, place: Place, steps: Tensor, first_steps: Tensor | None = None) -> None:
+        self.place, self.steps, self._given_first = place, steps, first_steps
+        self.pipeline, self.lists = place.pipeline, place.lists
+        pipeline = self.pipeline
         self._native = hasattr(pipeline, FIRST_LIST)
         self._num_steps = len(steps)  # of the plan
-        self._owner, self._name = model, "_consistency_backward_simulation"
-        if streaming:
+        self._owner, self._name = place.model, "_consistency_backward_simulation"
+        if place.streaming:
             self._owner, self._name = pipeline, "generate_chunk_with_cache"
         # The trainer's own, below another `Watched`.
         self.own_rollout = _own(getattr(self._owner, self._name))
@@ -126,7 +137,7 @@ class Watched:
         pipeline = self.pipeline
         draw = Proxy(self.own_draw, self._draw_exits)
         with Patches() as patches:
-            self.lists.put(patches, self.steps, pipeline, self._model)
+            self.lists.put(patches, self.steps, pipeline, self.place.model)
             patches.set(self._owner, self._name, Proxy(self.own_rollout, self._roll_out))
             patches.set(pipeline, "generate_and_sync_list", draw)
             patches.set(pipeline, "generator", Proxy(self.own_generator, self._call))

@@ -11,29 +11,25 @@ from torch import Tensor
 from ...mixed_step import StepPlan
 from ...runtime import streams
 from ...runtime.patches import Patches
-from .calls import Watched
+from .calls import Place, Watched
 from .reference import CACHES, clone
 from .scores import Scored
-from .steps import Steps, plan_lists
+from .steps import plan_lists
 
 
 class ExtraRollout(Watched):
     """Runs before the student's rollout, when no graph exists yet; copies a cache that persists.
 
     Args:
-        pipeline, model, lists, streaming: as for `Watched`.
+        place: the trainer's objects.
         plan: the student's.
         times: the grid of this rollout; a first chunk with a separate list keeps the student's.
         seed: of all noise.
     """
 
-    def __init__(
-        self, pipeline: Any, model: Any, lists: Steps, plan: StepPlan, times: Tensor, seed: int,
-        *, streaming: bool,
-    ) -> None:  # fmt: skip
-        _, first = plan_lists(lists, plan)
-        steps = lists.timesteps(times)
-        super().__init__(pipeline, model, lists, steps, first, streaming=streaming)
+    def __init__(self, place: Place, plan: StepPlan, times: Tensor, seed: int) -> None:
+        _, first = plan_lists(place.lists, plan)
+        super().__init__(place, place.lists.timesteps(times), first)
         self._num_steps = plan.num_steps
         self._seed, self._took_place = seed, False
 
@@ -58,12 +54,12 @@ class ExtraRollout(Watched):
             if streaming is not None:
                 # LongLive enables gradients unless it is asked not to.
                 return cast(Tensor, original(requires_grad=False)[0])
-            with Scored.by(self._model, without_loss=True) as scored:
+            with Scored.by(self.place.model, without_loss=True) as scored:
                 original()
             return scored.video
 
         state = {} if streaming is None else dict(streaming.state)
-        device = torch.device(self._model.device)
+        device = torch.device(self.place.model.device)
         with streams.preserve(device), torch.no_grad(), Patches() as patches:
             for name in CACHES:
                 if hasattr(self.pipeline, name):

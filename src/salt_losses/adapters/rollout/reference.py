@@ -37,7 +37,6 @@ class ReferenceRollout(Watched):
 
     Args:
         student: the student's rollout.
-        model: the trainer's.
         plan: the iteration's.
         align: the alignment's settings.
         seed: of the reference's noise, if that is separate.
@@ -46,16 +45,10 @@ class ReferenceRollout(Watched):
         exit_inputs: the student's exit inputs, chunk by chunk.
     """
 
-    def __init__(
-        self, student: StudentRollout, model: Any, plan: StepPlan, align: Any, seed: int
-    ) -> None:
-        lists = student.lists
+    def __init__(self, student: StudentRollout, plan: StepPlan, align: Any, seed: int) -> None:
+        lists, first = student.lists, plan.reference_first_times
         steps = lists.timesteps(cast(Tensor, plan.reference_times))
-        first = plan.reference_first_times
-        super().__init__(
-            student.pipeline, model, lists, steps,
-            None if first is None else lists.timesteps(first), streaming=student.streaming,
-        )  # fmt: skip
+        super().__init__(student.place, steps, None if first is None else lists.timesteps(first))
         self._student, self._align, self._seed = student, align, seed
         self.exit_inputs: list[Tensor] = []
         self._shared = align.reference_noise == "shared" and lists.draws_noise
@@ -79,7 +72,7 @@ class ReferenceRollout(Watched):
         self._stream = streams.get_state(self._device)
         caches = {n: getattr(self.pipeline, n) for n in CACHES if hasattr(self.pipeline, n)}
         # Streaming writes into the existing caches; other rollouts make new ones.
-        self._caches = {n: clone(c) if self.streaming else c for n, c in caches.items()}
+        self._caches = {n: clone(c) if self.place.streaming else c for n, c in caches.items()}
         if self._align.to != "input":
             self._accompany()
 
@@ -101,7 +94,7 @@ class ReferenceRollout(Watched):
 
     def _accompany(self) -> None:
         # LongLive enables gradients unless it is asked not to.
-        no_grad = {"requires_grad": False} if self.streaming else {}
+        no_grad = {"requires_grad": False} if self.place.streaming else {}
         self._remaining = [block.reference_exit for block in self._blocks]
         with streams.preserve(self._device), torch.no_grad(), Patches() as patches:
             for name, cache in self._caches.items():

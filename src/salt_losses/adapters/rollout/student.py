@@ -10,32 +10,28 @@ from torch import Tensor
 from ...kv_cache import detached_alias
 from ...runtime.health import Vitals
 from ...terms.trace import Trace
-from .calls import Watched, velocity_of
+from .calls import Place, Watched, velocity_of
 from .reference import ReferenceRollout
-from .steps import Steps, plan_lists
+from .steps import plan_lists
 
 
 class StudentRollout(Watched):
     """Emits the student's exit steps to a trace, with a reference rollout if a term wants one.
 
     Args:
-        pipeline, model, lists, streaming: as for `Watched`.
+        place: the trainer's objects.
         trace: gets the exit steps.
         vitals: the update's health numbers.
         noise_seed: of the reference's noise, if that is separate.
     """
 
-    def __init__(
-        self, pipeline: Any, model: Any, lists: Steps, trace: Trace, vitals: Vitals,
-        noise_seed: int, *, streaming: bool,
-    ) -> None:  # fmt: skip
-        steps, first = plan_lists(lists, trace.plan)
-        super().__init__(pipeline, model, lists, steps, first, streaming=streaming)
+    def __init__(self, place: Place, trace: Trace, vitals: Vitals, noise_seed: int) -> None:
+        super().__init__(place, *plan_lists(place.lists, trace.plan))
         self._trace, self._vitals = trace, vitals
         self._reference: ReferenceRollout | None = None
         align = next((term for term in trace.on if "reference" in term.needs), None)
         if align is not None:
-            self._reference = ReferenceRollout(self, model, trace.plan, align, noise_seed)
+            self._reference = ReferenceRollout(self, trace.plan, align, noise_seed)
 
     def begin(self) -> None:
         if self._reference is not None:
