@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from salt_losses import SaltConfig, step_schedule, velocity_to_x0
 from salt_losses.adapters import record, self_forcing
-from salt_losses.config import BLOCKS, MOVED
+from salt_losses.config import BLOCKS
 from salt_losses.terms import SelfConsistency
 from salt_losses.trainers import TRAINERS, Facts
 
@@ -419,9 +419,3 @@ def test_the_settings_page_has_every_setting_once_with_its_default() -> None:
     for name, _, rest in rows:
         says = [cell.strip() for cell in rest.split(" | ") if cell.strip()]
         assert len(says) == 3, f"{name}: what it does, what chose it, what it costs"
-
-
-def test_the_settings_page_has_every_key_that_moved() -> None:
-    page = (ROOT / "docs" / "settings.md").read_text()
-    for key in MOVED:
-        assert f"`{key}`" in page or key == "adv_kind"  # which keeps its name
