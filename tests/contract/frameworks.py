@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import gradients
-from subjects import Subject, Update, seed_all
+from subjects import Subject
 from torch import Tensor, nn
 
 from salt_losses import SaltConfig
@@ -109,58 +107,14 @@ class Framework(Subject):
         self.trainer = self.make(config.to_mapping())
         return Handle(self)
 
-    def restart(self, seed: int) -> None:
-        for network in (self.student, self.critic):
-            network.zero_grad(set_to_none=True)
-        seed_all(seed)
-
-    def streams(self) -> Tensor:
-        return torch.get_rng_state()
-
-    def computed(self, seed: int, compute: Callable[[], tuple[Tensor, dict[str, Any]]]) -> Update:
-        self.restart(seed)
-        loss, log = compute()
-        streams = self.streams(), random.getstate()
-        self.backward(loss)
-        found = map(gradients, (self.student, self.critic))
-        return Update(loss.detach(), log, *found, streams)
-
-    def losses(self, critic: bool) -> tuple[Tensor, dict[str, Any]]:
-        raise NotImplementedError
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def one_update(self, seed: int) -> Update:
-        return self.computed(seed, lambda: self.losses(critic=False))
-
-    def critic_update(self, seed: int) -> Update:
-        return self.computed(seed, lambda: self.losses(critic=True))
-
-    def step(self, seed: int) -> None:
-        for critic, network in ((False, self.student), (True, self.critic)):
-            self.restart(seed)
-            self.backward(self.losses(critic)[0])
-            trained = [p for p in network.parameters() if p.requires_grad]
-            torch.optim.SGD(trained, lr=1e-2).step()
+    def advance(self) -> None:
         self.iteration += 1
 
-    def validation(self, seed: int) -> Tensor:
-        self.restart(seed)
-        with torch.no_grad():
-            return self.losses(critic=False)[0]
-
     def save(self) -> dict[str, Any]:
-        networks = {"student": self.student, "critic": self.critic}
-        states = {
-            name: {k: v.clone() for k, v in network.state_dict().items()}
-            for name, network in networks.items()
-        }
-        return states | {"iteration": {"count": torch.tensor(self.iteration)}}
+        return super().save() | {"iteration": {"count": torch.tensor(self.iteration)}}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.critic.load_state_dict(state["critic"])
+        super().load(state)
         self.iteration = int(state["iteration"]["count"])
 
     def salt_state(self) -> dict[str, Any]:

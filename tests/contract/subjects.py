@@ -8,22 +8,18 @@ or framework, subclass `Subject`, implement what raises `NotImplementedError`, a
     build()                   a fresh trainer with fixed random weights; may be called again
     attach(config)            add Salt; returns a `SaltHandle` or what behaves like one: `terms`,
                               `plan`, `metrics`, `state_dict`, `load_state_dict`, `detach`
-    one_update(seed)          one loss of the student and its backward pass, without optimizer step,
-                              from gradients that are None and the global streams seeded with `seed`
-    critic_update(seed)       the same for the critic
-    step(seed)                one whole iteration with both optimizers' steps
-    validation(seed)          the student's loss under `torch.no_grad`
+    losses(critic)            the loss of the student, or of the critic, and what is logged
+    advance()                 count an iteration
     student, critic           the networks that are trained
-    calls()                   context manager; yields the number of the student's calls with
-                              gradient and without, which grow while it is open
-    save() / load(state)      the networks, what the optimizers hold and the iteration
     objects()                 all objects that `attach` may change
     naive(seed, ...)          `one_update` of the trainer without Salt, with a term written in the
                               test added to its loss
 
+and, if it differs, `restart(seed)` before each loss, `streams()`, `backward(loss)`, `save()` and
+`load(state)`.
+
 Class attributes say what the trainer cannot do: a term that needs it must then be refused, and a
-test that needs it is skipped with the reason. `refuses` names these terms. A subject may offer
-fewer updates than the others; `lacks` names the tests that it skips, each with a reason.
+test that needs it is skipped with the reason. `refuses` names these terms, and `lacks` the tests.
 """
 
 from __future__ import annotations
@@ -87,22 +83,10 @@ class Subject:
     def attach(self, config: SaltConfig) -> Any:
         raise NotImplementedError
 
-    def one_update(self, seed: int) -> Update:
+    def losses(self, critic: bool) -> tuple[Tensor, dict[str, Any]]:
         raise NotImplementedError
 
-    def critic_update(self, seed: int) -> Update:
-        raise NotImplementedError
-
-    def step(self, seed: int) -> None:
-        raise NotImplementedError
-
-    def validation(self, seed: int) -> Tensor:
-        raise NotImplementedError
-
-    def save(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def load(self, state: dict[str, Any]) -> None:
+    def advance(self) -> None:
         raise NotImplementedError
 
     def objects(self) -> tuple[Any, ...]:
@@ -111,7 +95,58 @@ class Subject:
     def naive(self, seed: int, on_exit: OnExit | None, on_video: OnVideo | None) -> Update:
         raise NotImplementedError
 
+    # What a subject may do otherwise.
+
+    def restart(self, seed: int) -> None:
+        for network in (self.student, self.critic):
+            network.zero_grad(set_to_none=True)
+        seed_all(seed)
+
+    def streams(self) -> Tensor:
+        return torch.get_rng_state()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def save(self) -> dict[str, Any]:
+        networks = {"student": self.student, "critic": self.critic}
+        return {
+            name: {k: v.clone() for k, v in network.state_dict().items()}
+            for name, network in networks.items()
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.critic.load_state_dict(state["critic"])
+
     # The same for all.
+
+    def _update(self, seed: int, critic: bool) -> Update:
+        self.restart(seed)
+        loss, log = self.losses(critic)
+        streams = self.streams(), random.getstate()
+        self.backward(loss)
+        gradients = map(harness.gradients, (self.student, self.critic))
+        return Update(loss.detach(), log, *gradients, streams)
+
+    def one_update(self, seed: int) -> Update:
+        return self._update(seed, critic=False)
+
+    def critic_update(self, seed: int) -> Update:
+        return self._update(seed, critic=True)
+
+    def step(self, seed: int) -> None:
+        for critic, network in ((False, self.student), (True, self.critic)):
+            self.restart(seed)
+            self.backward(self.losses(critic)[0])
+            trained = [p for p in network.parameters() if p.requires_grad]
+            torch.optim.SGD(trained, lr=1e-2).step()  # holds nothing that a state must have
+        self.advance()
+
+    def validation(self, seed: int) -> Tensor:
+        self.restart(seed)
+        with torch.no_grad():
+            return self.losses(critic=False)[0]
 
     @contextlib.contextmanager
     def attached(self, config: SaltConfig) -> Iterator[Any]:
@@ -171,55 +206,13 @@ class Family(Subject):
         self.model.inference_pipeline = None
         seed_all(seed)
 
-    def generator_loss(self) -> tuple[Tensor, dict[str, Any]]:
-        loss, log = self.model.generator_loss(**self.with_data())
+    def losses(self, critic: bool) -> tuple[Tensor, dict[str, Any]]:
+        compute = self.model.critic_loss if critic else self.model.generator_loss
+        loss, log = compute(**self.with_data())
         return loss, log
 
-    def critic_loss(self) -> tuple[Tensor, dict[str, Any]]:
-        loss, log = self.model.critic_loss(**self.with_data())
-        return loss, log
-
-    def _update(self, seed: int, compute: Callable[[], tuple[Tensor, dict[str, Any]]]) -> Update:
-        self.restart(seed)
-        loss, log = compute()
-        streams = torch.get_rng_state(), random.getstate()
-        loss.backward()
-        gradients = map(harness.gradients, (self.student, self.critic))
-        return Update(loss.detach(), log, *gradients, streams)
-
-    def one_update(self, seed: int) -> Update:
-        return self._update(seed, self.generator_loss)
-
-    def critic_update(self, seed: int) -> Update:
-        return self._update(seed, self.critic_loss)
-
-    def step(self, seed: int) -> None:
-        for network, compute in (
-            (self.student, self.generator_loss),
-            (self.critic, self.critic_loss),
-        ):
-            self.model.zero_grad(set_to_none=True)
-            seed_all(seed)
-            compute()[0].backward()
-            trained = [p for p in network.parameters() if p.requires_grad]
-            torch.optim.SGD(trained, lr=1e-2).step()  # holds nothing that a state must have
+    def advance(self) -> None:
         self.trainer.step += 1
-
-    def validation(self, seed: int) -> Tensor:
-        self.restart(seed)
-        with torch.no_grad():
-            return self.generator_loss()[0]
-
-    def save(self) -> dict[str, Any]:
-        networks = {"student": self.student, "critic": self.critic}
-        return {
-            name: {k: v.clone() for k, v in network.state_dict().items()}
-            for name, network in networks.items()
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.critic.load_state_dict(state["critic"])
 
     def objects(self) -> tuple[Any, ...]:
         if self.model.inference_pipeline is None:

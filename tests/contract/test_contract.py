@@ -333,9 +333,9 @@ def test_accumulated_losses_of_one_iteration_keep_one_plan(subject: Subject, cas
     def gradients() -> dict[str, Tensor]:
         subject.restart(3)
         for _ in range(2):
-            subject.generator_loss()[0].backward()
+            subject.losses(critic=False)[0].backward()
         subjects.seed_all(4)
-        subject.critic_loss()[0].backward()
+        subject.losses(critic=True)[0].backward()
         networks = (subject.student, subject.critic)
         return {
             f"{i} {name}": p.grad
