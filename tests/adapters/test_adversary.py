@@ -1,4 +1,4 @@
-"""The discriminator beside a trainer: neutral, right, lean, and the same wherever it goes on."""
+"""The discriminator in the trainers: a later chunk, and its rollout of more steps."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ import pytest
 import test_adapters
 import torch
 from harness import as_trainer, assert_same
-from test_adapters import (
-    VANISHING,
-    adapter,
-    generator_step,
-    own_steps,
-    salt,
-)
+from test_adapters import VANISHING, adapter, generator_step, own_steps, salt
 from test_reference import literal_call, literal_noise
 from torch import Tensor
 
 from salt_losses import SaltConfig
 from salt_losses.terms.adversarial import AdversarialRun
 from tests.nested import changed
-
-AGAINST = ["data", "more_steps"]
 
 
 def playing(model: Any, against: str, **settings: Any) -> SaltConfig:
@@ -80,27 +72,17 @@ def test_data_is_refused_in_streaming_training_which_has_none(require: Any) -> N
 
 
 class Recorded:
-    """Everything that a step with a discriminator drew and showed it."""
+    """The calls and draws of a step with a discriminator, and what it was shown."""
 
     def __init__(self, model: Any, seed: int, config: SaltConfig) -> None:
-        self.draws: list[Any] = []
-        self.heads: list[dict[str, Tensor]] = []
         self.calls: list[dict[str, Any]] = []
         self.noise: list[tuple[Tensor, float]] = []
-        real_draw, real_loss = AdversarialRun.draw, AdversarialRun.loss
+        real_loss = AdversarialRun.loss
         add = model.scheduler.add_noise
 
-        def draw(this: Any, video: Tensor, generator: Any) -> Any:
-            self.draws.append(real_draw(this, video, generator))
-            return self.draws[-1]
-
         def loss(this: Any, rollout: Any) -> Any:
-            self.real = (rollout.data if this.against == "data" else rollout.extra).clone()
-            self.video = rollout.video.detach().clone()
-            self.heads.append({n: p.clone() for n, p in this.head.state_dict().items()})
-            result = real_loss(this, rollout)
-            self.heads.append({n: p.clone() for n, p in this.head.state_dict().items()})
-            return result
+            self.real, self.video = rollout.extra.clone(), rollout.video.detach().clone()
+            return real_loss(this, rollout)
 
         def called(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             if not self.calls:
@@ -119,10 +101,9 @@ class Recorded:
 
         hook = model.generator.register_forward_pre_hook(called, with_kwargs=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(AdversarialRun, "draw", draw)
             patch.setattr(AdversarialRun, "loss", loss)
             patch.setattr(model.scheduler, "add_noise", add_noise)
-            self.step = generator_step(model, seed, config)
+            generator_step(model, seed, config)
         hook.remove()
 
 

@@ -277,10 +277,6 @@ def everything(objects: tuple[Any, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _learns(parameter: Tensor | None) -> bool:
-    return parameter is not None and parameter.requires_grad
-
-
 def test_after_detach_nothing_is_left(subject: Subject, case: str) -> None:
     subject.one_update(0)
     objects = subject.objects()
