@@ -227,7 +227,6 @@ def _(names: Names) -> Iterator[None]:
     yield
 
 
-@runs("Salt in FastVideo, FastGen, LightX2V and Model-Optimizer")
 @runs("The line")
 def _(names: Names) -> Iterator[None]:
     names |= {"config": SimpleNamespace(), "SaltSelfForcingModel": "a class of FastGen's"}
