@@ -34,7 +34,7 @@ def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Train
 
 
 def _of_family(trainer: Trainer, config: Mapping[str, Any], name: str) -> Trainer:
-    """What `adapters.family.facts` finds in the trainer, and what decides how its rollouts go."""
+    """Read the facts that `attach` finds in a live trainer, and how its rollouts go."""
     if trainer.solver:  # LongLive 2.0's is in sections, which its script spreads out
         sections = [part for part in config.values() if isinstance(part, Mapping)]
         config = {**config, **{name: x for part in sections for name, x in part.items()}}
