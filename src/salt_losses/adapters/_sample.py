@@ -86,7 +86,7 @@ def _sampler(base: Any, counts: dict[int, int | None], shift: float | None) -> A
 
 
 def solver_sampler(base: Any, counts: dict[int, int | None]) -> Any:
-    """A pipeline that makes its solver anew for each chunk, from `sampling_steps`."""
+    """Return the pipeline with `sampling_steps`, from which each chunk makes its solver, set."""
     refused = next((first for first in counts.values() if first is not None), None)
     if refused is not None:
         raise ValueError(
@@ -113,8 +113,9 @@ def solver_sampler(base: Any, counts: dict[int, int | None]) -> Any:
 
 
 def _one_after_the_other(device: torch.device, runs: list[Callable[[], Any]]) -> Any:
-    """Joined in time: whatever the script does to a video, it does to all. Each starts from the
-    same random stream, and the next prompt's is as if there had been no run.
+    """Join the results in time: whatever the script does to a video, it does to all.
+
+    Each run starts from the same random stream, and the next prompt's is as if there were none.
     """
     stream, results = streams.get_state(device), []
     for run in runs:
@@ -132,7 +133,7 @@ def _one_after_the_other(device: torch.device, runs: list[Callable[[], Any]]) ->
 def sampling_lists(
     pipeline: Any, steps: Tensor, first: Tensor | None, given: Tensor | None
 ) -> Iterator[None]:
-    """The pipeline with these step lists; `given`: latent frames that it starts from."""
+    """Give the pipeline these step lists; `given`: latent frames that it starts from."""
     with Patches() as patches:
         patches.set(pipeline, "denoising_step_list", steps)
         if first is None:
@@ -151,7 +152,7 @@ def sampling_lists(
 def _others_after_the_first(
     pipeline: Any, steps: Tensor, first_steps: int, start: int
 ) -> Iterator[None]:
-    """The pipeline reads its list anew for every chunk: `steps` after the first one's."""
+    """Exchange the list, which the pipeline reads for every chunk, after the first chunk's."""
     calls = 0
 
     def before_call(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ codecs.register_error("salt-losses", _replace)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code (see `EXIT_CODES`)."""
+    """Run the command and returns its exit code (see `EXIT_CODES`)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="salt-losses")
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""How often an iteration calls the generator: the formulas of docs/cost.md.
+"""Count an iteration's generator calls by the formulas of docs/cost.md.
 
 Everything is counted in forwards of the generator on one block of frames, with and without
 gradient. What a term adds, it says itself (`Term.calls`). `python -m benchmarks.speed iteration`
@@ -23,7 +23,7 @@ SELF_FORCING = Rollout()
 
 
 def plan_at(salt: SaltConfig, steps: int, reference_steps: int | None = None) -> StepPlan:
-    """A plan after all warm-ups, with this step count and reference."""
+    """Return a plan after all warm-ups, with this step count and reference."""
     return dataclasses.replace(
         salt.scheduler().plan(LATE),
         num_steps=steps,
@@ -33,7 +33,7 @@ def plan_at(salt: SaltConfig, steps: int, reference_steps: int | None = None) ->
 
 
 def counts_with(salt: SaltConfig, term: Term | None) -> list[int]:
-    """The step counts at which a term may be on, after its warm-up."""
+    """Return the step counts at which a term may be on, after its warm-up."""
     if term is None or term.weight == 0:
         return []
     align, found = salt.align, []
@@ -48,7 +48,7 @@ def counts_with(salt: SaltConfig, term: Term | None) -> list[int]:
 
 
 def critic_update(exits: Sequence[int]) -> Calls:
-    """`exits`: the exit step of each block. All steps up to it, and the context pass."""
+    """Count all steps up to each block's exit step, and its context pass."""
     return Calls(0.0, sum(exit_step + 2 for exit_step in exits))
 
 
@@ -60,12 +60,14 @@ def generator_update(
     *,
     from_1: bool = True,
 ) -> Calls:
-    """Args:
-    salt: `None`: the trainer alone.
-    steps: the rollout's step count.
-    reference_steps: that of the alignment's reference; `None`: it is off.
-    exits: the exit step of each block.
-    from_1: whether the trainer's lists begin at the level 1 (see `Chunks`).
+    """Count the calls of a generator update.
+
+    Args:
+        salt: `None`: the trainer without Salt.
+        steps: the rollout's step count.
+        reference_steps: that of the alignment's reference; `None`: it is off.
+        exits: the exit step of each block.
+        from_1: whether the trainer's lists begin at the level 1 (see `Chunks`).
     """
     calls = Calls(len(exits), sum(exit_step + 1 for exit_step in exits))
     if salt is None:
@@ -91,7 +93,7 @@ def expected_critic_update(
 def expected_rollout(
     salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout = SELF_FORCING
 ) -> Calls:
-    """The student's rollout in an update of the generator, without any term."""
+    """Count the student's rollout in an update of the generator, without any term."""
     return Calls(blocks, 0).plus(_beside_exit(salt, steps, blocks, rollout))
 
 
@@ -104,7 +106,7 @@ def expected_term(
     *,
     from_1: bool = True,
 ) -> Calls:
-    """What a term that is on adds to an update of the generator."""
+    """Count what a term that is on adds to an update of the generator."""
     calls, found = NONE, chunks_of(salt, plan.num_steps, blocks, rollout, from_1)
     for chunks in found:
         calls = calls.plus(term.calls(plan, chunks))
@@ -173,7 +175,7 @@ def _counts(salt: SaltConfig, steps: int, blocks: int) -> list[int]:
 
 
 def _beside_exit(salt: SaltConfig | None, steps: int, blocks: int, rollout: Rollout) -> Calls:
-    """The steps beside the exit step and the context pass, of all blocks."""
+    """Count all blocks' steps except the exit steps and the context passes."""
     first = steps if salt is None else first_chunk_count(salt.first_chunk_steps, steps)
     others = first - 1 + (blocks - 1) * (steps - 1)
     share = {"exit": 0.5, "all": 1.0, "none": 0.0}[rollout.before_exit]

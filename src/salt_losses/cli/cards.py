@@ -1,4 +1,4 @@
-"""What was measured on which card: seconds and memory, by what an update does.
+"""Seconds and memory that were measured on a card, by what an update does.
 
 A new card's row is printed by `python -m benchmarks.real_size --calibrate RESULTS`, which fits it
 to the updates that were measured; the sizes are those of Self Forcing's recipe.

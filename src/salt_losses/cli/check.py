@@ -101,7 +101,7 @@ def examine(root: Path) -> dict[str, Any]:
 
 
 def _framework(checkout: Checkout) -> Trainer | None:
-    """The framework that has a folder of its own here."""
+    """Return the framework whose folder is here."""
     return next(
         (
             known
@@ -135,7 +135,7 @@ def _other_trainers(checkout: Checkout) -> Iterator[Class]:
 
 
 def _models(checkout: Checkout, trainer: Class) -> list[Class]:
-    """The trainer's models whose losses are DMD's."""
+    """Find the trainer's models whose losses are DMD's."""
     attribute = checkout.attribute(trainer, "model")
     classes = [] if attribute is None else checkout.classes_of(attribute)
     return [cls for cls in classes if any("DMD" in c.name for c in checkout.mro(cls))]

@@ -1,4 +1,4 @@
-"""What a user has to hear, instead of a traceback."""
+"""An error that is told to the user instead of a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an iteration costs: calls of the generator, seconds and GiB of a card."""
+"""The cost of an iteration: calls of the generator, seconds and GiB of a card."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ Cost = tuple[Calls, "float | None"]
 
 
 def _calls_of(term: Term, salt: SaltConfig, trainer: Trainer, updates: Sequence[StepPlan]) -> Calls:
-    """Of a term in all updates in which it is on."""
+    """Sum up a term's calls over the updates in which it is on."""
     known: dict[tuple[int, int | None], Calls] = {}
     total = NONE
     for plan in updates:
@@ -147,9 +147,7 @@ def _work(calls: Calls) -> float:
 def _feature_passes(
     term: Term, salt: SaltConfig, updates: Sequence[StepPlan], rollout: Rollout
 ) -> float:
-    """Updates in which a term of the library makes two passes of whole videos through a score
-    network, up to a block of it.
-    """
+    """Count updates in which a term of the library passes whole videos through a score network."""
     if term is not salt.align and term is not salt.adv:
         return 0.0
     on = Counter((p.num_steps, p.reference_steps) for p in updates if term.wanted(p))
@@ -165,8 +163,9 @@ def _feature_passes(
 def align_chance(
     align: Alignment, salt: SaltConfig, steps: int, reference: int, rollout: Rollout
 ) -> float:
-    """How likely an alignment that the plan wants has feature passes. Where the student leaves at
-    its first step, `align.to` "exit" and "input" have none.
+    """Return the share of an alignment's updates that have feature passes.
+
+    With `align.to` "exit" or "input" there are none if the student leaves at its first step.
     """
     if rollout.lockstep:
         return 1.0
@@ -177,7 +176,7 @@ def align_chance(
 def measured_card(
     name: str, trainer: Trainer, sizes: Sizes, tokens: int
 ) -> tuple[Card | None, str | None]:
-    """The card at these sizes, or why there is none."""
+    """Return the card at these sizes, or why there is none."""
     if not trainer.measured:
         return None, f"no update of {trainer.title} was measured on any card"
     cards = cards_named(name)
@@ -195,9 +194,7 @@ def measured_card(
 
 
 def peak_memory(salt: SaltConfig, card: Card, sizes: Sizes) -> dict[str, float] | None:
-    """On one GPU that holds all. The alignment and the rollouts without gradient are not at the
-    peak.
-    """
+    """Return the peak on one GPU that holds all; rollouts without gradient are not in it."""
     plain = card.peak_gib.get(sizes.teacher)
     if plain is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run will do, reckoned from its settings and its trainer's."""
+"""Predict a run's step counts, generator calls and cost from its and its trainer's settings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def foresee(
     tokens: int,
     card: str = "H200",
 ) -> dict[str, Any]:
-    """Plain values, for JSON and for `as_text`. Where `"problems"` are not empty, there are only
-    they and the `"notes"` that `attach` would warn of.
+    """Predict a run, as plain values for JSON and for `as_text`.
+
+    If there are `"problems"`, there are only they and the `"notes"` that `attach` would warn of.
     """
     known, facts = trainer.description, _facts(salt, trainer, iterations, generator, teacher)
     notes = known.notes(salt, facts)
@@ -107,7 +108,7 @@ def foresee(
 
 
 def _with_triples(salt: SaltConfig, steps: int, trainer: Trainer) -> float:
-    """The share of a rollout's blocks that leave at a step that admits a shortcut triple."""
+    """Return the share of a rollout's blocks whose exit step admits a shortcut triple."""
     if salt.sc is None or steps not in counts_with(salt, salt.sc):
         return 0.0
     rollout = dataclasses.replace(trainer.rollout, lockstep=False)
@@ -119,7 +120,7 @@ def _with_triples(salt: SaltConfig, steps: int, trainer: Trainer) -> float:
 def _facts(
     salt: SaltConfig, trainer: Trainer, iterations: int, generator: str, teacher: str
 ) -> Facts:
-    """What `attach` or the constructor finds in the trainer."""
+    """Return what `attach` or the constructor finds in the trainer."""
     lists = step_lists(trainer, own=salt.shift is None)
     own: int | None = trainer.steps
     if trainer.adapter == "examples.wan" or (trainer.framework and salt.shift is not None):
@@ -157,7 +158,7 @@ def _grids(salt: SaltConfig, trainer: Trainer) -> dict[str, Any]:
 def remarks(
     salt: SaltConfig, trainer: Trainer, iterations: int, steps: list[dict[str, Any]]
 ) -> list[str]:
-    """What is allowed, takes effect, and is perhaps not meant: only `plan` says it."""
+    """Yield what is allowed, takes effect, and is perhaps not meant: only `plan` says it."""
     notes = []
     for term in salt.all_terms:
         if iterations / 2 < term.warmup < iterations:

@@ -47,7 +47,7 @@ class LevelLists:
 
 
 def step_lists(trainer: Trainer, *, own: bool = True) -> Lists:
-    """Makes the trainer's step lists from grids, as it has them, without the trainer.
+    """Return what makes the trainer's step lists from grids, without the trainer.
 
     `own`: whether its own list stays as it is, which a `shift` of Salt's replaces.
     """

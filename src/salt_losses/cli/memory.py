@@ -1,4 +1,4 @@
-"""What the extra terms hold in memory: the arithmetic of docs/cost.md, for given sizes."""
+"""Memory that the extra terms hold: the arithmetic of docs/cost.md, for given sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Item(NamedTuple):
 def extra_memory(
     salt: SaltConfig, trainer: Trainer, generator: str, teacher: str, tokens: int
 ) -> list[Item]:
-    """What the settings hold beside the trainer's own, reckoned, under gradient checkpointing.
+    """Estimate what the settings hold next to the trainer's own, under gradient checkpointing.
 
     Args:
         generator, teacher: names in `NETWORKS`; the critic is as large as the generator.

@@ -127,9 +127,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _trainer_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The trainer's own file, on the defaults beside it that the trainer reads first; empty
-    without.
-    """
+    """Read the trainer's own file, on the defaults next to it that the trainer reads first."""
     path: Path | None = options.trainer_config
     if path is None:
         return {}
@@ -160,7 +158,7 @@ def _trainer(options: argparse.Namespace, config: dict[str, Any]) -> Trainer:
 def _settings(
     options: argparse.Namespace, block: Mapping[str, Any] | None
 ) -> tuple[SaltConfig | None, list[dict[str, Any]], list[str]]:
-    """The settings, what is wrong with them, and what is worth a note."""
+    """Return the settings, what is wrong with them, and what is worth a note."""
     from ..config import SaltConfig
 
     if options.preset is not None:

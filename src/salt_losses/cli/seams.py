@@ -14,7 +14,7 @@ from .source import Attribute, Checkout, Class, Function
 
 @dataclass
 class Group:
-    """What belongs to one ability of Salt.
+    """The findings about one ability of Salt.
 
     Attributes:
         name: of the ability.
@@ -56,7 +56,7 @@ class Owners:
             group.add(self._problem(seam))
 
     def _problem(self, seam: Seam) -> str | None:
-        """What is wrong with a seam; None if nothing is."""
+        """Return what is wrong with a seam; None if nothing is."""
         first, *names = seam.path.split(".")
         owner: Class | None = getattr(self, first)
         if owner is None:
@@ -101,16 +101,16 @@ class Owners:
         ]
 
     def other_cache(self) -> bool:
-        """Whether the KV cache has another of the names that adapters know."""
+        """True if the KV cache has another of the names that adapters know."""
         pipeline, names = self.pipeline, seams.KV_CACHES[1:]
         return pipeline is not None and any(self.checkout.attribute(pipeline, n) for n in names)
 
     def solves(self) -> bool:
-        """Whether a rollout is made by LongLive 2.0's solver."""
+        """True if LongLive 2.0's solver makes the rollout."""
         return any({SOLVER, SET_TIMESTEPS} <= used for _, used in self._rollouts())
 
     def _rollouts(self) -> Iterator[tuple[str, set[str]]]:
-        """The pipeline's methods but its constructor, and the names in each."""
+        """Return the pipeline's methods except its constructor, and the names in each."""
         for owner in [] if self.pipeline is None else self.checkout.mro(self.pipeline):
             for method in owner.node.body:
                 if isinstance(method, Function) and method.name != "__init__":
@@ -119,7 +119,7 @@ class Owners:
                     yield method.name, used | {n.id for n in nodes if isinstance(n, ast.Name)}
 
     def check_generator_calls(self, group: Group) -> None:
-        """A rollout's calls go by keyword: Salt reads them by name."""
+        """Check that a rollout calls by keyword: Salt reads the arguments by name."""
         if self.pipeline is None:
             return
         for owner in self.checkout.mro(self.pipeline):
@@ -192,7 +192,7 @@ def look(checkout: Checkout, trainer: Class, model: Class) -> list[Group]:
 
 
 def _launch(checkout: Checkout) -> Group:
-    """What `python -m salt_losses.adapters train` needs."""
+    """Check what `python -m salt_losses.adapters train` needs."""
     group, script = Group("train"), Path("train.py")
     trainer = checkout.find(script, "ScoreDistillationTrainer")
     group.add(None if trainer else "train.py: no ScoreDistillationTrainer, or no such file")
@@ -201,7 +201,7 @@ def _launch(checkout: Checkout) -> Group:
 
 
 def _sample(checkout: Checkout, *, solver: bool) -> Group:
-    """What `python -m salt_losses.adapters sample` needs."""
+    """Check what `python -m salt_losses.adapters sample` needs."""
     group = Group("sample")
     script = checkout.root / "inference.py"
     group.add(None if script.is_file() else "inference.py: no such file")

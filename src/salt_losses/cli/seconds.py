@@ -1,4 +1,4 @@
-"""What of an update takes time, and how long on a card where it was measured.
+"""The parts of an update that take time, and how long on a card where it was measured.
 
 An update's work is how often each of a few things occurs in it; a card's coefficients (`cards.py`)
 say how long each takes. `python -m benchmarks.real_size` measures updates, and fits the
@@ -20,16 +20,14 @@ Work = dict[str, float]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Names in `NETWORKS`, and the blocks of frames of a rollout. The critic is as large as the
-    generator.
-    """
+    """Names in `NETWORKS`, and the chunks of a rollout; the critic is as large as the generator."""
 
     generator: str
     teacher: str
     blocks: int
 
     def of_features(self, network: str) -> str:
-        """Of the network that `align.features` or `adv.features` names."""
+        """Return the size of the network that `align.features` or `adv.features` names."""
         return {"fake_score": self.generator, "real_score": self.teacher}[network]
 
 
@@ -43,7 +41,7 @@ def work_of(
     alignments: float = 0.0,
     adversaries: float = 0.0,
 ) -> Work:
-    """What so many updates do.
+    """Sum up a number of updates.
 
     Args:
         salt: `None`: the trainer alone.

@@ -21,7 +21,7 @@ FLOAT = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+"
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], str]:
-    """The mapping in a YAML or JSON file, and the file's text.
+    """Read the mapping in a YAML or JSON file, and the file's text.
 
     Raises:
         CommandError: it cannot be read, or holds no mapping.
@@ -58,7 +58,7 @@ def as_line(problem: Mapping[str, Any]) -> str:
 
 
 def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[tuple[str, str]]]:
-    """The settings, and all that is wrong with them as `(setting, message)`; None if anything is.
+    """Return the settings, or `None` and all problems as `(setting, message)`.
 
     A setting that is refused is put aside and the others are tried without it. What is said of them
     then, but rests on the one put aside, is left out.
@@ -83,7 +83,7 @@ def check_settings(mapping: Mapping[str, Any]) -> tuple[SaltConfig | None, list[
 
 
 def line_of(text: str, setting: str) -> int | None:
-    """The line (from 1) where a file gives a setting."""
+    """Return the line (from 1) where a file gives a setting."""
     for names in ([setting], setting.split(".")):
         end = 0
         for name in names:
@@ -136,7 +136,7 @@ def _yaml(path: Path, text: str) -> Any:
 
 
 def _without_duplicates(self: Any, node: Any, deep: bool = False) -> Any:
-    """A setting that is given twice is a mistake; PyYAML takes the last one."""
+    """Refuse a setting that is given twice; PyYAML takes the last one."""
     yaml: Any = importlib.import_module("yaml")
     seen = set()
     for key, _ in node.value:

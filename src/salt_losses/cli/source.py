@@ -41,7 +41,7 @@ class Checkout:
         self._trees: dict[Path, ast.Module | None] = {}
 
     def tree(self, path: Path) -> ast.Module | None:
-        """The syntax tree of a file; None where there is none, or it is no Python."""
+        """Return a file's syntax tree; None if it is not there, or not Python."""
         if path not in self._trees:
             self._trees[path] = None
             if (self.root / path).is_file():
@@ -53,7 +53,7 @@ class Checkout:
         return self._trees[path]
 
     def find(self, module: Path, name: str) -> Class | None:
-        """The class that `name` means in a file."""
+        """Return the class that `name` means in a file."""
         return self._find(module, name, frozenset())
 
     def _find(self, path: Path, name: str, seen: frozenset[tuple[Path, str]]) -> Class | None:
@@ -76,7 +76,7 @@ class Checkout:
         return None
 
     def _modules(self, path: Path, node: ast.ImportFrom) -> Iterator[Path]:
-        """The files that `from ... import` may mean: from the file's package, or from the root."""
+        """Yield the files that `from ... import` may mean: from the package, or from the root."""
         base = Path(".")
         if node.level:
             base = path.parent
@@ -90,7 +90,7 @@ class Checkout:
             yield from (base / f"{alias.name}.py" for alias in node.names)
 
     def mro(self, cls: Class) -> list[Class]:
-        """The class and its bases, those of them that are in the checkout."""
+        """Return the class and those of its bases that are in the checkout."""
         line, waiting = [], [cls]
         while waiting:
             cls = waiting.pop(0)
@@ -104,7 +104,7 @@ class Checkout:
         return line
 
     def attribute(self, cls: Class, name: str) -> Attribute | None:
-        """What an object of the class has under a name; None where nothing is seen of it."""
+        """Return what an object of the class has under a name; None if nothing is seen of it."""
         found = None
         for owner in self.mro(cls):
             members = _members(owner)
@@ -116,7 +116,7 @@ class Checkout:
         return found
 
     def classes_of(self, attribute: Attribute) -> list[Class]:
-        """The classes whose constructors, or class methods, make an attribute's values."""
+        """Return the classes whose constructors or class methods make an attribute's values."""
         classes = []
         for path, value in attribute.values:
             for call in ast.walk(value) if value is not None else ():
@@ -147,7 +147,7 @@ class Attribute:
     values: tuple[tuple[Path, ast.expr | None], ...] = ()
 
     def assigns(self, name: str) -> Attribute:
-        """What the function assigns to `self.<name>`."""
+        """Yield what the function assigns to `self.<name>`."""
         found = [
             value
             for node in (ast.walk(self.function) if self.function is not None else ())
@@ -157,7 +157,7 @@ class Attribute:
         return Attribute(self.path, None, tuple((self.path, value) for value in found))
 
     def lacks(self, keywords: tuple[str, ...]) -> list[str]:
-        """The keywords that the function does not take."""
+        """Return the keywords that the function does not take."""
         if self.function is None or self.function.args.kwarg is not None:
             return []
         arguments = self.function.args
@@ -209,7 +209,7 @@ def _last_name(node: ast.expr) -> str | None:
 
 
 def _constructor(function: ast.expr) -> str | None:
-    """The class of `Class(...)` and of `Class.from_pretrained(...)`."""
+    """Return the class of `Class(...)` and of `Class.from_pretrained(...)`."""
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
         return function.value.id
     return function.id if isinstance(function, ast.Name) else None

@@ -23,10 +23,10 @@ def salt_block(trainer: Trainer, config: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def with_config(trainer: Trainer, config: Mapping[str, Any], name: str) -> Trainer:
-    """The trainer as its own configuration file sets it up.
+    """Return the trainer as its own configuration file sets it up.
 
     Raises:
-        CommandError: a value that is none, or a `trainer` that is not DMD's.
+        CommandError: a value that is not allowed, or a `trainer` that is not DMD's.
     """
     if trainer.adapter in _READERS:
         return _READERS[trainer.adapter](trainer, config, name)
@@ -215,7 +215,7 @@ def _of_wan(trainer: Trainer, config: Mapping[str, Any], name: str) -> Trainer:
     trainer = replaced(trainer, _given(found), name)
     simulates = bool(config.get("backward_simulation"))
     size = _size(config.get("model")) or trainer.generator
-    # Of the fake score: in each of its updates, and in the student's. There the teacher has two.
+    # The fake score's: in each of its updates, and in the student's. There the teacher has two.
     teacher = 1 if config.get("guidance_scale") == 0 else 2
     return dataclasses.replace(
         trainer,
@@ -248,5 +248,5 @@ def _is_timestep(value: Any) -> bool:
 
 
 def _size(model: Any) -> str | None:
-    """The size that a model's name has in it."""
+    """Return the size in a model's name."""
     return next((size for size in NETWORKS if size in str(model)), None)

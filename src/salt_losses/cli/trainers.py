@@ -1,4 +1,4 @@
-"""What of a trainer decides how a run goes, as its own configuration files have it."""
+"""The numbers of a trainer's own configuration files that decide how a run goes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .errors import CommandError
 
 @dataclass(frozen=True)
 class Rollout:
-    """How often a rollout calls the student, where it is not as Self Forcing's.
+    """A rollout's calls of the student, if they are not as in Self Forcing.
 
     Attributes:
         cache: whether each block has a call that writes it into a KV cache.
-        before_exit: the steps beside the exit step: `"exit"`, those before it; `"all"`, all but
+        before_exit: the steps next to the exit step: `"exit"`, those before it; `"all"`, all except
             one of the list, wherever it leaves; `"none"`, as it predicts from noised data.
         lockstep: whether the defect's call and the whole reference are made wherever it leaves.
-        skips: whether there is no reference where no block leaves after its first step.
+        skips: true if there is no reference unless a block leaves after its first step.
     """
 
     cache: bool = True
@@ -104,12 +104,12 @@ class Trainer:
 
     @property
     def framework(self) -> bool:
-        """Whether a framework's class is extended, and not attached to."""
+        """True if a framework's class is extended instead of attached to."""
         return self.description.module.startswith("salt_losses.integrations")
 
     @property
     def description(self) -> Description:
-        """What it refuses, and why."""
+        """Return what it refuses, and why."""
         return DESCRIPTIONS[self.described or self.adapter]
 
 
@@ -240,7 +240,7 @@ TRAINERS = {
 
 
 def replaced(trainer: Trainer, settings: Mapping[str, Any], source: str) -> Trainer:
-    """The trainer with other settings, which are numbers above 0.
+    """Return the trainer with other settings, which are numbers above 0.
 
     Raises:
         CommandError: one is not, or `chunk` does not divide `frames`.

@@ -1,4 +1,4 @@
-"""What a description of a trainer holds, and what it is asked."""
+"""The description of a trainer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What of the trainer at hand decides which settings are allowed: read off the trainer itself
-    in `attach` and in a framework's constructor, and off its configuration in `plan`.
+    """The facts of a trainer that decide which settings are allowed.
+
+    They are read from the trainer in `attach` and in a framework's constructor, and from its
+    configuration in `plan`.
 
     Attributes:
         timesteps: makes its step list of a grid, and raises `ValueError` where the grid is too fine
@@ -77,7 +79,7 @@ class Facts:
     earliest: int = 0
 
     def step_list(self, config: SaltConfig) -> Callable[[int], list[float]]:
-        """The timesteps of the trainer's rollouts by their step count."""
+        """Return the timesteps of the trainer's rollouts by their step count."""
         from ..schedule import step_schedule
 
         timesteps, shift = self.timesteps, config.scheduler(self.shift).shift
@@ -116,7 +118,7 @@ class Trainer:
     lacks: frozenset[str] = frozenset()
 
     def offers(self, facts: Facts) -> frozenset[str]:
-        """What it gives to terms, names of `terms.base.OFFERS`."""
+        """Return what it gives to terms, names of `terms.base.OFFERS`."""
         from ..terms.base import OFFERS
 
         lacks = set(self.lacks)
@@ -131,8 +133,10 @@ class Trainer:
         return self._found((*self.ways, *self.rules), config, facts)
 
     def check(self, config: SaltConfig, facts: Facts) -> None:
-        """Raises:
-        SettingError: there are `problems`.
+        """Check the settings.
+
+        Raises:
+            SettingError: there are `problems`.
         """
         _raise(self.problems(config, facts))
 
@@ -141,8 +145,9 @@ class Trainer:
         _raise(self._found(self.ways, config, facts))
 
     def notes(self, config: SaltConfig, facts: Facts) -> list[str]:
-        """All that is allowed and never happens: what `SaltConfig` itself warns of, and what
-        `attach` or the constructor adds.
+        """Return what is allowed and never happens.
+
+        That is what `SaltConfig` itself warns of, and what `attach` or the constructor adds.
         """
         from ..terms.base import Run, no_effect
         from ..terms.nesting import not_nested

@@ -1,4 +1,4 @@
-"""What a trainer cannot follow, and why: each sentence is here, and nowhere else.
+"""The rules about what trainers cannot follow: each sentence is here, and nowhere else.
 
 What concerns one term is in the function of its name, which a term may take with it.
 """
@@ -22,7 +22,7 @@ LACKING = {
 
 
 def unsupported(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
-    """Settings of what the trainer does not offer."""
+    """Refuse settings of what the trainer does not offer."""
     for ability, names in LACKING.items():
         for name in () if ability in trainer.abilities else names:
             value = getattr(config, name)
@@ -44,7 +44,7 @@ def needs(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Proble
 
 
 def elsewhere(instead: Mapping[str, str]) -> Rule:
-    """Settings that the trainer has itself."""
+    """Refuse settings that the trainer has itself."""
 
     def rule(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
         for name, place in instead.items():
@@ -70,7 +70,7 @@ def grids(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Proble
 
 
 def nesting(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
-    """An alignment whose lists do not nest."""
+    """Refuse an alignment whose lists do not nest."""
     if facts.timesteps is None:
         return
     from ..terms.nesting import unaligned
@@ -165,7 +165,7 @@ def _blocks(
 
 
 def family(config: SaltConfig, facts: Facts, trainer: Trainer) -> Iterator[Problem]:
-    """Of the trainers that the adapters know."""
+    """Check the rules of the trainers that have adapters."""
     if facts.generator_type != "causal":
         yield Problem(
             "generator_type",

@@ -86,7 +86,7 @@ DATA = (Seam("model.generator_loss", ("clean_latent",)),)
 
 
 def feature_seams(network: str) -> tuple[Seam, ...]:
-    """Of a score network whose blocks are read: for the alignment, and for a discriminator."""
+    """Return the seams of a score network whose blocks the alignment or a discriminator reads."""
     return (
         Seam(f"model.{network}", kind="Module"),
         Seam(f"model.{network}.model.blocks", kind="ModuleList"),
@@ -112,7 +112,7 @@ SOLVER = "FlowUniPCMultistepScheduler"
 
 
 def not_followed(signs: Iterable[str]) -> str:
-    """Of a pipeline with these `own_timesteps`."""
+    """Return the message about a pipeline with these `own_timesteps`."""
     return (
         "pipeline.denoising_step_list: the rollout makes its own timesteps "
         f"({', '.join(signs)}) and does not follow it; LongLive 2.0 has an adapter of its own, "

@@ -1,6 +1,4 @@
-"""What a number that is too high or too low means, and what to change: docs/health.md's table, for
-those who have the page alone.
-"""
+"""The meaning of a number out of its range, and what to change: the table of docs/health.md."""
 
 from __future__ import annotations
 
@@ -8,10 +6,12 @@ from typing import NamedTuple
 
 
 class Advice(NamedTuple):
-    """Attributes:
-    key: of the measure.
-    side: `"above"` or `"below"` its range; where it has none, of where it was.
-    sees: what one sees, with the number as its subject.
+    """Advice about a number out of its range.
+
+    Attributes:
+        key: of the measure.
+        side: `"above"` or `"below"` its range, or if it has none, its earlier values.
+        sees: what one sees, with the number as its subject.
     """
 
     key: str

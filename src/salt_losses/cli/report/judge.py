@@ -1,4 +1,4 @@
-"""Whether a number of a run is where it should be, and since when it is not."""
+"""Judge a run's numbers: which are out of range, and since when."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def left_out(run: Run) -> list[LeftOut]:
 
 
 def healthy_range(measure: Measure, runs: list[Run]) -> Range | None:
-    """The measure's, or the widest of these runs'."""
+    """Return the measure's range, or the widest of these runs'."""
     if measure.healthy is None or not measure.above_start:
         return measure.healthy
     low, high = measure.healthy
@@ -92,7 +92,7 @@ def healthy_range(measure: Measure, runs: list[Run]) -> Range | None:
 
 
 def _start(run: Run, key: str) -> float | None:
-    """Where a running mean may be, if the run is as it began; None: there are too few updates.
+    """Return a running mean's range, if the run is as it began; None: there are too few updates.
 
     Its spread is taken from how far updates at one step count are apart, which neither the levels
     of the step counts nor a run that is lost later change.
@@ -115,7 +115,7 @@ def _start(run: Run, key: str) -> float | None:
 
 
 def said(healthy: Range | None) -> str:
-    """A range in words."""
+    """Put a range into words."""
     low, high = healthy or (None, None)
     if low is None or high is None:
         return f"above {number(low)}" if low is not None else f"below {number(high or 0.0)}"
@@ -160,13 +160,13 @@ def judged(run: Run, measure: Measure) -> Number | None:
 
 
 def _steps(line: Line) -> int:
-    """The step count; 0 in a log without them."""
+    """Return the step count; 0 in a log without them."""
     steps = line.get(STEPS, 0.0)
     return int(steps) if math.isfinite(steps) else 0
 
 
 def _lost(run: Run, measure: Measure, groups: dict[int, Pairs]) -> Number | None:
-    """What is not finite at the end of the log. A single one before is nothing."""
+    """Find what is not finite at the end of the log; a single one before does not count."""
     wrong = dict[int, float]()
     for k, pairs in sorted(groups.items()):
         stretch = _stretch(pairs, [not math.isfinite(y) for _, y in pairs], LOST - 1)
@@ -185,7 +185,7 @@ def _lost(run: Run, measure: Measure, groups: dict[int, Pairs]) -> Number | None
 
 
 def _stretch(pairs: Pairs, outside: list[bool], most: int) -> _Stretch | None:
-    """The last one in which more than `most` of every window are outside."""
+    """Return the last one in which more than `most` of every window are outside."""
     size = min(WINDOW, len(pairs))
     found = [sum(outside[i : i + size]) > most for i in range(len(pairs) - size + 1)]
     if not any(found):
@@ -199,12 +199,12 @@ def _stretch(pairs: Pairs, outside: list[bool], most: int) -> _Stretch | None:
 
 
 def _median(pairs: Pairs) -> float:
-    """Of the last updates that are finite."""
+    """Return the median of the last updates that are finite."""
     return statistics.median(y for _, y in pairs[-WINDOW:] if math.isfinite(y))
 
 
 def _distance(value: float, healthy: Range) -> float:
-    """How far outside."""
+    """Return how far outside the value is."""
     if not math.isfinite(value):
         return math.inf
     low, high = healthy

@@ -1,4 +1,4 @@
-"""What is drawn, and which values of it are healthy."""
+"""The numbers that are drawn, and their healthy ranges."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ HEALTH = (
     ),
 )
 
-# Of the step sweeps.
+# From the step sweeps.
 AGREEMENT = Measure(
     "sweep/agreement",
     "Cross-step agreement",

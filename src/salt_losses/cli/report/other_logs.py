@@ -26,7 +26,7 @@ def is_wan(folder: Path) -> bool:
 
 
 def renamed(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of the Wan recipe's, with the names of `salt_metrics.jsonl`."""
+    """Rename a line of the Wan recipe's to the names of `salt_metrics.jsonl`."""
     if "skipped" in line and not {"skipped_student", "skipped_critic"} & line.keys():
         line = {**line, "any/skipped": line["skipped"]}  # an older log has only their sum
     return {_NAMES.get(name, name): value for name, value in line.items()}

@@ -1,4 +1,4 @@
-"""What a run has left in its log folder, as far as it is whole."""
+"""Read what is whole in a run's log folder."""
 
 from __future__ import annotations
 
@@ -67,8 +67,10 @@ class Run:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """Raises:
-    CommandError: a folder is none, or no Salt run wrote to it.
+    """Read the runs in these folders.
+
+    Raises:
+        CommandError: it is not a folder, or no Salt run wrote to it.
     """
     runs = [_read_run(folder) for folder in folders]
     for run, name in zip(runs, _names(folders)):
@@ -100,8 +102,9 @@ def _read_run(folder: Path) -> Run:
 
 
 def _read_lines(path: Path, remarks: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """The lines that are JSON objects with an iteration, and how many are none. The last one may be
-    half written.
+    """Return the lines that are JSON objects with an iteration, and the number of the others.
+
+    The last one may be half written.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -135,8 +138,10 @@ def _parse(text: str) -> Any:
 def _one_per_update(
     lines: list[dict[str, Any]], log: str, starts: list[Start], remarks: list[str]
 ) -> list[Line]:
-    """A run that went back to a checkpoint has some iterations twice: the later ones count. Where
-    gradients are accumulated an update has several lines, which count as one.
+    """Return one line for each update.
+
+    A run that went back to a checkpoint has some iterations twice: the later ones count. With
+    accumulated gradients an update has several lines, which are averaged.
     """
     kept: list[list[Line]] = []
     replaced = 0
@@ -166,15 +171,16 @@ def _one_per_update(
 
 
 def _number(value: float | None) -> float:
-    """The Wan recipe writes null for what is not finite, as JSON has no NaN."""
+    """Return NaN for null, which the Wan recipe writes for it, as JSON has no NaN."""
     if value is None:
         return math.nan
     return float(value) if not abs(value) > LARGEST else math.copysign(math.inf, value)
 
 
 def _replace_redone(kept: list[list[Line]], restarted: set[int]) -> int:
-    """Keep the later lines of an update that was logged, and then made again as the first one after
-    a resume. Such an update has more lines than both of its neighbours.
+    """Keep the later lines of an update that was logged and then made again after a resume.
+
+    Such an update has more lines than both of its neighbours.
     """
     sizes, replaced = [len(group) for group in kept], 0
     for i, group in enumerate(kept):
@@ -191,7 +197,7 @@ def _replace_redone(kept: list[list[Line]], restarted: set[int]) -> int:
 
 
 def _as_one(group: list[Line]) -> Line:
-    """The mean of an update's lines; of counts the sum. One that is not finite makes it so."""
+    """Average an update's lines, and sum counts. One that is not finite makes it so."""
     values = {k: [line[k] for line in group if k in line] for line in group for k in line}
     return {k: _mean(v) * (len(v) if k in LEFT_OUT else 1) for k, v in values.items()}
 
@@ -202,8 +208,9 @@ def _mean(values: list[float]) -> float:
 
 
 def _cut(run: Run, starts: list[Start]) -> None:
-    """Without what was made again, or by another run in the same folder: what is as far as a later
-    start or further. Of the lines, their order tells as well.
+    """Drop what was made again, or by another run in the same folder.
+
+    That is what is as far as a later start or further; for lines, their order counts too.
     """
 
     def stands(iteration: float, time: object) -> bool:
@@ -294,7 +301,7 @@ def _json(path: Path, remarks: list[str]) -> dict[str, Any] | None:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The folders' last parts, as many as tell them apart."""
+    """Name the folders by as many last parts as distinguish them."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]

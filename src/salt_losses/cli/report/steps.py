@@ -1,4 +1,4 @@
-"""What the step sweeps say of more steps against fewer, and of the self-consistency term."""
+"""Judge more steps against fewer, and the self-consistency term, by the step sweeps."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def term(run: Run, others: list[Run]) -> Term | None:
 
 
 def has_term(run: Run) -> bool:
-    """Whether it weighs anything, where the settings say so, or else whether it was logged."""
+    """Tell if the term has a weight, or without settings if it was logged."""
     sc = run.settings.get("sc", {})
     weight = 0 if sc is None else sc.get("weight") if isinstance(sc, dict) else None
     if isinstance(weight, (int, float)):
@@ -168,9 +168,10 @@ def _trend(
     least: Callable[[float], float],
     of: Callable[[Sweep], str],
 ) -> Trend | None:
-    """Worse: the last sweeps are further below the best than neighbouring sweeps usually lie
-    apart, twice, and than `least` of the best; better likewise than the first. `good` is higher
-    where it is better.
+    """Judge a trend; `good` is higher where it is better.
+
+    Worse: the last sweeps are below the best by more than twice the usual distance of neighbouring
+    sweeps, and by more than `least` of the best. Better: the same above the first.
     """
     pairs = [(s, v) for s in sweeps if (v := value_of(s)) is not None]
     if len(pairs) < FEWEST:
@@ -191,7 +192,7 @@ def _trend(
 
 
 def _agreement(sweep: Sweep) -> float | None:
-    """Of the two highest step counts."""
+    """Return the agreement of the two highest step counts."""
     return _number(sweep.numbers.get("agreement"), "-".join(map(str, sweep.step_counts[-2:])))
 
 
@@ -203,7 +204,7 @@ def _mean_defect(sweep: Sweep) -> float | None:
 
 
 def _deviation(sweep: Sweep) -> float | None:
-    """The latents' deviation at the most steps, to that at the next fewer."""
+    """Return the latents' deviation at the most steps, by that at the next fewer."""
     table = sweep.numbers.get("deviation")
     found = [v for k in sweep.step_counts[-2:] if (v := _number(table, str(k)))]
     return found[1] / found[0] if len(found) == 2 else None
@@ -218,7 +219,7 @@ def _highest(sweep: Sweep) -> str:
     return " and ".join(map(str, sweep.step_counts[-2:])) + " steps"
 
 
-# Of each number: what it is in a sweep, what is better, and the least change that counts.
+# For each number: what it is in a sweep, what is better, and the least change that counts.
 _KINDS = (
     (AGREEMENT, _agreement, lambda v: v, lambda v: 0.02, _highest),
     (DEFECT, _mean_defect, lambda v: -v, lambda v: 0.1 * v, lambda sweep: "the inference grid"),

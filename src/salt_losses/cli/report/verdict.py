@@ -1,4 +1,4 @@
-"""How a run goes, in words and for a program."""
+"""The verdict on a run, in words and for a program."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ WORD = {"well": "all is well", "wrong": "something is wrong", "unsure": "too lit
 
 @dataclass
 class Verdict:
-    """Attributes:
-    state: `"well"`, `"wrong"` or `"unsure"`.
-    word: the state in a few words.
-    headline: why.
-    findings: what is wrong first.
+    """The verdict on one run.
+
+    Attributes:
+        state: `"well"`, `"wrong"` or `"unsure"`.
+        word: the state in a few words.
+        headline: why.
+        findings: what is wrong first.
     """
 
     name: str
