@@ -20,6 +20,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "term": lambda r: tables.sentence(r, SALT, "mixed"),
     "seed": lambda r: tables.pictured(r, median_seed(r)),
     "facts": tables.facts,
+    "main pairs end": lambda r: tables.pairs_table(r, "end", tables.TIMED),
     "deficit": tables.deficit_table,
     "deviation": lambda r: tables.updates_table(r, "deviation"),
     "when": lambda r: tables.when_table(r, COMPARED_STEPS) + "\n\n" + tables.when_table(r, (8,)),

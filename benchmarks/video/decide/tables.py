@@ -144,7 +144,7 @@ def rows_of(results: Results) -> list[tuple[str, list[int]]]:
     return [(name, seeds) for name, seeds in found if seeds]
 
 
-def pairs_table(results: Results, when: str) -> str:
+def pairs_table(results: Results, when: str, pairs: Sequence[tuple[str, str]] = PAIRS) -> str:
     """Differences seed by seed."""
     columns = distances(when)
     rows = [
@@ -152,7 +152,7 @@ def pairs_table(results: Results, when: str) -> str:
             f"{STUDENTS[name].label} less {STUDENTS[other].label}",
             *(compare(results, name, other, m).text() for m in columns.values()),
         ]
-        for name, other in PAIRS
+        for name, other in pairs
         if seeds_with(results, (name, other))
     ]
     return markdown(["", *columns], rows)
