@@ -1,6 +1,4 @@
-"""Argument checks shared by the public functions: every message names the argument, what came
-and what is wanted.
-"""
+"""Argument checks of the public functions: each message names the argument and what is wanted."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ NO_FLOAT64 = ("mps",)
 
 
 def describe(value: object) -> str:
-    """`value` as an error message shows it: no contents of tensors, however deep they hide."""
+    """Show `value` in an error message: never the contents of a tensor."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"a {dtype} tensor of shape {list(value.shape)}"
@@ -29,7 +27,7 @@ def describe(value: object) -> str:
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """Whether looking at the values costs no host synchronisation and breaks no tracing."""
+    """True if looking at the values costs no host synchronisation and breaks no tracing."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if type(tensor) not in (Tensor, torch.nn.Parameter):
@@ -43,9 +41,7 @@ def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def check_float_tensor(name: str, value: object, *, min_dim: int = 1) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a floating-point tensor; got {describe(value)}")
-    if not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor; got {describe(value)}")
     if value.dim() < min_dim:
         raise ValueError(
@@ -69,6 +65,19 @@ def check_like(name: str, value: object, like_name: str, like: Tensor) -> Tensor
     return tensor
 
 
+def check_alike(**tensors: Tensor) -> None:
+    """Check by their names that all are float tensors with the first one's shape and device."""
+    (first_name, first), *others = tensors.items()
+    check_float_tensor(first_name, first)
+    for name, tensor in others:
+        check_like(name, tensor, first_name, first)
+
+
+def check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable; got {describe(value)}")
+
+
 def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(
@@ -82,7 +91,7 @@ def check_choice(name: str, value: object, known: Sequence[object]) -> None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a real number, NumPy's included, and no truth value."""
+    """True for a real number, NumPy's included, that is not a boolean."""
     return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
 
 
@@ -93,7 +102,7 @@ def check_number(
     if not is_number(value):
         raise TypeError(f"{name} must be a number; got {describe(value)}")
     number = float(value)
-    # Comparisons alone: while torch.compile traces, the number may be a symbol.
+    # Only comparisons: while torch.compile traces, the number may be a symbol.
     if not (-math.inf < number < math.inf and number >= low and number > above):
         if above > -math.inf:
             wanted = f"a finite number above {above:g}"
@@ -156,54 +165,50 @@ def as_times(name: str, t: object, x: Tensor, x_name: str = "x") -> Tensor:
 
 def check_unit_interval(name: str, t: Tensor) -> None:
     if values_readable(t):
-        bad = ~((t >= 0) & (t <= 1))
-        if bad.any():
-            index = bad.nonzero()[0].tolist()
-            where = f" at index {_index(index)}" if index else ""
-            raise ValueError(
-                f"{name} must hold noise levels in [0, 1]; got {t[tuple(index)].item():g}{where}"
-            )
+        _raise_first(~((t >= 0) & (t <= 1)), f"{name} must hold noise levels in [0, 1]", t)
 
 
 def check_weights(name: str, weight: Tensor) -> None:
     if values_readable(weight):
         bad = ~((weight >= 0) & weight.isfinite())
-        if bad.any():
-            index = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"{name} must hold finite numbers of at least 0; "
-                f"got {weight[tuple(index)].item():g} at index {_index(index)}"
-            )
+        _raise_first(bad, f"{name} must hold finite numbers of at least 0", weight)
 
 
 def check_order(
     low_name: str, low: Tensor, high_name: str, high: Tensor, where: Tensor | None = None
 ) -> None:
-    """`low < high` elementwise (where `where`); with no `where`, `low <= high`."""
-    if values_readable(low) and values_readable(high):
-        if where is None:
-            # In the coarser dtype: one noise level in float32 and in float64 is one noise level.
-            coarse = min(low.dtype, high.dtype, key=lambda dtype: dtype.itemsize)
-            bad = low.to(coarse) > high.to(coarse)
-        else:
-            bad = (low >= high) & where
-        if bad.any():
-            index = bad.nonzero()[0].tolist()
-            relation = "must not lie above" if where is None else "must lie below"
-            raise ValueError(
-                f"{low_name} {relation} {high_name}; got {low_name}={low[tuple(index)].item():g}, "
-                f"{high_name}={high[tuple(index)].item():g} at index {_index(index)}"
-            )
+    """Check `low < high` elementwise (where `where`); with no `where`, `low <= high`."""
+    if not (values_readable(low) and values_readable(high)):
+        return
+    if where is None:
+        # In the coarser dtype: one noise level in float32 and in float64 is one noise level.
+        coarse = min(low.dtype, high.dtype, key=lambda dtype: dtype.itemsize)
+        bad, relation = low.to(coarse) > high.to(coarse), "must not lie above"
+    else:
+        bad, relation = (low >= high) & where, "must lie below"
+    _raise_first(bad, f"{low_name} {relation} {high_name}", low, high, names=(low_name, high_name))
 
 
-def _index(index: list[int]) -> str:
-    return str(index[0]) if len(index) == 1 else str(tuple(index))
+def _raise_first(bad: Tensor, message: str, *values: Tensor, names: Sequence[str] = ()) -> None:
+    """Raise `message` with the values at the first True of `bad`, if there is one."""
+    if not bad.any():
+        return
+    index = tuple(bad.nonzero()[0].tolist())
+    got = [f"{value[index].item():g}" for value in values]
+    if names:
+        got = [f"{name}={number}" for name, number in zip(names, got)]
+    where = f" at index {index[0] if len(index) == 1 else index}" if index else ""
+    raise ValueError(f"{message}; got {', '.join(got)}{where}")
+
+
+def align_left(t: Tensor, x: Tensor) -> Tensor:
+    """`t` with the leading dimensions of `x`, shaped to broadcast against it."""
+    return t.reshape(t.shape + (1,) * (x.dim() - t.dim()))
 
 
 def spread(t: Tensor, x: Tensor) -> Tensor:
     """`[B]` or `[B, F]` times, shaped to broadcast against `x` and in its compute dtype."""
-    t = t.to(compute_dtype(x.dtype))
-    return t.reshape(t.shape + (1,) * (x.dim() - t.dim()))
+    return align_left(t.to(compute_dtype(x.dtype)), x)
 
 
 def as_grid(name: str, times: object, device: torch.device) -> Tensor:
@@ -235,7 +240,10 @@ def grid_floats(name: str, times: object) -> list[float]:
             raise ValueError(f"{name} must hold values; got a tensor on the meta device")
         grid: list[float] = as_grid(name, times, times.device).tolist()
     elif isinstance(times, Sequence) and not isinstance(times, str):
-        grid = [_as_float(name, t) for t in times]
+        for value in times:
+            if not is_number(value):
+                raise TypeError(f"{name} must hold floats; got {describe(value)}")
+        grid = [float(value) for value in times]
     else:
         raise TypeError(f"{name} must be a tensor or a sequence of floats; got {describe(times)}")
     _check_grid(name, grid)
@@ -251,12 +259,6 @@ def _check_grid(name: str, grid: list[float]) -> None:
         raise ValueError(f"{name} must be strictly decreasing; got {grid}")
 
 
-def _as_float(name: str, value: object) -> float:
-    if not is_number(value):
-        raise TypeError(f"{name} must hold floats; got {describe(value)}")
-    return float(value)
-
-
 def as_mask(mask: object, x: Tensor, x_name: str) -> Tensor:
     """A boolean mask with the shape of `x` or of its leading dimensions, shaped to broadcast."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -267,4 +269,4 @@ def as_mask(mask: object, x: Tensor, x_name: str) -> Tensor:
             f"dimensions; got shape {list(mask.shape)}"
         )
     check_device("mask", mask, x_name, x)
-    return mask.reshape(mask.shape + (1,) * (x.dim() - mask.dim()))
+    return align_left(mask, x)

@@ -82,10 +82,9 @@ def check_generator(generator: object, device: torch.device) -> None:
 def draw(
     shape: torch.Size, like: Tensor, generator: torch.Generator | None, *, normal: bool
 ) -> Tensor:
-    """Uniform [0, 1) or standard normal values with the dtype and device of `like`.
+    """Draw uniform [0, 1) or standard normal values with the dtype and device of `like`.
 
-    Without a generator the draw is seeded afresh by the operating system: it is not reproducible,
-    and it leaves the global stream where it was.
+    Without a generator the operating system seeds the draw; the global stream is never used.
     """
     if torch.compiler.is_compiling():
         if generator is not None and _is_exporting():

@@ -1,8 +1,7 @@
 """Adversarial losses on a discriminator's logits, and its penalty by finite differences.
 
-Pure functions: whose samples the logits are of is the caller's. Real data against rollouts, or, as
-in Adversarial Self-Distillation (ASD, arXiv 2511.01419), rollouts of n + 1 steps (the "real" side)
-against rollouts of n steps (the "fake" side).
+The "real" side is data or, in Adversarial Self-Distillation (ASD, arXiv 2511.01419), rollouts of
+n + 1 steps; the "fake" side is rollouts, of n steps there.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import (
+    check_alike,
     check_choice,
     check_count,
     check_device,
     check_float_tensor,
-    check_like,
     check_number,
     compute_dtype,
     describe,
@@ -37,7 +36,7 @@ def adversarial_generator_loss(
     kind: AdversarialKind = "non_saturating",
     index: int | Tensor | None = None,
 ) -> Tensor:
-    """What the generator minimises, the mean over all logits.
+    """Compute the generator's loss, the mean over all logits.
 
     | kind | loss |
     |---|---|
@@ -47,21 +46,19 @@ def adversarial_generator_loss(
 
     Args:
         fake_logits: logits of the generator's samples, `[B]` or `[B, n]`.
-        real_logits: with `kind="relativistic"` only, where it is needed: logits of the samples that
-            the fake ones are paired with, element by element; same shape. It never gets a
-            gradient: this loss moves the generator by its own samples alone.
+        real_logits: for `kind="relativistic"` only, which needs it: the samples that the fake ones
+            are paired with, element by element; same shape. It never gets a gradient.
         kind: one of the three above.
-        index: the class of each sample, integers `[B]`, or one integer for all: of `[B, n]` logits
-            (a discriminator with one output for each step count) that one counts. Without it, all
-            n count alike.
+        index: the class of each sample, integers `[B]`, or one integer for all: only that one of
+            the `[B, n]` logits counts (a discriminator with an output for each step count).
 
     Returns:
         0-dim tensor, in float32 at least.
 
     Raises:
-        TypeError, ValueError: logits that are not floating-point, not `[B]` or `[B, n]`, or differ
-            in shape or device, `real_logits` missing or not used, an unknown `kind`, an index that
-            is no integer, does not fit or (an integer, or a tensor on the CPU) is out of range.
+        TypeError, ValueError: logits of another dtype, shape or device, `real_logits` missing or
+            not used, an unknown `kind`, an index of another dtype or shape or (on the CPU) out of
+            range.
 
     Examples:
         >>> import torch
@@ -90,7 +87,7 @@ def adversarial_discriminator_loss(
     kind: AdversarialKind = "non_saturating",
     index: int | Tensor | None = None,
 ) -> Tensor:
-    """What the discriminator minimises, the mean over all logits.
+    """Compute the discriminator's loss, the mean over all logits.
 
     | kind | loss |
     |---|---|
@@ -100,8 +97,8 @@ def adversarial_discriminator_loss(
 
     Args:
         real_logits: logits of the real samples, `[B]` or `[B, n]`.
-        fake_logits: logits of the generator's samples, same shape. The samples are to be detached
-            before they go into the discriminator; the logits are not, as they carry its gradient.
+        fake_logits: logits of the generator's samples, same shape. Detach the samples, not the
+            logits, which carry the discriminator's gradient.
         kind: one of the three above; `"relativistic"` pairs the logits element by element.
         index: as for `adversarial_generator_loss`.
 
@@ -109,9 +106,7 @@ def adversarial_discriminator_loss(
         0-dim tensor, in float32 at least.
 
     Raises:
-        TypeError, ValueError: logits that are not floating-point, not `[B]` or `[B, n]`, or differ
-            in shape or device, an unknown `kind`, an index that is no integer, does not fit or (an
-            integer, or a tensor on the CPU) is out of range.
+        TypeError, ValueError: as for `adversarial_generator_loss`.
 
     Examples:
         >>> import torch
@@ -135,7 +130,7 @@ def finite_difference_penalty(
     *,
     index: int | Tensor | None = None,
 ) -> Tensor:
-    """The discriminator's gradient penalty without a second derivative.
+    """Compute the discriminator's gradient penalty without a second derivative.
 
     The mean of `((D(x + sigma * e) - D(x)) / sigma) ** 2`. For standard normal `e` its expectation
     is, to first order in `sigma`, the squared norm of D's gradient at x: R1 on real samples, R2 on
@@ -145,17 +140,16 @@ def finite_difference_penalty(
     Args:
         logits: `D(x)`, `[B]` or `[B, n]`. Both logits carry gradient.
         perturbed_logits: `D(x + sigma * e)` in the same order, same shape.
-        sigma: size of the perturbation, above 0. What is computed in half precision differs by its
-            rounding alone, and by `1 / sigma` times as much here: D is to be in float32.
+        sigma: size of the perturbation, above 0. The penalty multiplies rounding errors by
+            `1 / sigma`: compute D in float32.
         index: as for `adversarial_generator_loss`.
 
     Returns:
         0-dim tensor, in float32 at least.
 
     Raises:
-        TypeError, ValueError: logits that are not floating-point, not `[B]` or `[B, n]`, or differ
-            in shape or device, a `sigma` that is no finite number above 0, an index that is no
-            integer, does not fit or (an integer, or a tensor on the CPU) is out of range.
+        TypeError, ValueError: as for `adversarial_generator_loss`, or a `sigma` that is not a
+            finite number above 0.
 
     Examples:
         >>> import torch
@@ -170,30 +164,24 @@ def finite_difference_penalty(
 def _pair(
     name: str, logits: Tensor, other_name: str, other: Tensor, index: int | Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Two sets of logits that belong together, in the dtype that they are computed in."""
-    check_float_tensor(name, logits)
-    check_like(other_name, other, name, logits)
+    check_alike(**{name: logits, other_name: other})
     dtype = compute_dtype(logits.dtype, other.dtype)
-    return (
-        _logits(name, logits, index).to(dtype),
-        _logits(other_name, other, index).to(dtype),
-    )
+    return _logits(name, logits, index).to(dtype), _logits(other_name, other, index).to(dtype)
 
 
 def _logits(name: str, logits: Tensor, index: int | Tensor | None) -> Tensor:
-    """`[B]`, or `[B, n]` where no class is chosen, in float32 at least."""
+    """Return `[B]`, or `[B, n]` if no class is chosen, in float32 at least."""
     check_float_tensor(name, logits)
     if logits.dim() > 2:
         raise ValueError(f"{name} must be [B] or [B, n]; got {describe(logits)}")
     if index is not None:
         if logits.dim() == 1:
             raise ValueError(f"index is for logits [B, n] only; got {name} {list(logits.shape)}")
-        logits = _chosen(name, logits, index)
+        logits = _choose(name, logits, index)
     return logits.to(compute_dtype(logits.dtype))
 
 
-def _chosen(name: str, logits: Tensor, index: int | Tensor) -> Tensor:
-    """The logit `[B]` of each sample's class."""
+def _choose(name: str, logits: Tensor, index: int | Tensor) -> Tensor:
     batch, classes = logits.shape
     wanted = f"must lie in [0, {classes - 1}], the classes of {name}"
     if not isinstance(index, Tensor):

@@ -8,7 +8,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ._checks import Times, check_count, check_float_tensor, check_like, describe
+from ._checks import (
+    Times,
+    check_callable,
+    check_count,
+    check_float_tensor,
+    check_like,
+    describe,
+)
 from ._random import check_generator, draw
 from .features import feature_tap
 from .flow import add_noise
@@ -32,19 +39,18 @@ def rollout_align_loss(
     generator: torch.Generator | None = None,
     checkpoint: bool = True,
 ) -> Tensor:
-    """`relational_align_loss` of what a block of a network sees in two noised rollouts.
+    """Compute `relational_align_loss` of a block's outputs for two noised rollouts.
 
-    Both rollouts get the same noise at the same level and go through the network; the block's
-    outputs are compared. The gradient w.r.t. `low` is taken here and now, so that nothing of the
-    network's graph outlives the call. The network's parameters get none; under FSDP, switch off
-    their `requires_grad` for the call, as it waits for the gradients of those that have it on.
+    Both rollouts get the same noise at the same level and go through the network. The gradient
+    w.r.t. `low` is taken at once, so that nothing of the network's graph outlives the call. The
+    network's parameters get none; under FSDP, switch off their `requires_grad` for the call, as it
+    waits for the gradients of those that have it on.
 
     Args:
         velocity_fn: `velocity_fn(x, t)`, the network with its conditioning, `x` like `low` and `t`
-            `[B]` or `[B, F]`; returns a tensor like `x`, of which nothing is used.
-        blocks: the network's transformer blocks, which it calls in this order. Each takes the
-            tokens first and returns them, `[B, tokens, D]`. The blocks after `block` are passed
-            over, FSDP's among them.
+            `[B]` or `[B, F]`; returns a tensor like `x`, which is not used.
+        blocks: the network's transformer blocks, in order. Each takes the tokens first and returns
+            them, `[B, tokens, D]`. The blocks after `block` are skipped.
         low: the cheap rollout's frames `[B, F, ...]`.
         ref: the better rollout's, of the same shape. It gets no gradient.
         t: noise level in [0, 1] of both: a float, `[B]` or `[B, F]`.
@@ -54,18 +60,16 @@ def rollout_align_loss(
         tokens_per_frame: S. `None`: all tokens, divided by F; needed where the network pads them.
         noise: standard normal, the shape of `low`; `None`: drawn with `generator`.
         generator: for that draw; never the global stream.
-        checkpoint: keep the input of each block alone, and compute the block again for the
-            gradient; so the inner tensors of one block exist at a time. `False` for a network that
-            does this by itself.
+        checkpoint: recompute each block for the gradient; `False` for a network that does so
+            itself.
 
     Returns:
-        A 0-dim tensor in float32 at least, on the graph of `low` alone. It has no second
-        derivative. Non-finite entries of its gradient are 0, as in `dmd_grad`; its value stays what
-        it is.
+        A 0-dim tensor in float32 at least, on the graph of `low` only. It has no second derivative.
+        Non-finite entries of its gradient are 0, as in `dmd_grad`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or device, or out of range;
-            blocks whose outputs are no `[B, tokens, D]` or too few tokens.
+            blocks whose outputs are not `[B, tokens, D]` or have too few tokens.
         RuntimeError: the network did not call the block.
 
     Examples:
@@ -95,10 +99,7 @@ def rollout_align_loss(
     def features(x0: Tensor) -> tuple[Tensor, Tensor]:
         x_t = add_noise(x0, noise, t)
         recomputed = list(blocks)[: index + 1] if checkpoint and torch.is_grad_enabled() else []
-        with (
-            feature_tap(blocks, [index], stop_after=True) as outputs,
-            recomputing(recomputed),
-        ):
+        with feature_tap(blocks, [index], stop_after=True) as outputs, recomputing(recomputed):
             v = velocity_at(velocity_fn, x_t, t)
         z = _by_frame(outputs[0], low.shape[1], tokens_per_frame)
         return z if frames is None else z[:, list(frames)], v
@@ -143,9 +144,8 @@ def _check(
     frames: Sequence[int] | None,
     tokens_per_frame: int | None,
 ) -> int:
-    """Raises on bad arguments; gives the block's index."""
-    if not callable(velocity_fn):
-        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    """Check the arguments and return the block's index."""
+    check_callable("velocity_fn", velocity_fn)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         raise TypeError(f"blocks must be a ModuleList of blocks; got {describe(blocks)}")
     check_float_tensor("low", low, min_dim=3)

@@ -22,7 +22,7 @@ from .terms.self_consistency import SelfConsistency
 
 _T = TypeVar("_T", bound=Term)
 BLOCKS: dict[str, type[Term]] = {"sc": SelfConsistency, "align": Alignment, "adv": Adversarial}
-# Flat keys of before, and where they are now.
+# Keys of the former, flat form, and where they are now.
 MOVED = {
     "sc_steps": "sc.step_counts",
     "align_at": "align.to",
@@ -42,12 +42,11 @@ MOVED = {
 class SaltConfig:
     """Every setting of a Salt run.
 
-    Settings are kept as they were checked: tuples, plain numbers, separate dicts. So a config from
-    a YAML or JSON file equals, and hashes like, the same one from keywords, and
-    `from_mapping(config.to_mapping())` is `config` again, also through JSON.
+    Settings are kept as they were checked (tuples, plain numbers), so a config from a YAML or JSON
+    file equals the same one from keywords, and `from_mapping(config.to_mapping())` is `config`.
 
-    The paper gives `step_counts`, `probs` and `inference_steps`. What chose the terms' defaults is
-    said where each is defined, in `salt_losses.terms`.
+    The paper gives `step_counts`, `probs` and `inference_steps`; for the terms' defaults see
+    `salt_losses.terms`.
 
     Args:
         step_counts, probs, inference_steps, first_chunk_steps, seed: see `MixedStepScheduler`.
@@ -88,9 +87,8 @@ class SaltConfig:
         object.__setattr__(self, "terms", tuple(self.terms))
         for i, term in enumerate(self.terms):
             if not isinstance(term, Term):
-                raise SettingError(
-                    f"terms[{i}]", f"terms[{i}] must be a Term; got {describe(term)}"
-                )
+                name = f"terms[{i}]"
+                raise SettingError(name, f"{name} must be a Term; got {describe(term)}")
         names = [*BLOCKS, *(term.name for term in self.terms)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -109,7 +107,7 @@ class SaltConfig:
         return tuple(term for term in (*own, *self.terms) if term.weight > 0)
 
     def scheduler(self, shift: float | None = None) -> MixedStepScheduler:
-        """The scheduler of these settings; `shift` is used if `self.shift` is `None`."""
+        """Return the scheduler of these settings; `shift` is used if `self.shift` is `None`."""
         own = 1.0 if shift is None else shift
         sc, align = self.sc, self.align
         settings: dict[str, Any] = {"sc_steps": ()}
@@ -135,7 +133,7 @@ class SaltConfig:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """The settings of a parsed YAML or JSON file.
+        """Read the settings of a parsed YAML or JSON file.
 
         Settings that it leaves out, within a term's block too, keep their defaults, or have the
         values of the `"preset"` that it names. `sc: null` is off. `"sc.weight"` is `"weight"` in
@@ -143,8 +141,7 @@ class SaltConfig:
         `"terms"`.
 
         Raises:
-            SettingError: an unknown key; the message suggests the nearest known one, if one is
-                near, or the new place of a key that was moved.
+            SettingError: an unknown key; suggests the nearest known one, or a moved one's place.
             TypeError: not a mapping.
 
         Examples:
@@ -163,14 +160,13 @@ class SaltConfig:
                 given[name] = _block(name, kind, given[name], settings.get(name))
         if "terms" in given:
             given["terms"] = _terms(given["terms"])
-        if isinstance(given.get("first_chunk_steps"), Mapping):
-            given["first_chunk_steps"] = _integer_keys(
-                "first_chunk_steps", given["first_chunk_steps"]
-            )
+        name = "first_chunk_steps"
+        if name in given:
+            given[name] = _integer_keys(name, given[name])
         return cls(**{**settings, **given})
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON and YAML; `from_mapping` takes them back."""
+        """Return plain values for JSON and YAML, which `from_mapping` takes back."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in BLOCKS:
             settings[name] = None if settings[name] is None else _plain_term(settings[name])
@@ -182,35 +178,26 @@ class SaltConfig:
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """The settings of a published recipe; `dataclasses.replace` changes some of them.
+        """Return the settings of a published recipe; `dataclasses.replace` changes some of them.
 
-        `"paper"`: arXiv 2604.03118. It gives the step counts and their probabilities, K = 8 for the
-        self-consistency term, the references 2 -> 4 and 4 -> 8, and 600 iterations before the
-        alignment; its equations give the loss without a constant endpoint or a weight in time, with
-        ends from the whole grid. Ours, as it gives none: the weights (1, 0.1) and `align`'s
-        `margin`, `prob`, `reference_noise`, `features`, `block` and `noise_range`. `to="input"` is
-        how we read its sec. 3.3 ("the same input noise").
+        `"paper"`: arXiv 2604.03118. `salt_losses.presets` marks what it does not give and is ours:
+        the weights, and most of `align`.
 
         `"released_self_forcing"`, `"released_causal_forcing"`, `"released_longlive"`: the authors'
         release (github.com/XingtongGe/Salt at 020d04f), mixed steps with both terms. They differ in
         `align.warmup` (1000, 700, 1200) and `align.reference_noise` (own, shared, shared).
         `align.warmup` counts the trainer's steps, here as there; every fifth updates the generator.
 
-        What no setting reproduces of the release, and what that means:
+        No setting reproduces these of the release:
 
         - One triple for the whole rollout and all ranks; here each chunk, sample and rank draws its
-          own. The same mean, less variance.
-        - A separate step count and exit for every rollout; here an iteration's generator and critic
-          share the step count. Each sees the same mixture; not measured beyond that.
-        - Times cut to integers (937 for 937.5): the network is asked up to 0.001 away from every
-          level that a rollout uses. Harmless, and not worth copying.
-        - Endpoints in bfloat16: their rounding hides velocity gaps below 0.007 to 0.024 (root mean
-          square). Here the gap itself is taken, in float32.
-        - Token relations in bfloat16 under autocast; here in float32. The whole step in autocast is
-          the trainer's choice.
+          own: the same mean, less variance.
+        - A step count and exit of every rollout; here generator and critic share the step count.
+        - Times cut to integers (937 for 937.5), up to 0.001 away from the rollout's levels.
+        - Endpoints in bfloat16, whose rounding hides velocity gaps below 0.007 to 0.024 (root mean
+          square), and token relations in bfloat16; both are float32 here.
         - An exception in the alignment drops the term on that rank; here it raises.
-        - Learning rates, EMA, a batch of 1 on 8 ranks, guidance 3 and the 14B teacher are the
-          trainer's settings.
+        - Learning rates, EMA, batch, guidance and teacher, which are the trainer's settings.
 
         Raises:
             SettingError: an unknown name.
@@ -223,7 +210,7 @@ class SaltConfig:
 
 
 def _nested(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with `"sc.weight"` as `"weight"` in the block `"sc"`; later keys win."""
+    """Put `"sc.weight"` as `"weight"` into the block `"sc"`; later keys win."""
     nested: dict[str, Any] = {}
     for key, value in mapping.items():
         block, dot, field = str(key).partition(".")
@@ -271,10 +258,8 @@ def _terms(given: object) -> list[Term]:
             terms.append(block)
             continue
         if not isinstance(block, Mapping) or not isinstance(block.get("_target_"), str):
-            raise SettingError(
-                path,
-                f"{path} must be a block with a _target_, package.Class; got {describe(block)}",
-            )
+            wanted = "a block with a _target_, package.Class"
+            raise SettingError(path, f"{path} must be {wanted}; got {describe(block)}")
         values = dict(block)
         target = values.pop("_target_")
         module, _, name = target.rpartition(".")
@@ -307,7 +292,7 @@ def _check_key(key: str, known: Sequence[str], path: str) -> None:
 
 
 def _new_place(key: str) -> str | None:
-    """Where a flat setting of before is now."""
+    """Return a hint to where a setting of the former, flat form is now."""
     if key in MOVED:
         place = MOVED[key]
         return "it is gone" if place is None else f"it is now {place}"
@@ -322,7 +307,7 @@ def _new_place(key: str) -> str | None:
 
 
 def _integer_keys(name: str, value: object) -> object:
-    """JSON, and some YAML files, write a mapping's keys as text."""
+    """Make integers of a mapping's keys, which JSON and some YAML files write as text."""
     if not isinstance(value, Mapping):
         return value
     keys = {k: int(k) if isinstance(k, str) and k.isdecimal() else k for k in value}
@@ -332,7 +317,7 @@ def _integer_keys(name: str, value: object) -> object:
 
 
 def _plain_term(term: Term) -> dict[str, Any]:
-    """What its class is made with, and keeps under the same names."""
+    """Return the arguments of its class that it keeps as attributes."""
     names = inspect.signature(type(term)).parameters
     return {name: _plain(getattr(term, name)) for name in names if hasattr(term, name)}
 

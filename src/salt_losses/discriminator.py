@@ -1,6 +1,6 @@
 """A discriminator on the features of a diffusion transformer.
 
-In a loop of your own (`network` is frozen: the teacher, say, or the critic for this pass):
+In your loop (`network` is frozen: the teacher, or the critic for this pass):
 
     head = DiscriminatorHead(dim=1536, blocks=(15, 22, 29))
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-5, betas=(0.0, 0.999))
@@ -41,15 +41,13 @@ _HEADS = 12  # of attention: Wan 1.3B's
 
 
 class DiscriminatorHead(nn.Module):
-    """Learned registers read the tokens of some blocks; a small MLP turns them into logits.
+    """A learned register reads the tokens of each block; a small MLP turns them into logits.
 
-    For each block: the tokens are layer-normalised, its registers attend to them, and what all
-    registers read goes, side by side, through layer norm, linear, SiLU, linear. So do the heads of
-    Self Forcing (`model/gan.py`: one register for each of the blocks 13, 21 and 29) and One-Forcing
-    (commit ca345b3: for each of the blocks 21 and 29, or 29 alone), with a residual and a
-    feed-forward layer for each block besides. FastGen (commit 34f30e8) has convolutions and one
-    logit for each of the blocks 15, 22 and 29. On Wan 1.3B (`dim=1536`) a head of three blocks has
-    35 M parameters.
+    The register attends to the block's layer-normalised tokens, and what all registers read goes,
+    concatenated, through layer norm, linear, SiLU, linear. The heads of Self Forcing
+    (`model/gan.py`, blocks 13, 21, 29) and One-Forcing (commit ca345b3, blocks 21, 29) add a
+    residual and a feed-forward layer for each block; FastGen's (commit 34f30e8, blocks 15, 22, 29)
+    has convolutions. On Wan 1.3B (`dim=1536`) a head of three blocks has 35 M parameters.
 
     It computes in the dtype of its parameters, float32 unless you convert it, autocast or not:
     `finite_difference_penalty` divides a small difference of its logits by a small number.
@@ -59,14 +57,12 @@ class DiscriminatorHead(nn.Module):
         blocks: the indices of the blocks, which `feature_tap(network.blocks, head.blocks)` takes
             from here, or only their number.
         num_classes: logits of each sample; more than one for, say, one of each step count.
-        registers: of each block.
         generator: on the CPU; makes the weights reproducible, and equal on all ranks, whatever the
-            device. Without it they are seeded afresh by the operating system. The global random
-            stream stays where it was.
+            device. Without it the operating system seeds them; the global stream is never used.
 
     Raises:
-        TypeError, ValueError: counts below 1 or no integers, indices that are negative or twice
-            there, a generator that is none or not on the CPU.
+        TypeError, ValueError: a count below 1, indices that are negative or given twice, a
+            generator of another type or not on the CPU.
     """
 
     def __init__(
@@ -75,7 +71,6 @@ class DiscriminatorHead(nn.Module):
         blocks: int | Sequence[int],
         *,
         num_classes: int = 1,
-        registers: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -86,12 +81,11 @@ class DiscriminatorHead(nn.Module):
             else check_indices("blocks", blocks)
         )
         check_count("num_classes", num_classes)
-        check_count("registers", registers)
         check_generator(generator, torch.device("cpu"))
         count = self.blocks if isinstance(self.blocks, int) else len(self.blocks)
-        width = count * registers * dim
+        width = count * dim
         with torch.device("meta"):  # torch's own initialisation draws from the global stream
-            self.readers = nn.ModuleList(_Reader(dim, registers) for _ in range(count))
+            self.readers = nn.ModuleList(_Reader(dim) for _ in range(count))
             self.classifier = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, num_classes)
             )
@@ -101,7 +95,7 @@ class DiscriminatorHead(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """New weights: Xavier's for matrices, registers as large as the normalised tokens."""
+        """Draw new weights: Xavier's for matrices, registers as large as the normalised tokens."""
         check_generator(generator, torch.device("cpu"))
         if generator is None:
             generator = torch.Generator()
@@ -118,9 +112,9 @@ class DiscriminatorHead(nn.Module):
             parameter.copy_(value)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, num_classes]` of the blocks' tokens, each `[B, tokens, dim]`.
+        """Return logits `[B, num_classes]` of the blocks' tokens, each `[B, tokens, dim]`.
 
-        Tokens that only pad a sequence are to be cut off before.
+        Cut off tokens that only pad a sequence before.
 
         Raises:
             TypeError, ValueError: features that are not one `[B, tokens, dim]` for each block, or
@@ -153,21 +147,20 @@ class DiscriminatorHead(nn.Module):
 
 
 class _Reader(nn.Module):
-    """One block's registers: `attention(registers, tokens, tokens)` on its normalised tokens."""
+    """One block's register: `attention(register, tokens, tokens)` on its normalised tokens."""
 
-    def __init__(self, dim: int, registers: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         heads = max(n for n in range(1, _HEADS + 1) if dim % n == 0)
-        self.registers = nn.Parameter(torch.empty(registers, dim))
+        self.registers = nn.Parameter(torch.empty(1, dim))
         self.norm = nn.LayerNorm(dim)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, tokens, D]` to `[B, registers, D]`, with no projection of the tokens.
+        """Read `[B, tokens, D]` into `[B, 1, D]`, with no projection of the thousands of tokens.
 
-        There are thousands of them to a register. So `q . (W_k x)` is computed as `(q W_k) . x`,
-        and the mean of the `W_v x` as `W_v` of the mean. The keys' bias adds one number to all
-        scores of a query, which softmax does not see.
+        `q . (W_k x)` is computed as `(q W_k) . x`, and the mean of the `W_v x` as `W_v` of the
+        mean. The keys' bias adds one number to all scores of a query, which softmax cancels.
         """
         heads, size = self.attention.num_heads, self.attention.head_dim
         weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias

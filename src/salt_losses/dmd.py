@@ -1,6 +1,4 @@
-"""Distribution matching distillation: the update direction, its surrogate loss, the critic's loss
-(eq. 4).
-"""
+"""Distribution matching distillation (eq. 4): update direction, surrogate loss, critic's loss."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ from torch import Tensor
 
 from ._checks import (
     as_mask,
+    check_alike,
     check_choice,
     check_float_tensor,
-    check_like,
     check_number,
     compute_dtype,
 )
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance as the DMD trainers write it: `cond + scale * (cond - uncond)`.
+    """Guide without a classifier, as the DMD trainers write it: `cond + scale * (cond - uncond)`.
 
     Args:
         cond, uncond: conditional and unconditional predictions (x0 or velocity), same shape.
@@ -30,16 +28,14 @@ def guide(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
         The guided prediction, the shape of `cond`.
 
     Raises:
-        TypeError, ValueError: predictions that differ in shape or device, a scale that is no
-            finite number.
+        TypeError, ValueError: different shapes or devices, or a scale that is not finite.
 
     Examples:
         >>> import torch
         >>> guide(torch.tensor([2.0]), torch.tensor([1.0]), 3.0)
         tensor([5.])
     """
-    check_float_tensor("cond", cond)
-    check_like("uncond", uncond, "cond", cond)
+    check_alike(cond=cond, uncond=uncond)
     return cond + (cond - uncond) * check_number("scale", scale)
 
 
@@ -52,10 +48,10 @@ def dmd_grad(
     normalize: str | None = "sample",
     none_finite: str = "zero",
 ) -> Tensor:
-    """The DMD update direction (eq. 4), `(fake_x0 - real_x0) / n`.
+    """Compute the DMD update direction (eq. 4), `(fake_x0 - real_x0) / n`.
 
-    The difference of the two scores at one noised sample, written with the x0-predictions that
-    both networks make of it. Non-finite entries become 0.
+    The difference of the two scores at one noised sample, from both networks' x0-predictions.
+    Non-finite entries become 0.
 
     Args:
         fake_x0: x0-prediction of the fake score (the critic), `[B, ...]`.
@@ -65,15 +61,14 @@ def dmd_grad(
             the batch (in float32 bit-identical to Self Forcing's on finite values). `None`: 1.
         none_finite: the direction if none of its entries is finite, as with a fake score that has
             diverged. `"zero"`: 0, so that the student trains on by its other terms. `"nan"`: NaN,
-            which makes the loss NaN, so that a loop leaves out this update as it leaves out every
-            one that is not finite. Neither makes the host wait.
+            and so is the loss, so that a loop can skip the update. Neither makes the host wait.
 
     Returns:
         The detached direction, the shape of `generated`, in float32 (float64 where an input is).
 
     Raises:
-        TypeError, ValueError: inputs that differ in shape or device, have fewer than 2 dimensions,
-            an unknown `normalize` or `none_finite`.
+        TypeError, ValueError: different shapes or devices, fewer than 2 dimensions, an unknown
+            `normalize` or `none_finite`.
 
     Examples:
         >>> import torch
@@ -82,19 +77,15 @@ def dmd_grad(
         tensor([[1., 0.]])
     """
     check_float_tensor("generated", generated, min_dim=2)
-    check_like("fake_x0", fake_x0, "generated", generated)
-    check_like("real_x0", real_x0, "generated", generated)
+    check_alike(generated=generated, fake_x0=fake_x0, real_x0=real_x0)
     check_choice("normalize", normalize, ("sample", None))
     check_choice("none_finite", none_finite, ("zero", "nan"))
-
     dtype = compute_dtype(fake_x0.dtype, real_x0.dtype, generated.dtype)
-
     scale = None
     if normalize is not None:
         # Before the direction: the distance's memory is free again when that is formed.
-        distance = _subtract(generated, real_x0, dtype).abs_()
-        scale = distance.mean(dim=list(range(1, distance.dim())), keepdim=True)
-        del distance
+        dims = list(range(1, generated.dim()))
+        scale = _subtract(generated, real_x0, dtype).abs_().mean(dim=dims, keepdim=True)
     grad = _subtract(fake_x0, real_x0, dtype)
     if scale is not None:
         grad.div_(scale)
@@ -132,11 +123,10 @@ class _DMDLoss(torch.autograd.Function):
 
 
 def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The surrogate whose gradient w.r.t. `generated` is `grad / number of elements`.
+    """Compute the surrogate whose gradient w.r.t. `generated` is `grad / number of elements`.
 
-    It stands for `0.5 * mse(generated, stop_gradient(generated - grad))`, value and gradient, but
-    never forms that difference, so that the rounding of `generated - grad` is not an issue and no
-    float64 copies are needed.
+    It equals `0.5 * mse(generated, stop_gradient(generated - grad))`, value and gradient, but never
+    forms that difference, whose rounding would ask for float64 copies.
 
     Args:
         generated: the generator's sample `[B, ...]`, on the autograd graph.
@@ -145,12 +135,10 @@ def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> 
             False count for nothing. With no element left, the loss is 0.
 
     Returns:
-        0-dim tensor: half the mean of `grad ** 2` over the (unmasked) elements, in float32 at
-        least.
+        0-dim tensor in float32 at least: half the mean of `grad ** 2` over (unmasked) elements.
 
     Raises:
-        TypeError, ValueError: inputs that differ in shape or device, a mask that is not boolean or
-            does not fit.
+        TypeError, ValueError: different shapes or devices, a mask of another dtype or shape.
 
     Examples:
         >>> import torch
@@ -159,8 +147,7 @@ def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> 
         >>> generated.grad
         tensor([[0.5000, 1.5000]])
     """
-    check_float_tensor("generated", generated)
-    check_like("grad", grad, "generated", generated)
+    check_alike(generated=generated, grad=grad)
     grad = grad.detach().to(compute_dtype(generated.dtype, grad.dtype))
     if mask is None:
         # Filled on the device: torch.tensor would copy, and make the host wait.
@@ -176,10 +163,10 @@ def dmd_loss(generated: Tensor, grad: Tensor, *, mask: Tensor | None = None) -> 
 def critic_loss(
     velocity_pred: Tensor, generated: Tensor, noise: Tensor, *, mask: Tensor | None = None
 ) -> Tensor:
-    """The fake score's flow-matching loss: mean of `(velocity_pred - (noise - generated)) ** 2`.
+    """Compute the critic's flow-matching loss, the mean of `(v - (noise - generated)) ** 2`.
 
     Args:
-        velocity_pred: the critic's velocity at `add_noise(generated, noise, t)`, `[B, ...]`.
+        velocity_pred: v, the critic's velocity at `add_noise(generated, noise, t)`, `[B, ...]`.
         generated: the generator's sample, same shape; taken as a constant.
         noise: the noise it was mixed with, same shape; taken as a constant.
         mask: boolean, the shape of `generated` or of its leading dimensions; elements that are
@@ -189,17 +176,14 @@ def critic_loss(
         0-dim tensor, in float32 at least.
 
     Raises:
-        TypeError, ValueError: inputs that differ in shape or device, a mask that is not boolean or
-            does not fit.
+        TypeError, ValueError: different shapes or devices, a mask of another dtype or shape.
 
     Examples:
         >>> import torch
         >>> critic_loss(torch.ones(1, 4), generated=torch.zeros(1, 4), noise=torch.ones(1, 4) * 3)
         tensor(4.)
     """
-    check_float_tensor("velocity_pred", velocity_pred)
-    check_like("generated", generated, "velocity_pred", velocity_pred)
-    check_like("noise", noise, "velocity_pred", velocity_pred)
+    check_alike(velocity_pred=velocity_pred, generated=generated, noise=noise)
     dtype = compute_dtype(velocity_pred.dtype, generated.dtype, noise.dtype)
     target = _subtract(noise.detach(), generated.detach(), dtype)
     error = velocity_pred - target

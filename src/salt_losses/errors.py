@@ -1,4 +1,4 @@
-"""A wrong setting, told by its name."""
+"""The error of a wrong setting, which names it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SettingError(ValueError):
     """A setting that is wrong in itself, or that a trainer cannot follow.
 
     Args:
-        setting: its path, such as `"sc.weight"`; of a trainer's own, the trainer's name of it.
+        setting: its path, such as `"sc.weight"`, or a trainer's name of its own.
         message: names the setting, what came and what is wanted.
         rests_on: other settings that decide whether it is wrong.
 
@@ -45,7 +45,7 @@ def checked(
     rests_on: Sequence[str] = (),
     **limits: Any,
 ) -> T:
-    """`check(setting, value, *more, **limits)`, whose errors are of this setting.
+    """Run `check(setting, value, *more, **limits)`, and raise its errors as this setting's.
 
     Raises:
         SettingError: what the check raises; a `TypeError` too where that is one.

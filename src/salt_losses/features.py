@@ -1,4 +1,4 @@
-"""What the blocks of a transformer return, without a change to it."""
+"""Outputs of a transformer's blocks, without a change to it."""
 
 from __future__ import annotations
 
@@ -16,34 +16,31 @@ from ._checks import check_count, describe
 def feature_tap(
     blocks: nn.ModuleList, indices: Sequence[int], *, stop_after: bool = False
 ) -> Iterator[list[Any]]:
-    """Within the context, one forward pass leaves what some of its blocks returned in a list.
+    """Collect what some blocks return in one forward pass within the context.
 
-    The blocks may be wrapped or compiled each by itself, checkpointed, sharded; only a network that
-    is compiled as a whole cannot be tapped, as its blocks are not called one by one any more, and
-    that is an error. After the context nothing of it is left in the network, whatever happened.
+    The blocks may be compiled one by one, checkpointed or sharded; a network that is compiled as a
+    whole is an error. After the context nothing of it is left in the network.
 
     With FSDP's first version (`FullyShardedDataParallel`), a backward pass has to enter at the
-    network's end, where FSDP waits for it. A loss of the features alone adds
-    `0.0 * output.float().sum()`.
+    network's end: a loss of only the features adds `0.0 * output.float().sum()`.
 
     Args:
         blocks: the network's blocks. Each is called once in a pass.
         indices: which blocks, in the order in which their outputs are wanted.
-        stop_after: the blocks after the last of them are passed over: they return their first
-            argument. It saves their time and memory where nothing but the features is needed; the
-            network's own output means nothing then.
+        stop_after: the blocks after the last of them are skipped: they return their first argument.
+            The network's own output means nothing then.
 
     Yields:
         A list, empty until the blocks are called, and then of what each returned, in the order
-        of `indices`: the very tensors, on the autograd graph if the pass made one. (Under
-        checkpointing with `use_reentrant=True` blocks run without a graph: use `False`.) The
-        recomputation of a checkpointed block in the backward pass leaves the list as it is.
+        of `indices`, on the autograd graph if the pass made one. (Under checkpointing with
+        `use_reentrant=True` blocks run without a graph: use `False`.) The recomputation of a
+        checkpointed block in the backward pass leaves the list as it is.
 
     Raises:
-        TypeError, ValueError: `blocks` that is no `nn.ModuleList`, indices that are no integers,
-            are given twice or name blocks that do not exist.
-        RuntimeError: at the end of the context, if a block was not called; when a block is called
-            for the second time: a second pass needs a second context.
+        TypeError, ValueError: `blocks` is not an `nn.ModuleList`, or indices are not integers, are
+            given twice or out of range.
+        RuntimeError: a block was not called, or was called twice: a second pass needs a second
+            context.
 
     Examples:
         >>> import torch
@@ -54,7 +51,14 @@ def feature_tap(
         >>> features
         [tensor([[0., 2.]])]
     """
-    wanted = _check_indices(blocks, indices)
+    if not isinstance(blocks, nn.ModuleList):
+        raise TypeError(f"blocks must be an nn.ModuleList; got {type(blocks).__name__}")
+    wanted = check_indices("indices", indices)
+    if max(wanted) >= len(blocks):
+        index = next(index for index in wanted if index >= len(blocks))
+        raise ValueError(
+            f"indices must name blocks that exist, 0 to {len(blocks) - 1}; got {index}"
+        )
     outputs: dict[int, Any] = {}
     features: list[Any] = []
     # -1, or the backward pass that we are in already: a checkpointed caller's recomputation.
@@ -89,20 +93,8 @@ def feature_tap(
         )
 
 
-def _check_indices(blocks: object, indices: object) -> tuple[int, ...]:
-    if not isinstance(blocks, nn.ModuleList):
-        raise TypeError(f"blocks must be an nn.ModuleList; got {type(blocks).__name__}")
-    checked = check_indices("indices", indices)
-    for index in checked:
-        if index >= len(blocks):
-            raise ValueError(
-                f"indices must name blocks that exist, 0 to {len(blocks) - 1}; got {index}"
-            )
-    return checked
-
-
 def check_indices(name: str, indices: object) -> tuple[int, ...]:
-    """Distinct indices of blocks, at least one."""
+    """Return distinct indices of blocks, at least one."""
     if not isinstance(indices, Sequence) or isinstance(indices, str):
         raise TypeError(f"{name} must be a sequence of block indices; got {describe(indices)}")
     checked = tuple(check_count(f"{name}[{i}]", index, low=0) for i, index in enumerate(indices))
@@ -113,7 +105,7 @@ def check_indices(name: str, indices: object) -> tuple[int, ...]:
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` for this one module."""
+    """Give this one module another `forward`."""
     before = vars(module).get("forward")
     module.forward = forward
     try:

@@ -10,9 +10,8 @@ from torch import Tensor
 from ._checks import (
     Times,
     as_times,
+    check_alike,
     check_choice,
-    check_float_tensor,
-    check_like,
     check_order,
     compute_dtype,
     spread,
@@ -21,7 +20,7 @@ from ._checks import (
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Times) -> Tensor:
-    """The state at noise level `t`: `x_t = (1 - t) * x0 + t * noise`.
+    """Return the state at noise level `t`: `x_t = (1 - t) * x0 + t * noise`.
 
     Args:
         x0: clean samples `[B, ...]`.
@@ -41,14 +40,13 @@ def add_noise(x0: Tensor, noise: Tensor, t: Times) -> Tensor:
         tensor([[0.2500, 0.2500, 0.2500],
                 [1.0000, 1.0000, 1.0000]])
     """
-    check_float_tensor("x0", x0)
-    check_like("noise", noise, "x0", x0)
+    check_alike(x0=x0, noise=noise)
     t_ = spread(as_times("t", t, x0, "x0"), x0)
     return ((1 - t_) * x0 + t_ * noise).to(x0.dtype)
 
 
 def velocity_to_x0(x_t: Tensor, v: Tensor, t: Times) -> Tensor:
-    """The clean sample that a velocity points to: `x0 = x_t - t * v`.
+    """Return the clean sample that a velocity points to: `x0 = x_t - t * v`.
 
     Args:
         x_t: states `[B, ...]`.
@@ -66,14 +64,13 @@ def velocity_to_x0(x_t: Tensor, v: Tensor, t: Times) -> Tensor:
         >>> velocity_to_x0(torch.tensor([[0.5]]), torch.tensor([[2.0]]), 0.25)
         tensor([[0.]])
     """
-    check_float_tensor("x_t", x_t)
-    check_like("v", v, "x_t", x_t)
+    check_alike(x_t=x_t, v=v)
     t_ = spread(as_times("t", t, x_t, "x_t"), x_t)
     return (x_t - t_ * v).to(x_t.dtype)
 
 
 def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
-    """The velocity that leads from `x_t` to `x0`: `v = (x_t - x0) / t`.
+    """Return the velocity that leads from `x_t` to `x0`: `v = (x_t - x0) / t`.
 
     Args:
         x_t: states `[B, ...]`.
@@ -92,16 +89,16 @@ def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Times) -> Tensor:
         >>> x0_to_velocity(torch.tensor([[0.5]]), torch.tensor([[0.0]]), 0.25)
         tensor([[2.]])
     """
-    check_float_tensor("x_t", x_t)
-    check_like("x0", x0, "x_t", x_t)
+    check_alike(x_t=x_t, x0=x0)
     times = as_times("t", t, x_t, "x_t")
-    _check_positive(times)
+    if values_readable(times) and (times == 0).any():
+        raise ValueError("t must be above 0: the velocity is not determined at noise level 0")
     difference = x_t.to(compute_dtype(x_t.dtype)) - x0
     return (difference / spread(times, x_t)).to(x_t.dtype)
 
 
 def to_velocity(prediction: Tensor, x_t: Tensor, t: Times, kind: str) -> Tensor:
-    """A network's prediction, whatever it predicts, as the velocity `noise - x0`.
+    """Return a network's prediction, whatever it predicts, as the velocity `noise - x0`.
 
     Args:
         prediction: the network's output at `(x_t, t)`, the shape of `x_t`.
@@ -125,8 +122,7 @@ def to_velocity(prediction: Tensor, x_t: Tensor, t: Times, kind: str) -> Tensor:
         tensor([[2.]])
     """
     check_choice("kind", kind, ("velocity", "x0", "noise"))
-    check_float_tensor("x_t", x_t)
-    check_like("prediction", prediction, "x_t", x_t)
+    check_alike(x_t=x_t, prediction=prediction)
     times = as_times("t", t, x_t, "x_t")
     if kind == "velocity":
         return prediction.to(x_t.dtype)
@@ -139,7 +135,7 @@ def to_velocity(prediction: Tensor, x_t: Tensor, t: Times, kind: str) -> Tensor:
 
 
 def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:
-    """One Euler update from noise level `t` down to `s` (eq. 5): `x_s = x_t - (t - s) * v`.
+    """Make one Euler update from noise level `t` down to `s` (eq. 5): `x_s = x_t - (t - s) * v`.
 
     Args:
         x: states `[B, ...]` at noise level `t`.
@@ -158,15 +154,9 @@ def euler_step(x: Tensor, v: Tensor, t: Times, s: Times) -> Tensor:
         >>> euler_step(torch.tensor([[1.0]]), torch.tensor([[2.0]]), 0.75, 0.5)
         tensor([[0.5000]])
     """
-    check_float_tensor("x", x)
-    check_like("v", v, "x", x)
+    check_alike(x=x, v=v)
     t_, s_ = as_times("t", t, x), as_times("s", s, x)
     if t_.dim() != s_.dim():  # a [B] next to a [B, F]: align from the left
         t_, s_ = (u if u.dim() == 2 else u[:, None].expand(x.shape[:2]) for u in (t_, s_))
     check_order("s", s_, "t", t_)
     return (x - spread(t_ - s_, x) * v).to(x.dtype)
-
-
-def _check_positive(t: Tensor) -> None:
-    if values_readable(t) and (t == 0).any():
-        raise ValueError("t must be above 0: the velocity is not determined at noise level 0")

@@ -14,24 +14,22 @@ Cache = TypeVar("Cache")
 
 
 def detached_alias(cache: Cache) -> Cache:
-    """The cache with the same storage and no autograd history: no byte is copied.
+    """Return the cache with the same storage and no autograd history; nothing is copied.
 
     An autoregressive generator writes its keys and values into the cache in place, so after a
     grad-enabled call the cache is in that call's graph. Another grad-enabled call on the same
-    tensors, for the defect term for instance, would change the first one's gradient, even at
+    tensors, such as the self-consistency term's, would change the first one's gradient, even at
     weight 0. On an alias it does not; what it writes is seen by all who hold the cache.
 
     Args:
-        cache: any nesting of lists, tuples (named ones too), dicts and dataclasses, with tensors in
-            it; a tensor; or `None`.
+        cache: a tensor, `None`, or a nesting of lists, tuples, dicts and dataclasses of tensors.
 
     Returns:
-        The same nesting, of the same classes: new containers, so that assigning to their entries
-        leaves the cache as it is. Floating-point and complex tensors are detached; all else is the
-        very same object, index tensors and objects of other classes among it.
+        The same nesting in new containers. Floating-point and complex tensors are detached; all
+        else is the same object.
 
     Raises:
-        TypeError: `cache` is itself an object of another class, whose tensors cannot be found.
+        TypeError: `cache` is an object of another class, whose tensors cannot be found.
 
     Examples:
         >>> import torch
@@ -74,10 +72,8 @@ def _alias(value: Any) -> Any:
         return items
     if isinstance(value, tuple):
         entries = [_alias(entry) for entry in value]
-        make = getattr(
-            type(value), "_make", type(value)
-        )  # namedtuples take their fields one by one
-        return make(entries)
+        # Named tuples take their fields one by one.
+        return getattr(type(value), "_make", type(value))(entries)
     if _is_dataclass_instance(value):
         instance = copy.copy(value)
         for field in dataclasses.fields(value):

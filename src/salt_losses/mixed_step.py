@@ -1,4 +1,4 @@
-"""Which step count, which terms, which grids: the plan of each training iteration (sec. 3.3)."""
+"""The plan of each training iteration: its step count, terms and grids (sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ class StepPlan:
     """What one iteration does. Grids are float64 CPU tensors of noise levels, 1.0 ... 0.0.
 
     Attributes:
-        iteration: the iteration that the plan is for, from 0.
+        iteration: from 0.
         num_steps: K, the rollout's step count.
         times: T(K), `[K + 1]`.
-        use_sc: whether the self-consistency term is on (K in `sc_steps`, after `sc_warmup`).
-        use_align: whether the reference alignment is on.
-        reference_steps: step count of the reference rollout; `None` without alignment.
-        reference_times: its grid; `None` without alignment.
-        train_times: the grid of `max(step_counts)`, where `t_m` is from (eq. 9).
-        inference_times: the grid of `inference_steps`, where `t_e` is from (eq. 9).
-        first_times: the grid of the rollout's first chunk; `None`: `times`, as the other chunks.
-        reference_first_times: the grid of the reference rollout's first chunk, which holds
-            `first_times` and `reference_times`; `None` without either.
+        use_sc, use_align: the self-consistency term, or the reference alignment, is on.
+        reference_steps, reference_times: the reference rollout's; `None` without alignment.
+        train_times: the grid of `max(step_counts)`, from which `t_m` is drawn (eq. 9).
+        inference_times: the grid of `inference_steps`, from which `t_e` is drawn (eq. 9).
+        first_times: the grid of the rollout's first chunk; `None`: `times`.
+        reference_first_times: that of the reference rollout, which holds `first_times` and
+            `reference_times`; `None` without either.
         seed: of the plans.
         weights: each term's weight in this iteration, by its name; 0 is off. `None` if the
-            scheduler was made without `terms`, as a loop without a `SaltConfig` may.
+            scheduler was made without `terms`.
     """
 
     iteration: int
@@ -53,7 +51,7 @@ class StepPlan:
     weights: Mapping[str, float] | None = None
 
     def random(self, purpose: str) -> random.Random:
-        """A random stream of this iteration, equal on all ranks; one for each purpose."""
+        """Return this iteration's random stream for a purpose, equal on all ranks."""
         return random.Random(f"salt-losses {self.seed} {self.iteration} {purpose}")
 
     def __eq__(self, other: object) -> bool:
@@ -72,6 +70,12 @@ class StepPlan:
         return hash((self.iteration, self.num_steps, self.use_sc, self.use_align))
 
 
+_SETTINGS = (
+    "step_counts", "probs", "shift", "sc_steps", "sc_warmup", "align_reference", "align_warmup",
+    "align_prob", "inference_steps", "seed", "first_chunk_steps",
+)  # fmt: skip
+
+
 class PlannedTerm(Protocol):
     """What a plan asks of a term (`salt_losses.terms.Term`)."""
 
@@ -88,16 +92,13 @@ class MixedStepScheduler:
     """Draws a step count K for each iteration, and says which terms of eq. 13 are on.
 
     The plan is a pure function of `(seed, iteration)`: every rank gets the same one without
-    talking, and a resumed run gets the one it would have had. Python's and PyTorch's global random
-    streams are not touched.
+    talking, and a resumed run gets the one it would have had. Global random streams are not used.
 
-    The step counts, their probabilities and the warm-up are the paper's (app. B), as are K = 8 for
-    the self-consistency term and the references 2 -> 4 and 4 -> 8. `align_prob` is ours.
-    `first_chunk_steps` is the first-frame enhancement of arXiv 2511.01419 (ASD), which uses 4.
+    The defaults are the paper's (app. B), except `align_prob`, which is ours. `first_chunk_steps`
+    is the first-frame enhancement of arXiv 2511.01419 (ASD), which uses 4.
 
     Args:
-        step_counts: the step counts K to train on, distinct. One step is a step count as any other,
-            without a self-consistency term.
+        step_counts: the step counts K to train on, distinct.
         probs: their probabilities; sum to 1.
         shift: time shift of all grids (see `shift_time`).
         sc_steps: step counts at which the self-consistency term is on.
@@ -109,14 +110,12 @@ class MixedStepScheduler:
         inference_steps: step count of the grid that `t_e` is from. Divides `max(step_counts)`
             where the self-consistency term can be on.
         seed: makes the plans.
-        first_chunk_steps: steps of a rollout's first chunk, which has no frames before it to lean
-            on; a multiple of K. A number: of every rollout with fewer. A mapping: K -> number, and
-            where it has no K, that is K. `None`: K.
+        first_chunk_steps: steps of a rollout's first chunk, a multiple of K: a number, of every
+            rollout with fewer, or a mapping K -> number, K for those that it leaves out. `None`: K.
         terms: those whose weights a plan holds; `SaltConfig.scheduler` gives its own.
 
     Raises:
-        TypeError, ValueError: settings of the wrong type, that contradict each other, or
-            probabilities that do not sum to 1.
+        TypeError, ValueError: settings of the wrong type or that contradict each other.
 
     Examples:
         >>> scheduler = MixedStepScheduler(seed=0)
@@ -141,9 +140,9 @@ class MixedStepScheduler:
         first_chunk_steps: int | Mapping[int, int] | None = None,
         terms: Sequence[PlannedTerm] | None = None,
     ) -> None:
-        self.step_counts = checked("step_counts", _step_counts, step_counts)
-        counts = len(self.step_counts)
-        self.probs = checked("probs", _probabilities, probs, counts, rests_on=["step_counts"])
+        self.step_counts = checked("step_counts", check_step_counts, step_counts, least=1)
+        counts, on = len(self.step_counts), ["step_counts"]
+        self.probs = checked("probs", _probabilities, probs, counts, rests_on=on)
         self.shift = checked("shift", check_number, shift, above=0.0)
         self.sc_steps = checked("sc_steps", check_step_counts, sc_steps)
         self.sc_warmup = checked("sc_warmup", check_count, sc_warmup, low=0)
@@ -161,17 +160,13 @@ class MixedStepScheduler:
             )
         self.seed = checked("seed", check_count, seed, low=0)
         self.first_chunk_steps = checked(
-            "first_chunk_steps",
-            _first_chunk_steps,
-            first_chunk_steps,
-            self.step_counts,
-            rests_on=["step_counts"],
+            "first_chunk_steps", _first_chunks, first_chunk_steps, self.step_counts, rests_on=on
         )
         self.terms = None if terms is None else tuple(terms)
         self.iteration = 0
 
     def plan(self, iteration: int) -> StepPlan:
-        """The plan of `iteration` (from 0), whatever was asked before."""
+        """Return the plan of `iteration` (from 0)."""
         check_count("iteration", iteration, low=0)
         # Seeding from text hashes it with SHA-512: the same on every machine and Python version.
         rng = random.Random(f"salt-losses {self.seed} {iteration}")
@@ -203,13 +198,13 @@ class MixedStepScheduler:
         return dataclasses.replace(plan, weights=weights)
 
     def step(self) -> StepPlan:
-        """The plan of the next iteration; counts it."""
+        """Return the next iteration's plan and count it."""
         plan = self.plan(self.iteration)
         self.iteration += 1
         return plan
 
     def state_dict(self) -> dict[str, Any]:
-        """The next iteration and all settings."""
+        """Return the next iteration and all settings."""
         return {"iteration": self.iteration, "settings": self._settings()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -218,8 +213,8 @@ class MixedStepScheduler:
         A term may be switched on or off in between: its settings are compared if both have it.
 
         Raises:
-            ValueError: it is not a state of a `MixedStepScheduler`, or one with other settings: the
-                message names those that differ. Nothing is changed then.
+            ValueError: not a state of a `MixedStepScheduler`, or other settings, which it names.
+                Nothing is changed then.
         """
         known = {"iteration", "settings"}
         if not isinstance(state_dict, Mapping) or set(state_dict) != known:
@@ -231,8 +226,6 @@ class MixedStepScheduler:
         ours, theirs = self._settings(), state_dict["settings"]
         if not isinstance(theirs, Mapping):
             raise ValueError(f"state_dict['settings'] must be a mapping; got {describe(theirs)}")
-        # A state from before these settings.
-        theirs = {"first_chunk_steps": None, "sc_warmup": 0, **theirs}
         switched = tuple(
             block
             for block, on_at in {"sc_": "sc_steps", "align_": "align_reference"}.items()
@@ -249,12 +242,11 @@ class MixedStepScheduler:
         self.iteration = check_count("state_dict['iteration']", state_dict["iteration"], low=0)
 
     def grid_sizes(self) -> set[int]:
-        """The step counts of all rollouts that plans may hold, first chunks among them."""
+        """Return the step counts of all rollouts that plans may hold, first chunks among them."""
         sizes = {*self.step_counts, *self.align_reference.values()}
         for num_steps in self.step_counts:
-            reference_steps = self.align_reference.get(num_steps)
-            for first in self._first_counts(num_steps, reference_steps):
-                sizes |= set() if first is None else {first}
+            firsts = self._first_counts(num_steps, self.align_reference.get(num_steps))
+            sizes |= {first for first in firsts if first is not None}
         return sizes
 
     def _use_sc(self, num_steps: int) -> bool:
@@ -264,7 +256,6 @@ class MixedStepScheduler:
     def _first_counts(
         self, num_steps: int, reference_steps: int | None
     ) -> tuple[int | None, int | None]:
-        """Steps of the first chunk: the student's, and its reference's."""
         if self.first_chunk_steps is None:
             return None, None
         first = first_chunk_count(self.first_chunk_steps, num_steps)
@@ -275,25 +266,12 @@ class MixedStepScheduler:
         return None if num_steps is None else step_schedule(num_steps, self.shift)
 
     def _settings(self) -> dict[str, Any]:
-        """Lists and dicts of plain values, as they come back from JSON or `torch.load` alike."""
-        first = self.first_chunk_steps
-        return {
-            "step_counts": list(self.step_counts),
-            "probs": list(self.probs),
-            "shift": self.shift,
-            "sc_steps": list(self.sc_steps),
-            "sc_warmup": self.sc_warmup,
-            "align_reference": _pairs(self.align_reference),
-            "align_warmup": self.align_warmup,
-            "align_prob": self.align_prob,
-            "inference_steps": self.inference_steps,
-            "seed": self.seed,
-            "first_chunk_steps": _pairs(first) if isinstance(first, dict) else first,
-        }
+        """Return plain values, equal after JSON or `torch.load`."""
+        return {name: _plain(getattr(self, name)) for name in _SETTINGS}
 
 
 def first_chunk_count(first_chunk_steps: int | Mapping[int, int] | None, num_steps: int) -> int:
-    """Steps of the first chunk of a rollout of `num_steps`.
+    """Return the steps of the first chunk of a rollout of `num_steps`.
 
     Raises:
         ValueError: not a multiple of `num_steps`.
@@ -322,18 +300,13 @@ def _choose(step_counts: Sequence[int], probs: Sequence[float], u: float) -> int
     return max(zip(step_counts, probs), key=lambda pair: pair[1])[0]
 
 
-def check_step_counts(name: str, value: object) -> tuple[int, ...]:
+def check_step_counts(name: str, value: object, least: int = 0) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of step counts; got {describe(value)}")
     counts = tuple(check_count(f"{name}[{i}]", v) for i, v in enumerate(value))
     if len(set(counts)) != len(counts):
         raise ValueError(f"{name} must be distinct; got {list(counts)}")
-    return counts
-
-
-def _step_counts(name: str, value: object) -> tuple[int, ...]:
-    counts = check_step_counts(name, value)
-    if not counts:
+    if len(counts) < least:
         raise ValueError(f"{name} must hold at least one step count; got none")
     return counts
 
@@ -359,7 +332,7 @@ def _probabilities(name: str, value: object, length: int) -> tuple[float, ...]:
     return probs
 
 
-def _first_chunk_steps(
+def _first_chunks(
     name: str, value: object, step_counts: Sequence[int]
 ) -> int | dict[int, int] | None:
     first: int | dict[int, int] | None = None
@@ -381,8 +354,10 @@ def _first_chunk_steps(
     return first
 
 
-def _pairs(counts: Mapping[int, int]) -> list[list[int]]:
-    return [list(pair) for pair in sorted(counts.items())]
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return [list(pair) for pair in sorted(value.items())]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_references(name: str, value: object) -> dict[int, int]:

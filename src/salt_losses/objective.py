@@ -11,10 +11,10 @@ BUILT_IN = ("sc", "align", "adv")  # without one of these in the settings, it is
 
 
 def salt_loss(dmd: Tensor, plan: StepPlan, **terms: Tensor | None) -> Tensor:
-    """The generator's objective in one iteration (eq. 13; eq. 10 without alignment).
+    """Compute the generator's objective in one iteration (eq. 13; eq. 10 without alignment).
 
-    `dmd` plus each term that the plan has on, times its weight in the plan. A term that is off is
-    not added, given or not.
+    `dmd` plus each term that is on in the plan, times its weight there. A term that is off is not
+    added.
 
     Args:
         dmd: the DMD loss, 0-dim.

@@ -14,9 +14,7 @@ from .features import forward_replaced
 
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Each of these blocks is recomputed in the backward pass; those that do it by themselves are
-    left alone.
-    """
+    """Recompute each of these blocks in the backward pass, unless it does so by itself."""
     with ExitStack() as undo:
         for block in blocks:
             # Inside FSDP's wrapper, so that recomputing finds the parameters gathered.

@@ -22,7 +22,6 @@ from .ops.relational_chunked import relational_chunked
 
 Backend = Literal["auto", "reference", "chunked", "bmm", "triton"]
 
-_REDUCTIONS = ("mean", "none")
 _BACKENDS = ("auto", "reference", "chunked", "bmm", "triton")
 
 
@@ -34,7 +33,7 @@ def relational_align_loss(
     reduction: Literal["mean", "none"] = "mean",
     backend: Backend = "auto",
 ) -> Tensor:
-    """Hinge distance between the token relations of two rollouts (eq. 11-12).
+    """Compute the hinge distance between the token relations of two rollouts (eq. 11-12).
 
     With tokens l2-normalised along D and `R = z z^T`, the loss is the mean over token pairs of
     `relu(|R_low - R_ref| - margin)`. Pairs are tokens of one frame, as in the paper.
@@ -46,28 +45,24 @@ def relational_align_loss(
         margin: difference of cosines that costs nothing; a finite number >= 0. The paper does
             not give its own, 0.1 is our choice.
         reduction: `"mean"`, or `"none"` for one value per sample.
-        backend: `"reference"` holds the matrices and is the oracle of the tests. `"chunked"`
-            finds loss and gradient block by block in one pass: of the matrices it holds one block
-            at a time, and a second gradient where the graph is kept, or in float16.
-            Two are for a GPU: `"bmm"` multiplies half-precision tokens in half precision, by the
-            library's products with float32 results (torch 2.8 or newer there), in a workspace
-            below 256 MB; `"triton"` is one kernel (Triton must be installed, and float64 is not
-            taken). `"auto"` is `"chunked"` everywhere, as the three have not been compared on a GPU
-            yet (`python -m benchmarks.speed relational --device cuda` does), but `"reference"`
-            under `torch.func` transforms and forward-mode differentiation, which the fused
-            backends refuse.
+        backend: `"reference"` holds the matrices. `"chunked"` finds loss and gradient block by
+            block in one pass and holds one block at a time, and a second gradient if the graph is
+            kept, or in float16. Two are for a GPU: `"bmm"` uses the library's half-precision
+            products with float32 results (torch 2.8 or newer there), in a workspace below 256 MB;
+            `"triton"` is one kernel (needs Triton; not for float64). `"auto"` is `"chunked"`, as
+            the three have not been compared on a GPU yet (`python -m benchmarks.speed relational
+            --device cuda` does), but `"reference"` under `torch.func` transforms and forward-mode
+            differentiation, which the fused backends refuse.
 
     Returns:
-        A 0-dim tensor; with `reduction="none"` `[B]`, or 0-dim for `[F, S, D]` inputs. It
-        is computed in float32 at least. A zero token has cosine 0 with every token, itself
-        included, and gets no gradient; one so long that its squares overflow is scaled first
-        (`"bmm"`, `"triton"`: NaN). The fused backends have no second derivative and say so when it
-        is asked for.
+        A 0-dim tensor; with `reduction="none"` `[B]`, or 0-dim for `[F, S, D]` inputs; in float32
+        at least. A zero token has cosine 0 with every token, itself included, and gets no gradient;
+        one so long that its squares overflow is scaled first (`"bmm"`, `"triton"`: NaN). The fused
+        backends raise if a second derivative is asked for.
 
     Raises:
-        TypeError, ValueError: features that are not floating-point or differ in shape, dtype or
-            device, an empty dimension, a setting outside what is listed above, a fused backend
-            under a transform that it cannot follow.
+        TypeError, ValueError: features of another dtype, shape or device, an empty dimension, a
+            setting not listed above, a fused backend under a transform that it cannot follow.
 
     Examples:
         >>> import torch
@@ -76,9 +71,13 @@ def relational_align_loss(
         >>> relational_align_loss(low, ref, margin=0.5)  # two of four pairs differ by 1
         tensor(0.2500)
     """
-    _check_features(low, ref)
+    if check_float_tensor("low", low).dim() not in (3, 4):
+        raise ValueError(f"low must be [B, F, S, D] or [F, S, D]; got {describe(low)}")
+    check_like("ref", ref, "low", low)
+    if ref.dtype != low.dtype:
+        raise TypeError(f"ref must have the dtype of low, {low.dtype}; got {ref.dtype}")
     margin = check_number("margin", margin, low=0.0)
-    check_choice("reduction", reduction, _REDUCTIONS)
+    check_choice("reduction", reduction, ("mean", "none"))
     check_choice("backend", backend, _BACKENDS)
     single = low.dim() == 3
     if single:
@@ -114,7 +113,7 @@ def _excess(low: Tensor, ref: Tensor, margin: float, backend: str) -> Tensor:
 
 
 def _transformed(*features: Tensor) -> bool:
-    """Whether a `torch.func` transform or forward-mode differentiation looks on."""
+    """True under a `torch.func` transform or forward-mode differentiation."""
     if torch.compiler.is_compiling():
         return False
     return any(
@@ -141,7 +140,7 @@ def _triton_operator(low: Tensor) -> Forward:
 
 
 def _reference_excess(low: Tensor, ref: Tensor, margin: float) -> Tensor:
-    """The literal equation, summed per sample: `[B]`."""
+    """Evaluate the equation literally, summed per sample: `[B]`."""
     with torch.autocast(low.device.type, enabled=False):
         z, z_ref = _unit_tokens(low), _unit_tokens(ref)
         excess = ((z @ z.mT - z_ref @ z_ref.mT).abs() - margin).relu()
@@ -153,12 +152,3 @@ def _unit_tokens(x: Tensor) -> Tensor:
     x = x * token_scale(x.detach())
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return torch.where(norm <= EPS, 0, x / norm.clamp_min(EPS))
-
-
-def _check_features(low: Tensor, ref: Tensor) -> None:
-    check_float_tensor("low", low)
-    if low.dim() not in (3, 4):
-        raise ValueError(f"low must be [B, F, S, D] or [F, S, D]; got {describe(low)}")
-    check_like("ref", ref, "low", low)
-    if ref.dtype != low.dtype:
-        raise TypeError(f"ref must have the dtype of low, {low.dtype}; got {ref.dtype}")

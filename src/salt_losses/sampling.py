@@ -11,11 +11,11 @@ from torch import Tensor
 from ._checks import (
     Times,
     as_times,
+    check_callable,
     check_count,
     check_float_tensor,
     check_like,
     compute_dtype,
-    describe,
     grid_floats,
 )
 from ._random import check_generator, draw
@@ -70,10 +70,7 @@ def consistency_sample(
     gradient mode: wrap it in `torch.no_grad()` to sample.
 
     Args:
-        velocity_fn: `velocity_fn(x, t)` with `x` like `noise` and `t` `[B]` returns the velocity.
-        noise: initial states `[B, ...]` at `times[0]`.
-        times: grid `[K + 1]`, strictly decreasing; `step_schedule(K)` for instance (under
-            `torch.compile` a sequence of floats, as its length decides the graph).
+        velocity_fn, noise, times: as in `euler_sample`.
         generator: source of the fresh noise, on the device of `noise`. Without one it is seeded
             afresh and not reproducible; the global stream is never used.
 
@@ -90,11 +87,7 @@ def consistency_sample(
         tensor([[2.]])
     """
     intervals = _intervals(velocity_fn, noise, times)
-    check_generator(generator, noise.device)
-    x = noise
-    for t, s in intervals:
-        x = consistency_step(x, velocity_at(velocity_fn, x, t), t, s, generator)
-    return x
+    return _run(velocity_fn, noise, intervals, generator)
 
 
 @torch.no_grad()
@@ -106,22 +99,20 @@ def backward_simulation(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The state at which a DMD training step leaves its rollout: consistency sampling up to there.
+    """Sample to the state at which a DMD training step leaves its rollout.
 
-    The first `exit_step` steps of `consistency_sample`, with its draws. The caller makes the exit
-    step itself, with gradient: `v = velocity_fn(x, t)` at `t = times[exit_step]`. No gradient flows
-    through the steps here, as in the trainers, which truncate it too.
+    The first `exit_step` steps of `consistency_sample`, with its draws and without gradient. The
+    caller makes the exit step, with gradient: `v = velocity_fn(x, t)` at `t = times[exit_step]`.
 
     Args:
-        velocity_fn, noise, times, generator: as in `consistency_sample`. `velocity_fn` is called
-            `exit_step` times, without gradient.
+        velocity_fn, noise, times, generator: as in `consistency_sample`.
         exit_step: index of the step that is left to the caller, from 0 to K - 1.
 
     Returns:
         The states at `times[exit_step]`, the shape and dtype of `noise`; `noise` itself for 0.
 
     Raises:
-        TypeError, ValueError: as in `consistency_sample`, or an `exit_step` that `times` has not.
+        TypeError, ValueError: as in `consistency_sample`, or an `exit_step` out of range.
 
     Examples:
         >>> import torch
@@ -131,14 +122,22 @@ def backward_simulation(
         True
     """
     intervals = _intervals(velocity_fn, noise, times)
-    check_generator(generator, noise.device)
     if check_count("exit_step", exit_step, low=0) >= len(intervals):
         raise ValueError(
             f"exit_step must be one of the {len(intervals)} steps of times, counted from 0; "
             f"got {exit_step}"
         )
-    x = noise
-    for t, s in intervals[:exit_step]:
+    return _run(velocity_fn, noise, intervals[:exit_step], generator)
+
+
+def _run(
+    velocity_fn: VelocityFn,
+    x: Tensor,
+    intervals: Sequence[tuple[float, float]],
+    generator: torch.Generator | None,
+) -> Tensor:
+    check_generator(generator, x.device)
+    for t, s in intervals:
         x = consistency_step(x, velocity_at(velocity_fn, x, t), t, s, generator)
     return x
 
@@ -160,8 +159,7 @@ def velocity_at(velocity_fn: VelocityFn, x: Tensor, t: Times) -> Tensor:
 def _intervals(
     velocity_fn: object, noise: Tensor, times: Tensor | Sequence[float]
 ) -> list[tuple[float, float]]:
-    if not callable(velocity_fn):
-        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    check_callable("velocity_fn", velocity_fn)
     check_float_tensor("noise", noise)
     grid = grid_floats("times", times)
     return list(zip(grid, grid[1:]))

@@ -41,7 +41,7 @@ def shift_time(t: T, shift: float) -> T:
 
 
 def step_schedule(num_steps: int, shift: float = 1.0) -> Tensor:
-    """The grid T(K) of a K-step sampler, from pure noise to clean.
+    """Return the grid T(K) of a K-step sampler, from pure noise to clean.
 
     Grids nest: where `n` divides `m`, every point of `step_schedule(n, shift)` is exactly a point
     of `step_schedule(m, shift)`.

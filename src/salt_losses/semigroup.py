@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ._checks import (
+    align_left,
     as_mask,
     as_times,
+    check_callable,
     check_choice,
     check_device,
     check_float_tensor,
@@ -39,43 +41,39 @@ def semigroup_defect_loss(
     stop_grad: str | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """The self-consistency loss (eq. 8): `|x^(1) - x^(2)|^2` at `t_e`.
+    """Compute the self-consistency loss (eq. 8): `|x^(1) - x^(2)|^2` at `t_e`.
 
     `x^(1)` is one Euler update from `t_s` to `t_e` (eq. 6), `x^(2)` two by way of `t_m` (eq. 7).
     They share their first leg, so `x^(1) - x^(2) = (t_m - t_e) * (v_m - v_s)` exactly, with `v_m`
-    the velocity at `t_m`. It is computed in that form: no two nearly equal states are subtracted,
-    and the accuracy survives bfloat16.
+    the velocity at `t_m`. Computed in that form, it keeps its accuracy in bfloat16.
 
     Args:
         velocity_fn: `velocity_fn(x, t)` with `x` like `x_s` and `t` `[B]` or `[B, F]` (float32,
             float64 for a float64 `x_s`) returns the velocity. Conditioning is its closure.
         x_s: states `[B, ...]` at `t_s`.
         triple: from `shortcut_triple_sampler`; its tensors are `[B]` or `[B, F]`.
-        v_s: the velocity at `(x_s, t_s)`, if at hand. Then `velocity_fn` is called once, at `t_m`;
+        v_s: the velocity at `(x_s, t_s)`, if known. Then `velocity_fn` is called once, at `t_m`;
             otherwise twice. The number of calls never depends on values.
         weight: multiplies each time's term, a float tensor of the shape of `triple.t_s`, finite
-            and at least 0; the number of elements that a mean divides by is not weighted. (The
-            authors' release: `1 - t_s`.)
-        mask: boolean, the shape of `x_s` or of its leading dimensions; elements that are False
-            count for nothing.
+            and at least 0; the count that a mean divides by is not weighted. (The authors'
+            release: `1 - t_s`.)
+        mask: boolean, the shape of `x_s` or of its leading dimensions; False is not counted.
         stop_grad: `None`: both endpoints carry gradient, as eq. 8 is written. `"direct"` or
             `"composed"`: that endpoint is a constant.
         reduction: `"mean"`: mean over the elements of feasible samples. `"norm"`: eq. 8 literally,
             the mean over feasible samples of the squared norm. `"none"`: for each sample the mean
-            over its elements, `[B]`. Infeasible samples count for nothing, even where their
-            velocity is NaN, and are 0 in `"none"`; with none feasible the result is 0 and still
-            has a gradient path.
-            With `[B, F]` times a frame is feasible or not, and `"norm"` averages over frames.
+            over its elements, `[B]`. Infeasible samples are not counted, even if their velocity is
+            NaN, and are 0 in `"none"`; with none feasible the result is 0 and still has a gradient
+            path. With `[B, F]` times a frame is feasible or not, and `"norm"` averages over frames.
 
     Returns:
-        0-dim tensor, `[B]` with `reduction="none"`; in float32 at least. Where a velocity is not
-        finite, the value is NaN or infinite, and what is not finite of its gradient w.r.t. the
-        velocities is 0, as in `dmd_grad` (but under `torch.compile` and `torch.func`).
+        0-dim tensor, `[B]` with `reduction="none"`; in float32 at least. A velocity that is not
+        finite makes it NaN or infinite, and the non-finite entries of its gradient 0, as in
+        `dmd_grad` (except under `torch.compile` and `torch.func`).
 
     Raises:
-        TypeError, ValueError: inputs that differ in shape or device, times out of order, a weight
-            below 0 or not finite (checked on CPU tensors), unknown names, a `velocity_fn` that
-            returns another shape.
+        TypeError, ValueError: different shapes or devices, also of what `velocity_fn` returns,
+            unknown names, times out of order or a weight out of range (checked on CPU tensors).
 
     Examples:
         >>> import torch
@@ -86,8 +84,7 @@ def semigroup_defect_loss(
         tensor(0.)
     """
     check_float_tensor("x_s", x_s)
-    if not callable(velocity_fn):
-        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    check_callable("velocity_fn", velocity_fn)
     if v_s is not None:
         check_like("v_s", v_s, "x_s", x_s)
     check_choice("stop_grad", stop_grad, (None, "direct", "composed"))
@@ -102,7 +99,7 @@ def semigroup_defect_loss(
     x_m = torch.addcmul(x_s, spread(t_s - t_m, x_s), v_s, value=-1).to(x_s.dtype)
     # Infeasible samples stay where they are, and so do elements whose velocity is not finite: it
     # would reach all of the next call.
-    x_m = torch.where(_against(feasible, x_s) & x_m.isfinite(), x_m, x_s)
+    x_m = torch.where(align_left(feasible, x_s) & x_m.isfinite(), x_m, x_s)
     if stop_grad == "composed":
         with torch.no_grad():
             v_m = velocity_at(velocity_fn, x_m.detach(), t_m)
@@ -128,12 +125,10 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
         raise TypeError(
             f"triple must be a ShortcutTriple(t_s, t_m, t_e, feasible); got {describe(triple)}"
         )
-    times = [
-        as_times(f"triple.{name}", t, x_s, "x_s")
-        for name, t in zip(("t_s", "t_m", "t_e"), triple[:3])
-    ]
-    t_s, t_m, t_e = times
-    feasible = triple[3]
+    *times, feasible = triple
+    t_s, t_m, t_e = (
+        as_times(f"triple.{name}", t, x_s, "x_s") for name, t in zip(ShortcutTriple._fields, times)
+    )
     if not isinstance(feasible, Tensor) or feasible.dtype != torch.bool:
         raise TypeError(f"triple.feasible must be a boolean tensor; got {describe(feasible)}")
     if not t_s.shape == t_m.shape == t_e.shape == feasible.shape:
@@ -147,11 +142,6 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
     return t_s, t_m, t_e, feasible
 
 
-def _against(feasible: Tensor, x: Tensor) -> Tensor:
-    """`[B]` or `[B, F]`, shaped to broadcast against `x`."""
-    return feasible.reshape(feasible.shape + (1,) * (x.dim() - feasible.dim()))
-
-
 def _difference(a: Tensor, b: Tensor) -> Tensor:
     """`a - b` in float32 at least: one pass, one new tensor."""
     # On a GPU the factor promotes half precision on the fly, where a cast would write a copy; on
@@ -163,10 +153,8 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
 def _squared_and_count(
     gap: Tensor, factor: Tensor, feasible: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Per time (`[B]` or `[B, F]`): `factor * |gap|^2`, and the number of elements. Changes `gap`,
-    which nobody else holds.
-    """
-    lead, counted = feasible.dim(), _against(feasible, gap)
+    """Return `factor * |gap|^2` and the number of elements of each time; `gap` is changed."""
+    lead, counted = feasible.dim(), align_left(feasible, gap)
     if keep is None:
         count = torch.full_like(feasible, gap[(0,) * lead].numel(), dtype=gap.dtype)
     else:
@@ -184,7 +172,7 @@ def _squared_and_count(
 
 
 def _with_finite_gradient(x: Tensor) -> Tensor:
-    """In the backward pass alone: no pass over `x` now, and its value says what it is."""
+    """Make the gradient finite in the backward pass; `x` itself is left as it is."""
     compiling = torch.compiler.is_compiling()
     if compiling or not x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return x
@@ -223,19 +211,18 @@ def semigroup_defect(
     solver: str = "consistency",
     generator: torch.Generator | None = None,
 ) -> SemigroupDefect:
-    """How badly a sampler's own steps compose (eq. 16), measured along its path.
+    """Measure how badly a sampler's own steps compose, along its path (eq. 16).
 
     For each interval `(t_s, t_e)` of the inference grid, at the states that the solver visits:
     `|x^(1) - x^(2)|^2 / (|x^(1) - x_s|^2 + 1e-8)`, the mean over the batch and over every training
-    point `t_m` strictly inside the interval. It is relative to the distance moved, so a model that
-    hardly moves gains nothing.
+    point `t_m` strictly inside the interval.
 
     Args:
         velocity_fn: as in `semigroup_defect_loss`.
         noise: initial states `[B, ...]` at the first inference time.
         inference_times: the sampler's grid `[K + 1]`, strictly decreasing.
         train_times: the fine grid, `[M + 1]`, strictly decreasing. (Under `torch.compile` both
-            grids are sequences of floats, as they decide how many calls are made.)
+            are sequences of floats, as they decide the number of calls.)
         solver: `"consistency"` (denoise, then noise again) or `"euler"`.
         generator: noise of the consistency solver, on the device of `noise`. Without one it is
             seeded afresh; the global stream is never used.
@@ -244,9 +231,8 @@ def semigroup_defect(
         `SemigroupDefect(per_interval, mean)`; the mean leaves out NaN intervals.
 
     Raises:
-        TypeError, ValueError: an unknown solver, grids that are empty or not strictly decreasing,
-            a training grid of fewer points than the inference grid (they are swapped), a generator
-            on another device.
+        TypeError, ValueError: an unknown solver, grids that are empty, not strictly decreasing or
+            swapped (the training grid has fewer points), a generator on another device.
 
     Examples:
         >>> import torch
@@ -258,8 +244,7 @@ def semigroup_defect(
     check_float_tensor("noise", noise)
     check_choice("solver", solver, ("consistency", "euler"))
     check_generator(generator, noise.device)
-    if not callable(velocity_fn):
-        raise TypeError(f"velocity_fn must be callable; got {describe(velocity_fn)}")
+    check_callable("velocity_fn", velocity_fn)
     times = grid_floats("inference_times", inference_times)
     fine = grid_floats("train_times", train_times)
     check_finer(len(fine), len(times))
@@ -285,7 +270,7 @@ def local_defect(
     x_m = euler_step(x_s, v_s, t_s, t_m)
     v_m = velocity_at(velocity_fn, x_m, t_m)
     dtype = compute_dtype(v_m.dtype)
-    apart = (t_m - t_e) * _difference(v_m, v_s).reshape(len(x_s), -1).norm(dim=1)
-    moved = (t_s - t_e) * v_s.to(dtype).reshape(len(x_s), -1).norm(dim=1)
-    defect: Tensor = (apart.square() / (moved.square() + 1e-8)).mean()
+    gap = (t_m - t_e) * _difference(v_m, v_s).reshape(len(x_s), -1).norm(dim=1)
+    distance = (t_s - t_e) * v_s.to(dtype).reshape(len(x_s), -1).norm(dim=1)
+    defect: Tensor = (gap.square() / (distance.square() + 1e-8)).mean()
     return defect

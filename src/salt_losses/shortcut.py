@@ -37,25 +37,25 @@ def shortcut_triple_sampler(
 
     `t_e` comes from the inference grid below `t_s`, uniformly over the choices that leave a point
     of the training grid strictly between; `t_m` is uniform over these points. Every element of
-    `t_s` draws for itself.
+    `t_s` draws its own.
 
     Args:
         t_s: start noise levels, a float32 or float64 tensor of any shape (`[B]`, `[B, F]`).
         train_times: the fine grid that `t_m` is from, `[M + 1]`, strictly decreasing.
         inference_times: the sampler's grid that `t_e` is from, `[K + 1]`, strictly decreasing.
-        nearest: `t_e` only from so many of its choices, the highest ones; `None`, eq. 9: from all
-            of them. (The authors' release: 2.)
-        generator: source of the draw, on the device of `t_s`. Without one, the draw is seeded
-            afresh and not reproducible; the global stream is never used.
+        nearest: `t_e` only from its n highest choices; `None`, eq. 9: from all. (The authors'
+            release: 2.)
+        generator: on the device of `t_s`. Without one the draw is not reproducible; the global
+            stream is never used.
 
     Returns:
         `ShortcutTriple(t_s, t_m, t_e, feasible)`, each the shape of `t_s`, times in its dtype.
         Where `t_s` admits no pair: `feasible=False` and `t_m = t_e = t_s`.
 
     Raises:
-        TypeError, ValueError: times of another type or outside [0, 1], a grid that is empty or not
-            strictly decreasing, a training grid of fewer points than the inference grid (they are
-            swapped), `nearest` not a positive integer.
+        TypeError, ValueError: times of another type or outside [0, 1], grids that are empty, not
+            strictly decreasing or swapped (the training grid has fewer points), `nearest` not a
+            positive integer.
 
     Examples:
         >>> import torch
@@ -93,7 +93,7 @@ def shortcut_triple_sampler(
 
 
 def check_finer(train: int, inference: int) -> None:
-    """Of grids of so many points: swapped ones would pass every other check."""
+    """Reject swapped grids by their lengths; no other check would notice."""
     if train < inference:
         raise ValueError(
             "train_times must be at least as fine as inference_times, whose intervals its points "
@@ -102,7 +102,7 @@ def check_finer(train: int, inference: int) -> None:
 
 
 def _pick(allowed: Tensor, u: Tensor) -> Tensor:
-    """The index of a uniformly chosen True of the last dimension, by one uniform number each."""
+    """Return the index of a True of the last dimension, chosen by a uniform number."""
     count = allowed.sum(-1)
     wanted = (u * count).long().clamp(max=count - 1)  # u * count may round up to count
     return ((allowed.cumsum(-1) == wanted[..., None] + 1) & allowed).int().argmax(-1)

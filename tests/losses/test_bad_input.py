@@ -762,8 +762,6 @@ DiscriminatorHead(4, (3, 3))
     ValueError: blocks must name at least one block and none twice; got (3, 3)
 DiscriminatorHead(4, 1, num_classes=0)
     ValueError: num_classes must be at least 1; got 0
-DiscriminatorHead(4, 1, registers=0)
-    ValueError: registers must be at least 1; got 0
 DiscriminatorHead(4, 1, generator=0)
     TypeError: generator must be a torch.Generator or None; got 0 (int)
 HEAD(X)

@@ -44,9 +44,8 @@ def literal(made, tokens):
 
 
 @pytest.mark.parametrize("dim", [24, 10, 13])  # 12 attention heads, 10, 1
-@pytest.mark.parametrize("registers", [1, 3])
-def test_the_registers_attend_as_torchs_multihead_attention(registers, dim):
-    made = head(dim, registers=registers, num_classes=4).double()
+def test_the_registers_attend_as_torchs_multihead_attention(dim):
+    made = head(dim, num_classes=4).double()
     tokens = features(dim=dim, dtype=torch.float64)
     logits, expected = made(tokens), literal(made, tokens)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
@@ -59,7 +58,7 @@ def test_the_registers_attend_as_torchs_multihead_attention(registers, dim):
 @pytest.mark.parametrize(("dim", "heads"), [(1536, 12), (5120, 10), (64, 8), (13, 1)])
 def test_there_are_twelve_attention_heads_or_the_most_that_divide_the_channels(dim, heads):
     with torch.device("meta"):
-        assert _Reader(dim, 1).attention.num_heads == heads
+        assert _Reader(dim).attention.num_heads == heads
 
 
 def test_one_logit_for_each_class():
@@ -68,7 +67,7 @@ def test_one_logit_for_each_class():
 
 
 def test_every_block_and_every_register_counts():
-    made, tokens = head(registers=2), features()
+    made, tokens = head(), features()
     made(tokens).sum().backward()
     for x in tokens:
         assert x.grad.abs().amin(dim=(1, 2)).min() > 0

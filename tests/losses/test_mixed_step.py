@@ -157,17 +157,6 @@ def test_a_state_from_another_setting_is_refused_by_name_and_changes_nothing(nam
         assert scheduler.state_dict() == before
 
 
-@pytest.mark.parametrize(("name", "then"), [("first_chunk_steps", None), ("sc_warmup", 0)])
-def test_a_state_from_before_a_setting_loads_where_it_is_as_it_was_then(name, then):
-    state = MixedStepScheduler().state_dict() | {"iteration": 5}
-    del state["settings"][name]
-    scheduler = MixedStepScheduler()
-    scheduler.load_state_dict(state)
-    assert scheduler.iteration == 5
-    with pytest.raises(ValueError, match=rf"{name} \(state: {then}, here: 8\)"):
-        MixedStepScheduler(**{name: 8}).load_state_dict(state)
-
-
 def test_all_settings_that_differ_are_named():
     scheduler = MixedStepScheduler()
     with pytest.raises(ValueError, match="other settings") as raised:

@@ -1,4 +1,4 @@
-"""What the fused backends of the relational loss share: units, registration, backward.
+"""The fused backends' common part: units, registration, backward.
 
 Each backend is one operator
 
@@ -35,7 +35,7 @@ def empty_slope(low: Tensor, with_grad: bool) -> Tensor:
 
 
 def token_scale(x: Tensor) -> Tensor:
-    """A factor for each token, so that the squares of a long one do not overflow; 1 for others."""
+    """Return a factor for each token: 1, less if its squares would overflow."""
     # Not the infinity norm, which is 30 times slower on the CPU.
     peak = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
     peak = peak.to(compute_dtype(x.dtype))
@@ -44,7 +44,7 @@ def token_scale(x: Tensor) -> Tensor:
 
 
 def inverse_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """One over the tokens' lengths, contiguous; 0 for a token that counts as zero."""
+    """Return one over the tokens' lengths, contiguous; 0 for a token that counts as zero."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
     inverse = norm.reciprocal().masked_fill_(norm <= EPS, 0)
     # The squares of a token that long overflow: no plausible loss for it.

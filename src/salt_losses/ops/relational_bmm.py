@@ -5,14 +5,12 @@
     excess, G, (G * R_low) by rows       one pass over both products
     slope = 2 n (G z - z along)          z = x n, in the inputs' precision
 
-The tokens enter the first two products as they are, so that these are exact in the inputs'
-precision; only z is rounded. Groups go together, and large ones in panels of rows, so that the
-workspace stays below `WORKSPACE` bytes, but for the z of a group that is larger. Every sum has one
-order: results repeat bit for bit.
+Only z is rounded. Groups go together, and large ones in panels of rows, so that the workspace stays
+below `WORKSPACE` bytes, except for the z of a larger group. Every sum has one order: results repeat
+bit for bit.
 
 On a GPU with Triton the two elementwise passes are kernels (`relational_fused`), elsewhere torch's
-operations. Not measured on a GPU yet: `python -m benchmarks.speed relational --device cuda`
-compares it with the others.
+operations. Not measured on a GPU yet (`python -m benchmarks.speed relational --device cuda`).
 """
 
 from collections.abc import Callable
@@ -72,9 +70,8 @@ def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[T
 
 
 def _layout(groups: int, tokens: int, dim: int, size: int, exact: int) -> tuple[int, int]:
-    """Groups at once, and rows of a panel. For a row: both products and G, and the gradient's
-    product; for a token: z.
-    """
+    """Return the number of groups at once and of rows in a panel."""
+    # A row: both products and G, and the gradient's product. A token: z.
     of_row = tokens * (2 * exact + size) + dim * exact
     of_group = tokens * dim * size
     if tokens * of_row + of_group <= WORKSPACE:
@@ -91,7 +88,7 @@ def _product(a: Tensor, b: Tensor, exact: torch.dtype) -> Tensor:
 
 
 class TorchPasses:
-    """The two elementwise passes by torch's operations: what the kernels are compared with."""
+    """The two elementwise passes by torch's operations, which the kernels are tested against."""
 
     @staticmethod
     def compare(
@@ -104,7 +101,7 @@ class TorchPasses:
         dtype: torch.dtype,
         with_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of products `[n, rows, tokens]`: the excess of each row, G, and `(G * R_low)` by rows.
+        """Return each row's excess, G, and `(G * R_low)` by rows, of products `[n, rows, tokens]`.
 
         Args:
             n_low, n_ref: one over the lengths of all tokens `[n, tokens]`.
@@ -125,26 +122,21 @@ class TorchPasses:
 
     @staticmethod
     def finish(product: Tensor, x: Tensor, n: Tensor, along: Tensor, out: Tensor) -> None:
-        """`2 n (product - x n along)` into `out [n, rows, dim]`."""
+        """Write `2 n (product - x n along)` into `out [n, rows, dim]`."""
         z = x.to(product.dtype) * n[..., None]
         out.copy_((product - z * along[..., None]).mul_(2 * n[..., None]))
 
 
 def _passes(low: Tensor) -> type[TorchPasses] | ModuleType:
-    fused = _fused(low)
-    return TorchPasses if fused is None else fused
-
-
-def _fused(low: Tensor) -> ModuleType | None:
     if low.dtype == torch.float64:
-        return None
+        return TorchPasses
     try:
         from . import relational_fused
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        return None
-    return relational_fused if low.is_cuda or relational_fused.INTERPRETED else None
+        return TorchPasses
+    return relational_fused if low.is_cuda or relational_fused.INTERPRETED else TorchPasses
 
 
 relational_bmm: Callable[..., tuple[Tensor, Tensor]] = register("relational_bmm", forward)

@@ -7,7 +7,6 @@ soon as the block is: with `G = sign(R_low - R_ref)` where the margin is exceede
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,27 +15,10 @@ from .._checks import compute_dtype
 from .relational import EPS, empty_slope, register, token_scale
 
 # Rows and columns of a block. Few columns waste little on the diagonal; many rows make few, long
-# operations, which matters on CPUs that others use too: each operation waits for its last thread.
-# Tall, as MKL's products of tall blocks are faster than those of the same blocks lying down.
-# Two such float32 blocks fit into a CPU's third-level cache. Not measured on accelerators.
+# operations, and MKL's products of tall blocks are faster. Two such float32 blocks fit into a CPU's
+# third-level cache. Not measured on accelerators.
 _CPU_BLOCK = (1600, 320)
 _ACCELERATOR_BLOCK = (4096, 1024)
-
-
-class Block(NamedTuple):
-    """A block of R. Where it reaches the diagonal, its first rows are its columns."""
-
-    rows: slice
-    cols: slice
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
-
-    @property
-    def own(self) -> int:
-        """How many of its rows are its columns."""
-        return self.shape[1] if self.rows.start == self.cols.start else 0
 
 
 def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[Tensor, Tensor]:
@@ -51,7 +33,10 @@ def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[T
     groups = low.shape[0]
     # Small groups share a block, so that short clips do not pay one launch per frame.
     at_once = min(groups, max(1, block[0] * block[1] // tokens**2))
-    work = _Workspace(at_once, tokens, dim, block, dtype, device)
+    # Buffers that every group reuses: unit tokens, and one block of R with its scratch.
+    units = torch.empty(2, at_once, tokens, dim, dtype=dtype, device=device)
+    size = at_once * min(block[0], tokens) * min(block[1], tokens)
+    scratch = torch.empty(2, size, dtype=dtype, device=device)
     excess = torch.zeros(groups, dtype=dtype, device=device)
 
     with torch.autocast(device.type, enabled=False):
@@ -59,75 +44,52 @@ def forward(low: Tensor, ref: Tensor, margin: float, with_grad: bool) -> tuple[T
             part = slice(start, min(start + at_once, groups))
             out = group_slope[part] if with_grad else None
             blocks = _blocks(tokens, block)
-            work.run(low[part], ref[part], margin, blocks, excess[part], out)
+            _add_groups(units, scratch, low[part], ref[part], margin, blocks, excess[part], out)
     return excess.view(samples, -1).sum(1), slope
 
 
-class _Workspace:
-    """Buffers that every group reuses: unit tokens, one block of R and its scratch."""
+def _add_groups(
+    units: Tensor, scratch: Tensor, low: Tensor, ref: Tensor, margin: float,
+    blocks: Iterator[tuple[slice, slice]], excess: Tensor, out: Tensor | None,
+) -> None:  # fmt: skip
+    """Add one batch of groups to `excess [groups]`, and write their slope to `out`."""
+    groups = low.shape[0]
+    z, z_ref = units[:, :groups]
+    inverse_norm = _unit_tokens_(z, low)
+    _unit_tokens_(z_ref, ref)
+    grad = None
+    if out is not None:
+        grad = out.view(z.shape) if out.dtype == z.dtype else torch.empty_like(z)
+        grad.zero_()
 
-    def __init__(
-        self,
-        groups: int,
-        tokens: int,
-        dim: int,
-        block: tuple[int, int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        rows, cols = min(block[0], tokens), min(block[1], tokens)
-        self.units = torch.empty(2, groups, tokens, dim, dtype=dtype, device=device)
-        self.block = torch.empty(2, groups * rows * cols, dtype=dtype, device=device)
+    for rows, cols in blocks:
+        height, width = rows.stop - rows.start, cols.stop - cols.start
+        relation, other = scratch[:, : groups * height * width].view(2, groups, height, width)
+        torch.bmm(z[:, rows], z[:, cols].mT, out=relation)
+        # Not accumulated in place: two equal products cancel exactly, so that low == ref is 0.
+        relation.sub_(torch.bmm(z_ref[:, rows], z_ref[:, cols].mT, out=other))
+        relation, other = _shrink_(relation, margin, other), relation
+        torch.abs(relation, out=other)
+        # Each pair stands for its mirror image too, except those in the first rows of a block on
+        # the diagonal, which are its columns and hold both.
+        excess.add_(other.sum((1, 2)), alpha=2)
+        own = width if rows.start == cols.start else 0
+        if own:
+            excess.sub_(other[:, :own].sum((1, 2)))
+        if grad is not None:
+            sign = relation.sign_()
+            grad[:, cols].baddbmm_(sign.mT, z[:, rows])
+            if own < height:
+                others = slice(rows.start + own, rows.stop)
+                grad[:, others].baddbmm_(sign[:, own:], z[:, cols])
 
-    def run(
-        self,
-        low: Tensor,
-        ref: Tensor,
-        margin: float,
-        blocks: Iterator[Block],
-        excess: Tensor,
-        out: Tensor | None,
-    ) -> None:
-        """Add one batch of groups to `excess [groups]`, and write their slope to `out`."""
-        groups = low.shape[0]
-        z, z_ref = self.units[:, :groups]
-        inverse_norm = _unit_tokens_(z, low)
-        _unit_tokens_(z_ref, ref)
-        grad = None
-        if out is not None:
-            grad = out.view(z.shape) if out.dtype == z.dtype else torch.empty_like(z)
-            grad.zero_()
-
-        for block in blocks:
-            rows, cols = block
-            height, width = block.shape
-            both = self.block[:, : groups * height * width].view(2, groups, height, width)
-            relation, scratch = both
-            torch.bmm(z[:, rows], z[:, cols].mT, out=relation)
-            # Not accumulated in place: two equal products cancel exactly, so that low == ref is 0.
-            relation.sub_(torch.bmm(z_ref[:, rows], z_ref[:, cols].mT, out=scratch))
-            relation, scratch = _shrink_(relation, margin, scratch), relation
-            torch.abs(relation, out=scratch)
-            # Each pair stands for its mirror image too, but those among the block's own columns,
-            # which hold both.
-            excess.add_(scratch.sum((1, 2)), alpha=2)
-            own = block.own
-            if own:
-                excess.sub_(scratch[:, :own].sum((1, 2)))
-            if grad is not None:
-                sign = relation.sign_()
-                grad[:, cols].baddbmm_(sign.mT, z[:, rows])
-                if own < height:
-                    others = slice(rows.start + own, rows.stop)
-                    grad[:, others].baddbmm_(sign[:, own:], z[:, cols])
-
-        if grad is not None and out is not None:
-            # Through the normalisation: drop what lies along the token, divide by its length.
-            # z_ref has served, and holds the products.
-            along = torch.mul(z, grad, out=z_ref).sum(-1, keepdim=True)
-            grad.addcmul_(z, along, value=-1).mul_(inverse_norm.mul_(2))
-            if grad.dtype != out.dtype:
-                out.copy_(grad.view(out.shape))
+    if grad is not None and out is not None:
+        # Through the normalisation: drop what lies along the token, divide by its length.
+        # z_ref is free now, and holds the products.
+        along = torch.mul(z, grad, out=z_ref).sum(-1, keepdim=True)
+        grad.addcmul_(z, along, value=-1).mul_(inverse_norm.mul_(2))
+        if grad.dtype != out.dtype:
+            out.copy_(grad.view(out.shape))
 
 
 # Older versions of torch (2.4 is one) shrink NaN to 0, which would hide it.
@@ -135,7 +97,7 @@ _SHRINK_KEEPS_NAN = bool(torch.nn.functional.softshrink(torch.tensor(float("nan"
 
 
 def _shrink_(x: Tensor, margin: float, out: Tensor) -> Tensor:
-    """What of `x` exceeds the margin, with its sign, in `out`; `x` becomes scratch."""
+    """Return the excess of `x` over the margin, with its sign, in `out`; `x` becomes scratch."""
     if _SHRINK_KEEPS_NAN:
         shrunk: Tensor = torch.ops.aten.softshrink.out(x, margin, out=out)
         return shrunk
@@ -156,7 +118,7 @@ def _unit_tokens_(out: Tensor, x: Tensor) -> Tensor:
 
 
 def _scaled_norm_(out: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
-    """The norms of the scaled tokens, which lie in `out` then."""
+    """Write the scaled tokens to `out` and return their norms."""
     if scale is None:
         out.view(x.shape).copy_(x)
     else:
@@ -165,15 +127,18 @@ def _scaled_norm_(out: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
     return norm
 
 
-def _blocks(tokens: int, block: tuple[int, int]) -> Iterator[Block]:
-    """Blocks that hold each unordered pair of tokens, those among their own columns twice."""
+def _blocks(tokens: int, block: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of blocks that hold each unordered pair of tokens.
+
+    In a block on the diagonal the first rows are its columns: it holds their pairs twice.
+    """
     for left, right in pairwise(_even_cuts(0, tokens, block[1])):
         for start, stop in pairwise(_even_cuts(left, tokens, block[0])):
-            yield Block(slice(start, stop), slice(left, right))
+            yield slice(start, stop), slice(left, right)
 
 
 def _even_cuts(start: int, stop: int, longest: int) -> list[int]:
-    """Ends of the fewest near-equal parts of `start`-`stop`, none above `longest`."""
+    """Return the ends of the fewest near-equal parts of a range, none above `longest`."""
     parts = max(1, -(-(stop - start) // longest))
     return sorted({start + (stop - start) * part // parts for part in range(parts + 1)})
 

@@ -4,11 +4,9 @@
 
 `_relate` multiplies tokens with tokens and keeps, of each tile of `R_low - R_ref`, its part of
 the loss and its sign matrix G. `_slope` multiplies G with the tokens and takes the product
-through the normalisation before it is written. G is the only matrix that reaches memory, in a
-workspace of fixed size: many small groups of tokens at once, or a large group in panels of rows.
-Where a group fits, symmetry halves the first product. A single kernel would have to add each
-tile's gradient to memory atomically: more traffic, and another sum in every run. Here all sums
-are ordered, so results repeat bit for bit.
+through the normalisation. Only G reaches memory, in a workspace of fixed size: many small groups
+of tokens at once, or a large group in panels of rows. If a group fits, symmetry halves the first
+product. All sums are ordered, so results repeat bit for bit, which atomic additions would not.
 
 Tile sizes are common practice for such products. On an H200 they reach 18 % of the rate of cuBLAS
 (bfloat16, [21, 1560, 1536]); a fourth stage changes nothing, four warps take three times as long.
@@ -31,7 +29,7 @@ _MAX_GROUPS = 65535
 
 @triton.jit
 def _token_offsets(index, group, group_frames, stride_b, stride_f, stride_s):
-    """Where tokens of a group, which is a frame, start."""
+    """Return the offsets of a group's tokens; a group is a frame."""
     first = (group // group_frames).to(tl.int64) * stride_b
     first += (group % group_frames).to(tl.int64) * stride_f
     return first + index.to(tl.int64) * stride_s
@@ -79,7 +77,7 @@ def _relate(
     MIRROR: tl.constexpr, WITH_GRAD: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile: excess [n, tiles, tiles], G [n, panel, tokens], (G * R_low) summed by rows."""
+    """Compute a tile: excess [n, tiles, tiles], G [n, panel, tokens], (G * R_low) by rows."""
     col_tiles = tl.cdiv(tokens, BM)
     tile_row, tile_col = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
     if MIRROR and tile_col < tile_row:
@@ -135,7 +133,7 @@ def _slope(
     low_b, low_f, low_s, low_d,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of 2 (G z - z along) / norm: `slope [groups, tokens, dim]`."""
+    """Compute a tile of 2 (G z - z along) / norm: `slope [groups, tokens, dim]`."""
     dim_tiles = tl.cdiv(dim, BN)
     tile_row, tile_dim = tl.program_id(0) // dim_tiles, tl.program_id(0) % dim_tiles
     slot = tl.program_id(1)
