@@ -1,4 +1,4 @@
-"""What the site needs beyond MkDocs: the repository's pages outside docs/, no network, and names
+"""Add to MkDocs what the site needs: the repository's pages outside docs/, no network, and names
 and tables that a narrow screen does not break.
 
 A file's place on the site is its place in the repository, less `docs/`; README.md is the front
@@ -77,7 +77,7 @@ def _whole(text: str) -> str:
 
 
 def _labelled(table: str) -> str:
-    """Each cell with its column's name, which a phone shows beside it."""
+    """Each cell with its column's name, which a phone shows next to it."""
     names = [
         html.unescape(re.sub(r"<[^>]+>", "", name)).strip()
         for name in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)
@@ -99,13 +99,13 @@ def _add(files: Files, path: Path | None, config: Any) -> None:
 
 
 def _place(path: Path) -> str:
-    """Where a file of the repository is on the site."""
+    """Return the place on the site of a file of the repository."""
     place = path.relative_to(ROOT).as_posix()
     return "index.md" if place == "README.md" else place.removeprefix("docs/")
 
 
 def _source(place: str) -> Path:
-    """Where a page of the site is in the repository."""
+    """Return the file in the repository of a page of the site."""
     if place == "index.md":
         return ROOT / "README.md"
     inside = ROOT / "docs" / place

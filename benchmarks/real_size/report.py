@@ -81,7 +81,7 @@ def table(results: Results) -> str:
         )
     header = [
         *("update", "provider", "teacher", "K, exit", "s, median (spread)", "of it forward"),
-        *("`plan` foresees", "GiB at the peak", "beyond plain", "calls with / without gradient"),
+        *("`plan` predicts", "GiB at the peak", "beyond plain", "calls with / without gradient"),
     ]
     return markdown(header, rows)
 
@@ -122,7 +122,7 @@ So time and memory are real, and losses mean nothing. Stood in for: {stood_in}. 
 HOW = """\
 An update is {update}; every block leaves at the given exit step. The first update of all,
 {warmup_seconds:.1f} s, is left out. Peak of allocated memory. Calls are the generator's, of a block
-of 3 frames. What `salt-losses plan` foresees for exactly that update comes from coefficients that
+of 3 frames. What `salt-losses plan` predicts for exactly that update comes from coefficients that
 were fitted to these rows ([cost](cost.md))."""
 
 
@@ -143,7 +143,7 @@ def page(results: Results, source: str, figure: str | None) -> str:
         HOW.format(**said),
         *results["notes"],
         table(results),
-        "" if figure is None else f"![Seconds of each update, and what plan foresees]({figure})",
+        "" if figure is None else f"![Seconds of each update, and what plan predicts]({figure})",
     ]
     neutral = neutrality(results)
     if neutral:
