@@ -91,7 +91,8 @@ _MODULES = (
 
 
 def _is_the_command() -> bool:
-    """Whether this process is `salt-losses` or `python -m salt_losses`, whose help needs no torch.
+    """Return True in `salt-losses`, or `python -m salt_losses`: its help needs no torch.
+
     Anywhere else importing the package has to register its operators.
     """
     started = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""

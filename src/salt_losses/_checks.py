@@ -27,7 +27,7 @@ def describe(value: object) -> str:
 
 
 def values_readable(tensor: Tensor) -> bool:
-    """True if looking at the values costs no host synchronisation and breaks no tracing."""
+    """Return True if looking at the values costs no host synchronisation and breaks no tracing."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if type(tensor) not in (Tensor, torch.nn.Parameter):
@@ -36,7 +36,7 @@ def values_readable(tensor: Tensor) -> bool:
 
 
 def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype a loss is computed in: float32 at least, float64 where an input has it."""
+    """Return the dtype a loss is computed in: float32 at least, float64 if an input has it."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
@@ -54,7 +54,7 @@ def check_float_tensor(name: str, value: object, *, min_dim: int = 1) -> Tensor:
 
 
 def check_like(name: str, value: object, like_name: str, like: Tensor) -> Tensor:
-    """A float tensor with the shape and device of `like`. Its dtype may differ."""
+    """Check a float tensor with the shape and device of `like`. Its dtype may differ."""
     tensor = check_float_tensor(name, value)
     if tensor.shape != like.shape:
         raise ValueError(
@@ -91,14 +91,14 @@ def check_choice(name: str, value: object, known: Sequence[object]) -> None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """True for a real number, NumPy's included, that is not a boolean."""
+    """Return True for a real number, NumPy's included, that is not a boolean."""
     return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
 
 
 def check_number(
     name: str, value: object, *, low: float = -math.inf, above: float = -math.inf
 ) -> float:
-    """A finite real number, `>= low` and `> above`."""
+    """Check a finite real number, `>= low` and `> above`."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number; got {describe(value)}")
     number = float(value)
@@ -123,7 +123,7 @@ def check_count(name: str, value: object, *, low: int = 1) -> int:
 
 
 def moved(t: Tensor, device: torch.device) -> Tensor:
-    """Times on a device, in float32 where it has no float64: cast before it sees them.
+    """Move times to a device, as float32 if it has no float64: cast before it sees them.
 
     From the CPU the host need not wait: the driver copies the few bytes before it returns.
     """
@@ -212,7 +212,7 @@ def spread(t: Tensor, x: Tensor) -> Tensor:
 
 
 def as_grid(name: str, times: object, device: torch.device) -> Tensor:
-    """A grid of at least two strictly decreasing noise levels, as a tensor on `device`."""
+    """Return a grid of at least two strictly decreasing noise levels as a tensor on `device`."""
     if not isinstance(times, Tensor):
         times = torch.tensor(grid_floats(name, times), dtype=torch.float64, device="cpu")
     if not times.is_floating_point():
@@ -234,7 +234,7 @@ def as_grid(name: str, times: object, device: torch.device) -> Tensor:
 
 
 def grid_floats(name: str, times: object) -> list[float]:
-    """The same grid as Python floats. A tensor that is not on the CPU has to be waited for."""
+    """Return the grid as Python floats. A tensor that is not on the CPU has to be waited for."""
     if isinstance(times, Tensor):
         if times.is_meta:
             raise ValueError(f"{name} must hold values; got a tensor on the meta device")
@@ -260,7 +260,7 @@ def _check_grid(name: str, grid: list[float]) -> None:
 
 
 def as_mask(mask: object, x: Tensor, x_name: str) -> Tensor:
-    """A boolean mask with the shape of `x` or of its leading dimensions, shaped to broadcast."""
+    """Return a boolean mask of `x` or of its leading dimensions, shaped to broadcast."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"mask must be a boolean tensor; got {describe(mask)}")
     if mask.dim() == 0 or mask.shape != x.shape[: mask.dim()]:

@@ -118,13 +118,13 @@ def rollout_align_loss(
 
 
 def with_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar of value 0 whose gradient w.r.t. `x` is `gradient`, its non-finite entries 0."""
+    """Return a 0 whose gradient w.r.t. `x` is `gradient`, its non-finite entries 0."""
     gradient = gradient.to(torch.float32).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return ((x - x.detach()).to(torch.float32) * gradient).sum()
 
 
 def _by_frame(tokens: object, frames: int, tokens_per_frame: int | None) -> Tensor:
-    """A block's output as `[B, F, S, D]`."""
+    """Return a block's output as `[B, F, S, D]`."""
     if not isinstance(tokens, Tensor) or tokens.dim() != 3:
         raise TypeError(f"blocks must return [B, tokens, D]; got {describe(tokens)}")
     length = tokens.shape[1]

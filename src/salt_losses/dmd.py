@@ -95,7 +95,7 @@ def dmd_grad(
 
 
 def _subtract(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """`a - b` in `dtype`, in one new tensor."""
+    """Return `a - b` in `dtype`, in one new tensor."""
     return a - b if a.dtype == b.dtype == dtype else a.to(dtype, copy=True).sub_(b)
 
 

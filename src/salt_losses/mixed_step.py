@@ -18,7 +18,7 @@ from .schedule import step_schedule
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepPlan:
-    """What one iteration does. Grids are float64 CPU tensors of noise levels, 1.0 ... 0.0.
+    """The plan of one iteration. Grids are float64 CPU tensors of noise levels, 1.0 ... 0.0.
 
     Attributes:
         iteration: from 0.
@@ -77,7 +77,7 @@ _SETTINGS = (
 
 
 class PlannedTerm(Protocol):
-    """What a plan asks of a term (`salt_losses.terms.Term`)."""
+    """The part of a term that a plan uses (`salt_losses.terms.Term`)."""
 
     @property
     def name(self) -> str: ...

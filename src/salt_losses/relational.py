@@ -113,7 +113,7 @@ def _excess(low: Tensor, ref: Tensor, margin: float, backend: str) -> Tensor:
 
 
 def _transformed(*features: Tensor) -> bool:
-    """True under a `torch.func` transform or forward-mode differentiation."""
+    """Return True under a `torch.func` transform or forward-mode differentiation."""
     if torch.compiler.is_compiling():
         return False
     return any(

@@ -143,7 +143,7 @@ def _check_triple(triple: ShortcutTriple, x_s: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """`a - b` in float32 at least: one pass, one new tensor."""
+    """Return `a - b` in float32 at least: one pass, one new tensor."""
     # On a GPU the factor promotes half precision on the fly, where a cast would write a copy; on
     # the CPU the operator itself converts its inputs.
     one = torch.ones((1,) * a.dim(), dtype=compute_dtype(a.dtype, b.dtype), device=a.device)

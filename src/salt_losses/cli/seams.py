@@ -101,12 +101,12 @@ class Owners:
         ]
 
     def other_cache(self) -> bool:
-        """True if the KV cache has another of the names that adapters know."""
+        """Return True if the KV cache has another of the names that adapters know."""
         pipeline, names = self.pipeline, seams.KV_CACHES[1:]
         return pipeline is not None and any(self.checkout.attribute(pipeline, n) for n in names)
 
     def solves(self) -> bool:
-        """True if LongLive 2.0's solver makes the rollout."""
+        """Return True if LongLive 2.0's solver makes the rollout."""
         return any({SOLVER, SET_TIMESTEPS} <= used for _, used in self._rollouts())
 
     def _rollouts(self) -> Iterator[tuple[str, set[str]]]:

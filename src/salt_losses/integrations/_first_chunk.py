@@ -8,14 +8,13 @@ from torch import Tensor
 
 
 class ChunkSteps:
-    """Stands in a rollout for its step list, which it goes through anew for each chunk: the first
-    time that is the first chunk's, then the others'.
+    """A rollout's step list that is the first chunk's at the first pass, and then the others'.
 
     Its draws are those of Causal Forcing, which knows such a list: the first chunk's exit step
     apart from the others'.
 
     Args:
-        first, others: the lists, as the rollout wants them; the first chunk's is no shorter.
+        first, others: the lists, as the rollout wants them; the first chunk's is not shorter.
         counts: how many steps each has.
     """
 
@@ -26,7 +25,7 @@ class ChunkSteps:
         self._exits: list[int] = []
 
     def draw(self, draw: Callable[[int, int], list[int]], num_blocks: int) -> list[int]:
-        """The exit steps; `draw(blocks, steps)` draws some as the rollout does."""
+        """Draw the exit steps; `draw(blocks, steps)` draws some as the rollout does."""
         first, others = self._counts
         self._exits = draw(1, first) + (draw(num_blocks - 1, others) if num_blocks > 1 else [])
         return self._exits

@@ -1,4 +1,4 @@
-"""Whether a framework's class has the methods that a subclass overrides or calls."""
+"""Check that a framework's class has the methods that a subclass overrides or calls."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 
 def frames_first(x: Tensor) -> Tensor:
-    """A view for terms. Its gradient comes back in the framework's memory order: in another, sums
-    over it, such as a bias' gradient, would differ in the last digit.
+    """Return a view for terms, whose gradient has the framework's memory order.
+
+    In another order sums over it, such as a bias' gradient, would differ in the last digit.
     """
     if x.requires_grad:
         x = x.view_as(x)

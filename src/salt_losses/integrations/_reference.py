@@ -20,7 +20,7 @@ from ._salt import Salt
 
 @dataclass
 class Recorded:
-    """What the student did in one chunk of its rollout; a bidirectional rollout is one chunk.
+    """The student's calls in one chunk of its rollout; a bidirectional rollout is one chunk.
 
     Attributes:
         inputs: the states of its denoising calls, the last one its exit step's.
@@ -64,7 +64,7 @@ def reference_rollout(
     frame_dim: int,
     every_step: bool = False,
 ) -> Reference:
-    """What the student's rollout is aligned to.
+    """Make the rollout that the student's is aligned to.
 
     Args:
         recorded: the student's chunks; one without calls is left out.

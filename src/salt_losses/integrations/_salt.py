@@ -45,7 +45,7 @@ class Salt:
         self._at = (-1, 0)  # iteration, step within it: gradients may be accumulated
 
     def begin(self, iteration: int) -> None:
-        """The next training step, of the trainer's `iteration`."""
+        """Begin the next training step, of the trainer's `iteration`."""
         last, step = self._at
         self._at = (iteration, step + 1 if iteration == last else 0)
         self.plan = self.scheduler.plan(iteration)
@@ -56,7 +56,7 @@ class Salt:
     def watch(
         self, times: Callable[[Tensor], list[float]], *, lockstep: bool = False
     ) -> Trace | None:
-        """The trace of the student's rollout that comes next; None if no term is on.
+        """Return the trace of the student's next rollout; None if no term is on.
 
         Args:
             times: the levels at which the trainer asks its generator on a grid.
@@ -69,7 +69,7 @@ class Salt:
         return self.trace
 
     def wants(self, offer: str) -> bool:
-        """True if a term that is on uses `offer` in the present rollout."""
+        """Return True if a term that is on uses `offer` in the present rollout."""
         return self.trace is not None and self.trace.wants(offer)
 
     def objective(
@@ -96,17 +96,16 @@ class Salt:
     # The state.
 
     def state_dict(self) -> dict[str, Any]:
-        """The next iteration and all settings, plain values; and the `"terms"` that have a state,
-        for `torch.save`.
-        """
+        """Return the next iteration and all settings, and the `"terms"` that have a state."""
         state = saved_settings.save(self.scheduler, self.config)
         of_terms = {term.name: term.state_dict() for term in self.terms}
         of_terms = {name: of_term for name, of_term in of_terms.items() if of_term}
         return {**state, "terms": of_terms} if of_terms else state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuses a state whose plans are others, or that a term cannot load; warns of other
-        settings. What it has of a term that the run does not is left out.
+        """Refuse a state of other plans, or that a term cannot load; warn of other settings.
+
+        States of terms that the run does not have are left out.
         """
         state = dict(state_dict)
         of_terms = state.pop("terms", {})
@@ -126,7 +125,7 @@ class Salt:
         return None if first is None or len(first) == len(self.plan.times) else first
 
     def grids(self, chunk: int) -> tuple[Tensor, Tensor]:
-        """The student's and the reference's in chunk 0, 1, ... of a rollout."""
+        """Return the student's and the reference's grid in chunk 0, 1, ... of a rollout."""
         plan = self.plan
         if chunk == 0 and self.first_times is not None:
             return self.first_times, cast(Tensor, plan.reference_first_times)

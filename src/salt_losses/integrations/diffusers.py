@@ -5,7 +5,7 @@ student was trained at 1, 0.938, 0.833, 0.625: it counts evenly between its own 
 level, which are shifted, and shifts that. `FlowMatchLCMScheduler` does the same. UniPC counts down
 to 0.001 and not to 0, and asks the network at whole timesteps.
 
-Where a pipeline takes `sigmas`, give it `training_sigmas(pipeline.scheduler, 4, shift)`. Where it
+If a pipeline takes `sigmas`, give it `training_sigmas(pipeline.scheduler, 4, shift)`. If it
 does not, as Wan's:
 
     pipeline.scheduler = on_training_grid(FlowMatchLCMScheduler(), shift=5.0, generator=generator)
@@ -49,7 +49,7 @@ _NEUTRAL: dict[str, Any] = {
 
 
 def training_sigmas(scheduler: Any, num_steps: int, shift: float) -> Any:
-    """What `scheduler.set_timesteps(sigmas=...)` must be given to be at `step_schedule`'s levels.
+    """Return the `sigmas` for `scheduler.set_timesteps` that give `step_schedule`'s levels.
 
     The scheduler shifts what it is given by its own shift, so these are shifted by the rest.
 
@@ -83,7 +83,7 @@ def on_training_grid(
     *,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Any:
-    """A copy of the scheduler for which `set_timesteps(K)` means `step_schedule(K, shift)`.
+    """Return a copy of the scheduler for which `set_timesteps(K)` means `step_schedule(K, shift)`.
 
     Pipelines that call `set_timesteps(num_inference_steps, device=...)` and no more then sample on
     the training grid, at any step count. The network is asked at 1000 times these levels, in UniPC
@@ -129,7 +129,7 @@ def _set_timesteps(
 
 
 def _own_shift(scheduler: Any) -> float:
-    """The shift that the scheduler applies to `sigmas`."""
+    """Return the shift that the scheduler applies to `sigmas`."""
     known = (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler)
     if not isinstance(scheduler, known):
         names = ", ".join(cls.__name__ for cls in known)

@@ -1,6 +1,6 @@
 """Salt for NVIDIA Model-Optimizer (`nvidia-modelopt`): the pipeline of `modelopt.torch.fastgen`.
 
-Where you make the pipeline, make this one, with Salt's settings, those of
+Make this pipeline instead of its own, with Salt's settings, those of
 `SaltConfig.from_mapping`, beside its config:
 
     from salt_losses.integrations.modelopt import SaltDMDPipeline
@@ -111,8 +111,10 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         _watch_steps(self)
 
     def compute_student_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The parent's losses; if a term is on also each term's loss by its name, and `"salt"`,
-        their weighted sum, which `"total"` then contains.
+        """Return the parent's losses and the terms'.
+
+        If a term is on, each term's loss is there by its name, and `"salt"`, their weighted sum,
+        which `"total"` then contains.
 
         Called without gradient, it returns the parent's only.
         """
@@ -205,7 +207,8 @@ class SaltDMDPipeline(DMDPipeline):  # type: ignore[misc]
         return super()._build_student_input(latents, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count of the student's updates, which its plans and draws follow, and the settings.
+        """Return the count of the student's updates, which the plans follow, and the settings.
+
         Without it a resumed run counts from 0 again; nothing else differs.
         """
         return {**self._salt.state_dict(), "iteration": self._updates}
@@ -250,9 +253,7 @@ def _watch_steps(pipeline: SaltDMDPipeline) -> None:
 
 
 def _flip(x: Tensor) -> Tensor:
-    """Videos `[B, C, F, H, W]`, and images `[B, C, H, W]`, as terms have them,
-    `[B, F, C, H, W]`.
-    """
+    """Return videos `[B, C, F, H, W]` or images `[B, C, H, W]` as `[B, F, C, H, W]`."""
     return frames_first(x) if x.dim() == 5 else x.unsqueeze(1) if x.dim() == 4 else x
 
 
@@ -261,7 +262,7 @@ def _back(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _grid(config: Any) -> list[float]:
-    """The student's levels, and 0."""
+    """Return the student's levels, and 0."""
     if config.student_sample_steps == 1:
         return [config.sample_t_cfg.max_t, 0.0]
     if config.sample_t_cfg.t_list is None:
@@ -299,7 +300,7 @@ def _refusal(name: str, value: object) -> SettingError:
 
 
 def _check(config: Any) -> None:
-    """What the term cannot be computed of."""
+    """Refuse what the term cannot be computed for."""
     grid = _grid(config)
     if len(grid) == 2:
         raise SettingError(

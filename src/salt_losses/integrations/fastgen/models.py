@@ -28,7 +28,7 @@ SAME_POINT = 2e-3  # FastGen writes its lists with three digits
 
 
 class _SaltModel:
-    """What both models have of Salt; stands before the framework's class."""
+    """The part of Salt that both models share; comes before the framework's class."""
 
     # The framework's, named for the type checker.
     net: Any
@@ -74,7 +74,7 @@ class _SaltModel:
     # The step lists.
 
     def _steps(self, times: Tensor) -> list[float]:
-        """The grid as the framework has it: from its own first level down to 0."""
+        """Return the grid as the framework has it: from its own first level down to 0."""
         own = self._own_list or []
         if len(own) == len(times):
             return own
@@ -84,7 +84,7 @@ class _SaltModel:
 
     @contextmanager
     def _planned(self) -> Iterator[None]:
-        """The plan's step list in the config, while a step is drawn or a rollout made."""
+        """Put the plan's step list into the config while a step is drawn or a rollout made."""
         if not self._training:
             yield
             return
@@ -233,14 +233,16 @@ class _SaltModel:
 
 
 class SaltDMD2Model(_SaltModel, DMD2Model):  # type: ignore[misc]
-    """`DMD2Model` with mixed steps and the defect term. Its student predicts from noised data, so
-    there is no rollout to align.
+    """`DMD2Model` with mixed steps and terms.
+
+    Its student predicts from noised data, so there is no rollout to align.
     """
 
 
 class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
-    """`SelfForcingModel` with mixed steps, the defect term at each block's exit step, and the
-    alignment. The reference has its turn after the student's rollout, on the same cache.
+    """`SelfForcingModel` with mixed steps and terms.
+
+    A reference rollout comes after the student's, on the same cache.
     """
 
     _description = "fastgen"
@@ -248,8 +250,9 @@ class SaltSelfForcingModel(_SaltModel, SelfForcingModel):  # type: ignore[misc]
 
     @contextmanager
     def _rolling(self) -> Iterator[None]:
-        """The plan's step lists; a first chunk's own by way of the scheduler, which a rollout asks
-        where the config has no list, and the exit steps that go with them.
+        """Exchange the step lists for the plan's, and the exit draws that go with them.
+
+        A first chunk's list comes from the scheduler, which a rollout asks if the config has none.
         """
         first, others = self._salt.first_times, self._salt.plan.times
         with self._planned(), Patches() as patches:

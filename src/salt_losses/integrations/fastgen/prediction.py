@@ -14,8 +14,12 @@ from ...runtime.patches import Patches
 
 
 class Prediction(NamedTuple):
-    """`x0`: as the network returned it; `v`: the velocity; `written`: where the network put its
-    condition over what it had predicted (a clean first frame), `None`: nowhere.
+    """A network's prediction.
+
+    Attributes:
+        x0: as the network returned it.
+        v: the velocity.
+        written: where the network put its condition (a clean first frame); `None`: nowhere.
     """
 
     x0: Tensor
@@ -29,7 +33,7 @@ class Predictions:
     To ask for another kind would change the call: WanI2V writes its clean frame into whatever it is
     asked for, Cosmos into an x0 alone. And a velocity made of an x0 in bfloat16 is rounded once
     more, by up to `0.004 * |x0| / t`. So the velocity is that of the raw output, which the network
-    hands to its noise scheduler. Where the network wrote something, it is that of what it wrote,
+    hands to its noise scheduler. If the network wrote something, it is that of what it wrote,
     for which every state on the way is a mixture of that and noise, as in FastGen's own rollouts.
     """
 
@@ -60,7 +64,7 @@ class Predictions:
         return made
 
     def of(self, x: Tensor, t: Tensor, x0: Tensor) -> Prediction:
-        """Of the network's last call, at `x` and `t` `[B]`, that returned `x0`."""
+        """Return the prediction of the last call, at `x` and `t` `[B]`, that returned `x0`."""
         raw, self._raw = self._raw, None
         if raw is None:  # a network that does not ask its scheduler
             return Prediction(x0, _velocity(x, x0, t), None)

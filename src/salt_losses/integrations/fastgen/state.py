@@ -1,5 +1,6 @@
-"""Salt's state in FastGen's checkpoints, which hold those of its models, optimizers and learning
-rate schedulers, and of nothing else that a model class could name.
+"""Salt's state in FastGen's checkpoints, as part of a learning rate scheduler's state.
+
+The checkpoints hold the states of models, optimizers and schedulers, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ KEY = "salt"
 
 
 def carry(lr_scheduler: Any, salt: Salt) -> None:
-    """Makes a learning rate scheduler's state hold the settings and the iteration of the plans.
+    """Make a learning rate scheduler's state hold the settings and the iteration of the plans.
 
     It stays the framework's own object, of a subclass of its class: callbacks ask all that they
     find in `scheduler_dict` for learning rates. A checkpoint of the parent class can be resumed,

@@ -25,7 +25,7 @@ from .rollout import ReferenceStudent, StudentTap
 
 
 class _SaltMethod:
-    """What both methods have of Salt; stands before the framework's class."""
+    """The part of Salt that both methods share; comes before the framework's class."""
 
     # The framework's, named for the type checker.
     student: Any
@@ -58,7 +58,7 @@ class _SaltMethod:
         return loss_map, outputs, {**metrics, **self._salt.metrics}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """The framework's, and under "salt" the settings."""
+        """Return the framework's state, and under "salt" the settings."""
         return {**super().checkpoint_state(), "salt": _State(self._salt)}  # type: ignore[misc]
 
     # The step lists.
@@ -195,9 +195,7 @@ class SaltDMD2Method(_SaltMethod, DMD2Method):  # type: ignore[misc]
 
 
 class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[misc]
-    """`SelfForcingMethod` with mixed steps, a first chunk in more of them, and terms, which see
-    each chunk's exit step.
-    """
+    """`SelfForcingMethod` with mixed steps, a first chunk in more of them, and terms."""
 
     _lockstep = False  # the exit steps are rank 0's
     _description = "fastvideo"
@@ -241,8 +239,9 @@ class SaltSelfForcingMethod(_SaltMethod, SelfForcingMethod):  # type: ignore[mis
 
 
 def patch_predictions(patches: Patches, method: Any, keep: Any) -> None:
-    """`keep(role, x0)` gets each x0 that a score network predicts. Self Forcing converts by its own
-    scheduler, DMD2 by the role's.
+    """Call `keep(role, x0)` with each x0 that a score network predicts.
+
+    Self Forcing converts by its own scheduler, DMD2 by the role's.
     """
     convert = getattr(method, "_predict_x0_with_scheduler", None)
     if convert is not None:
@@ -264,9 +263,7 @@ def patch_predictions(patches: Patches, method: Any, keep: Any) -> None:
 
 
 class _State:
-    """The settings, as the framework's checkpoints hold an object: the plans themselves follow the
-    trainer's iteration.
-    """
+    """The settings as an object in the framework's checkpoints; plans follow the iteration."""
 
     def __init__(self, salt: Salt) -> None:
         self._salt = salt

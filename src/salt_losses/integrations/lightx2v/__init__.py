@@ -1,5 +1,6 @@
-"""Salt for LightX2V's trainer (github.com/ModelTC/LightX2V, `lightx2v_train`): DMD of videos,
-autoregressive and bidirectional.
+"""Salt for LightX2V's trainer (github.com/ModelTC/LightX2V, `lightx2v_train`).
+
+It extends DMD of videos, autoregressive and bidirectional.
 
 Its `train.py` with the two trainers registered, in the folder of that script:
 

@@ -10,7 +10,7 @@ from .framework import KNOWN, TRAINER_FILE
 
 
 def main() -> None:
-    """Runs `main` of the `train.py` beside the framework's package."""
+    """Run `main` of the `train.py` next to the framework's package."""
     folder = TRAINER_FILE.parents[3]
     sys.path.insert(0, str(folder))
     try:

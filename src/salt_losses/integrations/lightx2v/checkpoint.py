@@ -9,9 +9,7 @@ from .framework import DmdCheckpointManager, logger
 
 
 class SaltCheckpointManager(DmdCheckpointManager):  # type: ignore[misc]
-    """The plans themselves follow the trainer's iteration; a run that resumes with other
-    plans is refused, and other settings are warned of.
-    """
+    """Refuse a run that resumes with other plans, and warn of other settings."""
 
     def __init__(self, owner: Any, salt: Salt) -> None:
         super().__init__(owner)

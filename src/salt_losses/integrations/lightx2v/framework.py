@@ -1,4 +1,4 @@
-"""What Salt extends in LightX2V, and the check that it is as we know it."""
+"""The classes that Salt extends in LightX2V, checked to be as we know them."""
 
 from __future__ import annotations
 

@@ -39,8 +39,9 @@ class RolloutTap:
         self._noise = noise
 
     def called(self, x: Tensor, v: Tensor, velocity: Velocity, call: dict[str, Any]) -> None:
-        """The student gave `v` at `x`; `call` is what else it was given, `velocity(x, t)` that call
-        once more at levels `t` `[B]`.
+        """Note that the student gave `v` at `x`.
+
+        `call` is what else it was given, `velocity(x, t)` that call again at levels `t` `[B]`.
         """
         chunk, noise = self.chunks[-1], self._noise
         self._noise = None
@@ -72,9 +73,7 @@ class RolloutTap:
 
 
 class WholeStudent:
-    """A student without a cache in a reference rollout, whose rollout is one chunk of Euler
-    steps.
-    """
+    """A student without a cache in a reference rollout: one chunk of Euler steps."""
 
     stochastic = False
 
@@ -135,8 +134,10 @@ class CausalStudent:
 
 
 class Chunks(ChunkSteps):
-    """As LightX2V's rollout asks: it reads a chunk's exit step before it goes through the list, the
-    first one of all if the chunks are to leave at the same.
+    """The list as LightX2V's rollout reads it.
+
+    It reads a chunk's exit step before it goes through the list, and the first one for all chunks
+    if they leave at the same step.
     """
 
     def __init__(self, first: Tensor, others: Tensor) -> None:

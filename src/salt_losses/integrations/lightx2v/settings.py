@@ -1,4 +1,4 @@
-"""What of LightX2V's own settings Salt needs."""
+"""Read the LightX2V settings that Salt needs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from .framework import CausalForcingFlowMatchScheduler, get_sequence_parallel_wo
 
 
 def own_steps(trainer: Any) -> tuple[Tensor, Any]:
-    """The trainer's own step list, in whole numbers where it is not warped, and the scheduler with
-    its table: what the trainer makes only when it starts to train.
+    """Return the trainer's own step list and the scheduler with its table.
+
+    The trainer makes both only when it starts to train. A list that is not warped holds integers.
     """
     settings = trainer.config["scheduler"]
     trainer.denoising_scheduler = scheduler = CausalForcingFlowMatchScheduler(
@@ -25,7 +26,7 @@ def own_steps(trainer: Any) -> tuple[Tensor, Any]:
 
 
 def facts_of(trainer: Any, own: Tensor, scheduler: Any) -> Facts:
-    """What of the trainer decides which settings are allowed; its networks come later."""
+    """Return the facts that decide which settings are allowed; the networks come later."""
     iterations = trainer.config["training"].get("max_train_iters")
     return Facts(
         own_steps=len(own),

@@ -34,7 +34,7 @@ from .settings import facts_of, own_steps
 
 
 class _SaltTrainer:
-    """What both trainers have of Salt; stands before the framework's class."""
+    """The part of Salt that both trainers share; comes before the framework's class."""
 
     # The framework's, named for the type checker.
     model: Any
@@ -109,7 +109,7 @@ class _SaltTrainer:
 
     @contextmanager
     def _planned(self) -> Iterator[None]:
-        """The plan's step list in the place of the trainer's own."""
+        """Exchange the trainer's own step list for the plan's."""
         steps = self._step_list(self._salt.plan.times).to(self.model.device)
         with Patches() as patches:
             patches.set(self, "denoising_steps", self._rollout_steps(steps))
@@ -219,9 +219,7 @@ class _SaltTrainer:
 
 @TRAINER_REGISTER("salt_video_dmd")
 class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
-    """`VideoDmdTrainer` with mixed steps, the defect term at the rollout's exit step, and the
-    alignment.
-    """
+    """`VideoDmdTrainer` with mixed steps and terms."""
 
     _description = "lightx2v_dmd"
 
@@ -239,9 +237,7 @@ class SaltVideoDmdTrainer(_SaltTrainer, VideoDmdTrainer):  # type: ignore[misc]
 
 @TRAINER_REGISTER("salt_video_ar_dmd")
 class SaltVideoArDmdTrainer(_SaltTrainer, VideoArDmdTrainer):  # type: ignore[misc]
-    """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, the defect term at each
-    block's exit step, and the alignment.
-    """
+    """`VideoArDmdTrainer` with mixed steps, a first chunk in more of them, and terms."""
 
     _description = "lightx2v"
     _chunks: Chunks | None = None  # of the present rollout
