@@ -26,7 +26,7 @@ from salt_losses.terms import Alignment
 
 from .browser import Browser, find
 
-SALT = SaltConfig(align=Alignment(weight=0.1, warmup=100), sweep_every=50, sweep_prompts=["3", "8"])
+SALT = SaltConfig(align=Alignment(weight=0.1, warmup=100))
 RUNS = {"mixed-steps": replace(SALT, sc=None, align=None), "salt": SALT}
 # Name: page, width, height, scheme, and what is scrolled to.
 PICTURES = {
@@ -43,7 +43,7 @@ def recorded(config: Config, salt: SaltConfig, teacher: dict[str, Any], log: Pat
     trainer: Any = Trainer(config, teacher, torch.device("cpu"))
     trainer.output_path = str(log)
     with self_forcing.attached(trainer, salt) as handle:
-        record(handle, trainer)
+        record(handle, trainer, sweep_every=50, sweep_prompts=["3", "8"])
         trainer.train(config.distill_steps)
         trainer.save()
 
