@@ -141,6 +141,7 @@ def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(fw, 
     salt |= {"first_chunk_steps": 16} if kind == "self_forcing" else {}
     theirs, ours = (fw.build(kind, s, tmp_path) for s in (None, salt))
     ours._salt.begin(7)
+    logged = dict(ours._salt.metrics)
     found = []
     for method in (theirs, ours):
         torch.manual_seed(0)
@@ -151,8 +152,18 @@ def test_without_gradient_the_losses_are_the_parents_and_nothing_is_counted(fw, 
     assert found[0][1].keys() == found[1][1].keys()
     assert equal(found[0][2], found[1][2])
     assert ours._salt.scheduler.iteration == 8
+    assert ours._salt.metrics == logged
     _, metrics, *_ = step(ours, fw)
     assert metrics["salt/num_steps"] == 8
+
+
+def test_whole_timesteps_are_rounded_and_not_cut(fw):
+    from salt_losses.integrations.fastvideo.rollout import timesteps
+
+    x, t = torch.zeros(1, 3, 1, 2, 2), torch.tensor([0.9376])
+    assert timesteps(t, torch.tensor([0]), x).tolist() == [938]
+    assert timesteps(t, torch.tensor([0.0]), x).item() == pytest.approx(937.6)
+    assert timesteps(t, torch.zeros(1, 3, dtype=torch.long), x).tolist() == [[938] * 3]
 
 
 # Mixed steps
