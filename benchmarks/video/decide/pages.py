@@ -17,6 +17,8 @@ BLOCK = re.compile(r"(<!-- decide: ([a-z ]+) -->)\n.*?(<!-- end -->)", re.DOTALL
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "answer": lambda r: tables.sentence(r, SALT, BASELINE),
     "answer table": tables.answer_table,
+    "own terms end": lambda r: tables.pairs_table(r, "end", tables.OWN_TERMS),
+    "own terms best": lambda r: tables.pairs_table(r, "best", tables.OWN_TERMS),
     "term": lambda r: tables.sentence(r, SALT, "mixed"),
     "seed": lambda r: tables.pictured(r, median_seed(r)),
     "facts": tables.facts,

@@ -31,6 +31,7 @@ PAIRS = (
     *((SALT, "dmd-8"), (SALT, "mixed"), ("mixed-sc 0.2", "mixed"), ("mixed-sc 0.2", SALT)),
     *((f"mixed-sc {later}", SALT) for later in ("after 1-3", "after 2-3", "ramp 2-3")),
 )
+OWN_TERMS = [(name, other) for name in ("moments", "extrapolated") for other in (BASELINE, SALT)]
 
 TIMED = ((SALT, BASELINE), ("mixed", BASELINE), (SALT, "mixed"), ("mixed-sc 0.2", "mixed"))
 
