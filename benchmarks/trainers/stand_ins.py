@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import importlib.machinery
+import inspect
 import itertools
 import sys
 import types
@@ -152,6 +153,7 @@ class RandomWeights:
     teacher_dtype = torch.bfloat16
 
     def attach(self, model_class: type) -> None:
+        checkpoint_by_value(model_class)
         model_class.from_pretrained = staticmethod(
             lambda path, **settings: self._build(model_class, str(path), settings)
         )
@@ -171,6 +173,19 @@ class RandomWeights:
             # Wan starts its last layer at zero, which would make every prediction zero.
             nn.init.normal_(model.head.head.weight, std=0.02)
         return model.to("cpu")
+
+
+def checkpoint_by_value(model_class: type) -> None:
+    """Let a model that is written for diffusers 0.31 switch on checkpointing under any diffusers:
+    later ones call its hook with other arguments."""
+    hook = getattr(model_class, "_set_gradient_checkpointing", None)
+    if hook is None or "value" not in inspect.signature(hook).parameters:
+        return
+
+    def enable(self: nn.Module) -> None:
+        self.apply(lambda module: self._set_gradient_checkpointing(module, value=True))
+
+    model_class.enable_gradient_checkpointing = enable
 
 
 @contextlib.contextmanager

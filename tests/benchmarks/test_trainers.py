@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.trainers import checkout, packages
+from benchmarks.trainers import checkout, packages, stand_ins
 
 YAML = """
 lr: 2.0e-06
@@ -100,3 +100,25 @@ def test_what_is_installed_is_not_stood_in_for(monkeypatch: pytest.MonkeyPatch) 
     assert not packages.installed("no_such_package_anywhere")
     monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
     assert not packages.installed("omegaconf")  # ours, of before
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_models_checkpointing_is_switched_on_under_any_diffusers(old: bool) -> None:
+    class Theirs(torch.nn.Module):
+        def enable_gradient_checkpointing(self) -> None:  # as diffusers 0.42's
+            self._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=None)
+
+        def _set_gradient_checkpointing(
+            self, enable: bool, gradient_checkpointing_func: Any
+        ) -> None:
+            self.on = enable
+
+    class Old(Theirs):
+        def _set_gradient_checkpointing(self, module: Any, value: bool = False) -> None:
+            self.on = value
+
+    kind = Old if old else Theirs
+    stand_ins.checkpoint_by_value(kind)
+    model = kind()
+    model.enable_gradient_checkpointing()
+    assert model.on is True
