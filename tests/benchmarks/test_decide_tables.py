@@ -327,6 +327,14 @@ def test_what_the_pages_say_of_the_training_is_what_was_decided() -> None:
         assert far.lower == 0
 
 
+def test_the_seeds_of_the_own_terms_are_as_many_as_the_page_says() -> None:
+    found = read(ROOT / "benchmarks/results/decide")
+    words = {3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
+    ours, matched = (words[len(seeds_with(found, (n,)))] for n in ("moments", "extrapolated"))
+    page = on_the_page("docs/evidence/decide.md")
+    assert f"{ours.capitalize()} and {matched} of the eight planned seeds" in page
+
+
 def test_every_block_is_made_of_results_that_are_there(tmp_path: Path) -> None:
     for names in (tuple(STUDENTS), (BASELINE, SALT)):
         for name, block in pages.BLOCKS.items():
