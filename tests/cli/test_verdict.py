@@ -74,6 +74,12 @@ def number_of(found: Verdict, key: str) -> Number:
     return next(n for n in found.numbers if n.measure.key == key)
 
 
+def test_a_number_below_its_range_is_said_to_be_below(tmp_path: Path) -> None:
+    log = write(tmp_path / "run", lambda i, k: {"salt/health/latent_std_ratio": 0.1})
+    found = number_of(verdict(log), "salt/health/latent_std_ratio")
+    assert (found.state, found.side) == ("wrong", "below")
+
+
 def test_a_run_whose_numbers_are_in_range_is_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,6 +334,18 @@ def test_the_term_is_judged_by_four_sweeps_or_not_at_all(
     if not judged:
         there = f"{'is 1 sweep' if count == 1 else 'are 3 sweeps'} at the same iterations as plain"
         assert f"Its effect is not judged: there {there}, and it takes 4" in told.text
+
+
+def test_sweeps_at_other_iterations_are_not_compared(tmp_path: Path) -> None:
+    runs = [write(tmp_path / name) for name in ("salt", "plain")]
+    (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc": None}}))
+    for log, later in zip(runs, (0, 50)):
+        sweeps(
+            log, lambda i, later=later: {"iteration": 100 * i + later, "agreement": {"4-8": 0.5}}
+        )
+    found = verdict(*runs).term
+    assert found is not None
+    assert (found.state, found.against, found.sweeps) == ("unsure", "", 0)
 
 
 def test_one_sweep_that_differs_decides_nothing_of_the_term(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from naive_defect import RELEASED, Call, naive_loss
 from tools import merged, reference, sc_loss
 from torch import Tensor
 
+from examples.own_term.moments import Moments
 from salt_losses import step_schedule
 from salt_losses.cli.calls import (
     NONE,
@@ -164,6 +165,59 @@ def test_whole_timesteps_are_rounded_and_not_cut(fw):
     assert timesteps(t, torch.tensor([0]), x).tolist() == [938]
     assert timesteps(t, torch.tensor([0.0]), x).item() == pytest.approx(937.6)
     assert timesteps(t, torch.zeros(1, 3, dtype=torch.long), x).tolist() == [[938] * 3]
+
+
+MOMENTS = {"_target_": "examples.own_term.moments.Moments", "weight": 1.0}
+
+
+def test_the_teachers_prediction_is_guided_as_the_framework_guides_it(
+    fw, kind, tmp_path, monkeypatch
+):
+    from salt_losses.integrations.fastvideo import methods
+
+    seen, x0s, patch = [], [], methods.patch_predictions
+
+    def loss(self, rollout):
+        seen.append(rollout.real_x0)
+        return rollout.video.mean()
+
+    monkeypatch.setattr(Moments, "loss", loss)
+    method = fw.build(kind, {"sc": None, "terms": [MOMENTS]}, tmp_path)
+    method.method_config["real_score_guidance_scale"] = 3.0
+
+    def watched(patches, of, keep):
+        def both(role, x0):
+            x0s.extend([x0.detach()] * (role is of.teacher))
+            return keep(role, x0)
+
+        patch(patches, of, both)
+
+    monkeypatch.setattr(methods, "patch_predictions", watched)
+    step(method, fw)
+    if len(x0s) == 1:
+        pytest.skip("the stand-in's teacher is asked once")
+    with_prompt, without = x0s
+    assert not torch.equal(with_prompt, without)
+    torch.testing.assert_close(seen[0], without + 3.0 * (with_prompt - without))
+
+
+def test_a_video_that_is_scored_again_leaves_the_methods_stream_where_it_was(
+    fw, kind, tmp_path, monkeypatch
+):
+    def plainly(self, rollout):
+        return rollout.video.mean()
+
+    def again(self, rollout):
+        return rollout.dmd(rollout.video)
+
+    found = []
+    for loss in (plainly, again):
+        monkeypatch.setattr(Moments, "loss", loss)
+        method = fw.build(kind, {"sc": None, "terms": [MOMENTS]}, tmp_path)
+        torch.manual_seed(0)
+        step(method, fw)
+        found.append(streams(method))
+    assert equal(*found)
 
 
 # Mixed steps

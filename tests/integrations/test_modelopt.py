@@ -55,6 +55,26 @@ class Calls:
         self.made.append((kwargs, output, torch.is_grad_enabled()))
 
 
+def test_images_are_videos_of_one_frame_to_terms():
+    from salt_losses.integrations.modelopt import _back, _flip
+
+    for shape, ours in (((2, 3, 5, 4, 4), (2, 5, 3, 4, 4)), ((2, 3, 4, 4), (2, 1, 3, 4, 4))):
+        x = torch.randn(shape)
+        assert _flip(x).shape == ours
+        assert torch.equal(_back(_flip(x), x), x)
+
+
+def test_the_terms_call_has_the_students_dtype():
+    pipeline = build({"sc": {"weight": 1.0}})
+    for network in (pipeline.student, pipeline.teacher, pipeline.fake_score):
+        network.bfloat16()
+    calls = Calls(pipeline)
+    latents, noise, *rest = batch(0)
+    pipeline.compute_student_loss(latents.bfloat16(), noise.bfloat16(), *rest)
+    given = [kwargs["hidden_states"].dtype for kwargs, _, grad in calls.made if grad]
+    assert given == [torch.bfloat16] * 2
+
+
 SETTINGS = [
     {},
     {"pred_type": "x0"},
