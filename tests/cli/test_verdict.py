@@ -329,7 +329,10 @@ def test_the_term_is_judged_by_four_sweeps_or_not_at_all(
     (runs[1] / "salt_run.json").write_text(json.dumps({"settings": {"sc": None}}))
     for log in runs:
         sweeps(log, lambda i: {"agreement": {"4-8": 0.5}}, count=count)
-    told = of(verdict(*runs), "The self-consistency term")
+    found = verdict(*runs)
+    assert found.term is not None
+    assert (found.term.state != "unsure") is judged
+    told = of(found, "The self-consistency term")
     assert ("sc.weight" in told.change) is judged
     if not judged:
         there = f"{'is 1 sweep' if count == 1 else 'are 3 sweeps'} at the same iterations as plain"

@@ -21,6 +21,7 @@ from salt_losses import add_noise
 fastgen = pytest.importorskip("modelopt.torch.fastgen", reason="nvidia-modelopt is not installed")
 
 from salt_losses.integrations.modelopt import SaltDMDPipeline  # noqa: E402
+from salt_losses.terms import Term  # noqa: E402
 from salt_losses.terms import self_consistency as term  # noqa: E402
 
 KINDS = ("flow", "v", "x0", "eps")
@@ -53,6 +54,28 @@ class Calls:
 
     def _note(self, net: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self.made.append((kwargs, output, torch.is_grad_enabled()))
+
+
+class Look(Term):
+    name = "look"
+
+    def loss(self, rollout: Any) -> Tensor:
+        self.real_x0 = rollout.real_x0
+        return rollout.video.mean()
+
+
+def test_the_teachers_prediction_is_guided_at_the_scale_of_the_call():
+    seen = []
+    for scale in (1.0, None, 3.0):  # None: the config's
+        look = Look()
+        pipeline = build({"sc": None, "terms": [look]}, network=wan, guidance_scale=2.0)
+        latents, noise, text = batch(0)
+        pipeline.compute_student_loss(
+            latents, noise, text, negative_encoder_hidden_states=-text, guidance_scale=scale
+        )
+        seen.append(look.real_x0)
+    assert not torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(seen[2] - seen[1], seen[1] - seen[0])
 
 
 def test_images_are_videos_of_one_frame_to_terms():
